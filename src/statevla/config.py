@@ -1,0 +1,356 @@
+"""The whole configuration: one validated tree, read from YAML with dotted overrides.
+
+Unknown keys are errors that name the nearest key; every key is read by something. The defaults below are the
+spec's configuration (`conf/config.yaml` spells them out); presets in `conf/` change them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from statevla.errors import UserError
+from statevla.types import ImageOrientation, RobotStateLayout
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+def home_dir() -> Path:
+    """Where data sets, caches and demo runs live: `$STATEVLA_HOME`, else `~/.cache/statevla`."""
+    return Path(os.environ.get("STATEVLA_HOME") or Path.home() / ".cache" / "statevla")
+
+
+def expand_path(path: str | Path) -> Path:
+    """Expand `~`, `$STATEVLA_HOME` (with its default) and other environment variables."""
+    text = str(path).replace("${STATEVLA_HOME}", "$STATEVLA_HOME").replace("$STATEVLA_HOME", str(home_dir()))
+    return Path(os.path.expandvars(text)).expanduser()
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, protected_namespaces=())
+
+
+class PatchStem(_Section):
+    """Non-overlapping patches, one convolution per camera (ViT)."""
+
+    kind: Literal["patch"] = "patch"
+    patch_size: Positive = 16
+
+    def num_tokens(self, image_size: int) -> int:
+        return (image_size // self.patch_size) ** 2
+
+    def stride(self) -> int:
+        return self.patch_size
+
+
+class ConvStem(_Section):
+    """A stack of strided convolutions per camera: few, strong tokens at small cost."""
+
+    kind: Literal["conv"] = "conv"
+    channels: list[Positive] = [32, 64, 128, 192]
+    strides: list[Positive] = [4, 2, 2, 2]
+
+    @model_validator(mode="after")
+    def _same_length(self) -> ConvStem:
+        if len(self.channels) != len(self.strides) or not self.channels:
+            raise ValueError(
+                f"channels and strides need the same length, got {len(self.channels)} and {len(self.strides)}"
+            )
+        return self
+
+    def num_tokens(self, image_size: int) -> int:
+        return (image_size // self.stride()) ** 2
+
+    def stride(self) -> int:
+        product = 1
+        for stride in self.strides:
+            product *= stride
+        return product
+
+
+class MambaConfig(_Section):
+    """Mamba-1 blocks of the encoder (Gu & Dao 2023)."""
+
+    d_state: Positive = 16
+    d_conv: Annotated[int, Field(ge=2, le=4)] = 4
+    expand: Positive = 2
+    dt_rank: Positive | Literal["auto"] = "auto"
+    mlp_hidden_dim: NonNegative = 0
+    """Hidden size of a gated MLP after every block; 0 leaves it out, as in the spec."""
+    scan_backend: str = "auto"
+    """`auto`, or a name that `python -m statevla.mamba` lists; `$STATEVLA_SCAN_BACKEND` serves where this says auto."""
+
+
+class PolicyConfig(_Section):
+    """Flow-matching policy and its sampler."""
+
+    depth: Positive = 3
+    d_state: Positive = 64
+    mlp_hidden_dim: NonNegative = 256
+    num_sampling_steps: Positive = 4
+    solver: Literal["euler", "heun", "midpoint"] = "euler"
+
+
+class ModelConfig(_Section):
+    embed_dim: Positive = 256
+    encoder_depth: Positive = 12
+    state_dim: Positive = 256
+    action_dim: Annotated[int, Field(ge=2)] = 7
+    """Continuous dims, then one gripper dim."""
+    action_seq_len: Positive = 10
+    robot_state_dim: Positive = 9
+    robot_state_layout: RobotStateLayout = RobotStateLayout.JOINT_GRIPPER
+    cameras: Annotated[list[str], Field(min_length=1)] = ["agentview", "eye_in_hand"]
+    image_size: Positive = 224
+    language_dim: Positive = 512
+    stem: Annotated[PatchStem | ConvStem, Field(discriminator="kind")] = PatchStem()
+    mamba: MambaConfig = MambaConfig()
+    policy: PolicyConfig = PolicyConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelConfig:
+        if len(set(self.cameras)) != len(self.cameras):
+            raise ValueError(f"cameras must differ, got {self.cameras}")
+        if self.image_size % self.stem.stride():
+            raise ValueError(f"image_size {self.image_size} is no multiple of the stem's stride {self.stem.stride()}")
+        if self.robot_state_dim != self.robot_state_layout.dim:
+            raise ValueError(
+                f"robot_state_dim {self.robot_state_dim} does not fit robot_state_layout "
+                f"'{self.robot_state_layout.value}' ({self.robot_state_layout.dim} numbers)"
+            )
+        return self
+
+    @property
+    def tokens_per_camera(self) -> int:
+        return self.stem.num_tokens(self.image_size)
+
+    @property
+    def num_tokens(self) -> int:
+        """Language, robot, all cameras, CLS."""
+        return 1 + 1 + len(self.cameras) * self.tokens_per_camera + 1
+
+
+class LanguageConfig(_Section):
+    encoder: str = "minilm"
+    """`minilm` (packaged, offline), `hf:<name or folder>` (CLIP, SigLIP or any text model), or a file of precomputed
+    embeddings (`.safetensors`, `.npz`: instruction → vector)."""
+    zero_pad: bool = False
+    """Pad shorter embeddings with zeros to `model.language_dim` (inner products stay the same)."""
+
+
+class AugmentationConfig(_Section):
+    """Only in training; one draw per window, the same for all its frames."""
+
+    random_shift_px: NonNegative = 0
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class DataConfig(_Section):
+    path: str = "$STATEVLA_HOME/datasets/libero_object"
+    """A file or folder of LIBERO HDF5 files, or the folder of a LeRobotDataset v3."""
+    format: Literal["auto", "libero", "lerobot"] = "auto"
+    orientation: ImageOrientation | Literal["auto"] = "auto"
+    """How the frames are stored; `auto` believes what the file declares, else the format's custom."""
+    train_split: Rate = 0.9
+    """Share of the episodes of every task that is trained on; the others validate."""
+    cache_dir: str = "$STATEVLA_HOME/frame_cache"
+    num_workers: NonNegative = 0
+    action_normalization: Literal["mean_std", "quantile"] = "mean_std"
+    augmentation: AugmentationConfig = AugmentationConfig()
+
+
+class TargetConfig(_Section):
+    """The EMA target of phase 1 (BYOL's cosine schedule)."""
+
+    scope: Literal["encoder", "path"] = "encoder"
+    """`encoder`: only the Mamba encoder has an averaged copy, as in the spec; `path`: tokenizer and projection too."""
+    momentum: Annotated[float, Field(ge=0, le=1)] = 0.996
+    final_momentum: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+
+class JepaLossConfig(_Section):
+    """Weights of the temporal JEPA loss."""
+
+    prediction_weight: Weight = 1.0
+    variance_weight: Weight = 1.0
+    covariance_weight: Weight = 0.04
+    variance_target: Annotated[float, Field(gt=0)] = 1.0
+    """Standard deviation below which the variance hinge pushes (VICReg's gamma)."""
+
+
+class _PhaseConfig(_Section):
+    num_epochs: Positive = 1000
+    max_steps: Positive | None = None
+    """Ends training after so many optimizer steps, before `num_epochs` if that comes first."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1.0e-4
+    batch_size: Positive = 32
+    """Samples per optimizer step over all processes and accumulation steps."""
+    warmup_steps: NonNegative = 500
+
+
+class Phase1Config(_PhaseConfig):
+    temporal_predictor_hidden_dim: Positive = 512
+    frame_skip: Positive = 1
+    """Control steps between two retained frames; the predictor's action is the block of actions in between."""
+    num_frames: Annotated[int, Field(ge=2)] = 2
+    """Retained frames per window."""
+    target: TargetConfig = TargetConfig()
+    loss: JepaLossConfig = JepaLossConfig()
+
+
+class Phase2Config(_PhaseConfig):
+    learning_rate: Annotated[float, Field(gt=0)] = 5.0e-5
+    num_latent_views: Positive = 1
+    """Augmented views per frame in the cache of latents (1 = the plain frame only)."""
+
+
+class BcConfig(_PhaseConfig):
+    """End to end without phase 1: the baseline."""
+
+
+class TrainingConfig(_Section):
+    phase1: Phase1Config = Phase1Config()
+    phase2: Phase2Config = Phase2Config()
+    bc: BcConfig = BcConfig()
+    weight_decay: Weight = 0.01
+    betas: tuple[Rate, Rate] = (0.9, 0.95)
+    grad_clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    gradient_accumulation_steps: Positive = 1
+    precision: Literal["bf16", "fp32"] = "bf16"
+    policy_ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Exponential average of the trained weights, used for validation and deployment in phase 2 and bc; 0 = off."""
+    compile: bool = False
+    validate_every_steps: Positive = 500
+    max_validation_batches: Positive = 50
+    checkpoint_every_steps: Positive = 500
+    checkpoint_every_s: Annotated[float, Field(gt=0)] = 300.0
+    log_every_steps: Positive = 10
+    wandb: Literal["off", "offline", "online"] = "off"
+
+
+class Config(_Section):
+    model: ModelConfig = ModelConfig()
+    language: LanguageConfig = LanguageConfig()
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+    output_dir: str = "checkpoints"
+    """Runs go to `<output_dir>/phase1_temporal_jepa`, `phase2_flow_matching` and `behaviour_cloning`."""
+    seed: NonNegative = 0
+    device: str = "auto"
+    """`auto` takes CUDA, else MPS, else the CPU."""
+    num_threads: NonNegative = 0
+    """CPU threads of PyTorch and the scan; 0 leaves PyTorch's choice."""
+
+    @model_validator(mode="after")
+    def _stem_and_language(self) -> Config:
+        stem = self.model.stem
+        if isinstance(stem, ConvStem) and stem.channels[-1] != self.model.embed_dim:
+            raise ValueError(
+                f"model.stem.channels must end with model.embed_dim {self.model.embed_dim}, got {stem.channels}"
+            )
+        return self
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML file, apply dotted overrides, validate.
+
+    Args:
+        path: YAML file; keys that it leaves out keep their defaults.
+        overrides: `a.b.c=value`, values in YAML syntax (`training.phase1.batch_size=8`).
+
+    Raises:
+        UserError: no such file, bad YAML, unknown key (the nearest one is named), or a value out of range.
+    """
+    file = Path(path)
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"config {file}: no such file; presets are in conf/ (conf/config.yaml, conf/compact.yaml)"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"config {file}: not readable as YAML ({' '.join(str(error).split())})") from None
+    tree = {} if tree is None else tree
+    if not isinstance(tree, dict):
+        raise UserError(f"config {file}: expected a mapping of sections at the top, got {type(tree).__name__}")
+    for override in overrides:
+        _apply_override(tree, override)
+    return config_from_dict(tree, source=str(file))
+
+
+def config_from_dict(tree: Mapping[str, Any], source: str) -> Config:
+    """Validate a plain tree (from YAML or a checkpoint's `config.json`); `source` names it in errors."""
+    try:
+        return Config.model_validate(dict(tree))
+    except ValidationError as error:
+        raise UserError(f"config {source}: {_first_problem(error)}") from None
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override '{override}': expected key=value, as in training.phase1.batch_size=8")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"override '{override}': the value is not valid YAML; quote it") from None
+    node = tree
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        child = node.get(parent)
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise UserError(f"override '{override}': '{parent}' is a value, not a section")
+        node = child
+    node[leaf] = value
+
+
+def _first_problem(error: ValidationError) -> str:
+    """One line for the first problem, with the dotted key, what was expected and found, and the nearest key."""
+    problems = error.errors()
+    # An unknown key says more than what follows from it.
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    location = [str(part) for part in problem["loc"] if part not in ("patch", "conv")]
+    key = ".".join(location)
+    rest = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        near = _nearest_key(location)
+        return f"unknown key '{key}'; did you mean '{near}'?{rest}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{key + ': ' if key else ''}{message}{rest}"
+    return f"{key}: {message[0].lower()}{message[1:]}, got {problem['input']!r}{rest}"
+
+
+def _nearest_key(location: list[str]) -> str:
+    """The closest sibling if one is close, else the closest key of the whole tree."""
+    parent, leaf = ".".join(location[:-1]), location[-1]
+    siblings = {key.rpartition(".")[2]: key for key in all_keys() if key.rpartition(".")[0] == parent}
+    if close := difflib.get_close_matches(leaf, siblings, n=1):
+        return siblings[close[0]]
+    return difflib.get_close_matches(".".join(location), list(all_keys()), n=1, cutoff=0.0)[0]
+
+
+def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterable[str]:
+    """Every dotted key of the tree, sections included."""
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        for candidate in _sections_in(field.annotation):
+            yield from all_keys(candidate, f"{prefix}{name}.")
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for argument in getattr(annotation, "__args__", ()) for found in _sections_in(argument)]
