@@ -36,7 +36,7 @@ class RobotStateLayout(str, Enum):
     JOINT_GRIPPER = "joint_gripper"
     """7 joint positions (rad), then the 2 finger positions (m): 9 numbers, the spec's layout."""
     EE_GRIPPER = "ee_gripper"
-    """End effector position (m, 3), axis-angle (rad, 3), then the 2 finger positions (m): 8 numbers (LeRobot, openpi)."""
+    """End effector position (m, 3), axis-angle (rad, 3), 2 finger positions (m): 8 numbers (LeRobot, openpi)."""
 
     @property
     def dim(self) -> int:
