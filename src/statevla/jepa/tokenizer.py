@@ -1,0 +1,69 @@
+"""Observation → tokens, in the causal order [language][robot][cameras…][CLS]."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from statevla.config import ConvStem, ModelConfig, PatchStem
+from statevla.types import ModelInput
+
+INIT_STD = 0.02
+
+
+class Tokenizer(nn.Module):
+    """One token for language, one for the robot, a grid per camera, CLS last.
+
+    Mamba is causal: language comes first so that it conditions the reading of the pictures, and only the last
+    position has seen everything. Every token but CLS carries a learned position and a modality embedding (one per
+    camera, language, robot state); CLS is itself a learned vector.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.embed_dim
+        self.num_cameras = len(config.cameras)
+        self.stems = nn.ModuleList(_build_stem(config.stem, dim) for _ in config.cameras)
+        self.language = nn.Linear(config.language_dim, dim)
+        self.robot_state = nn.Sequential(nn.Linear(config.robot_state_dim, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.modality = nn.Parameter(torch.empty(self.num_cameras + 2, dim))
+        self.positions = nn.Parameter(torch.empty(config.num_tokens - 1, dim))
+        self.cls = nn.Parameter(torch.empty(1, dim))
+        for parameter in (self.modality, self.positions, self.cls):
+            nn.init.trunc_normal_(parameter, std=INIT_STD)
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]
+
+    def forward(self, observation: ModelInput) -> Tensor:
+        """Tokenise `[B, ...]` observations.
+
+        Returns:
+            `[B, N, D]`, N = 1 + 1 + V · tokens per camera + 1.
+        """
+        language = self.language(observation.language).unsqueeze(1)
+        robot = self.robot_state(observation.robot_state).unsqueeze(1)
+        cameras = [stem(observation.images[:, i]).flatten(2).transpose(1, 2) for i, stem in enumerate(self.stems)]
+        sequence = torch.cat([language, robot, *cameras], dim=1)
+        # Positions and modalities depend on no input: one sum for the whole batch.
+        lengths = [1, 1, *(camera.shape[1] for camera in cameras)]
+        order = [self.num_cameras, self.num_cameras + 1, *range(self.num_cameras)]
+        modality = torch.cat([self.modality[i].expand(n, -1) for i, n in zip(order, lengths, strict=True)])
+        sequence = sequence + (self.positions + modality).to(sequence.dtype)
+        cls = self.cls.to(sequence.dtype).expand(sequence.shape[0], -1, -1)
+        return torch.cat([sequence, cls], dim=1)
+
+
+def _build_stem(stem: PatchStem | ConvStem, dim: int) -> nn.Module:
+    """`[B, 3, P, P]` → `[B, D, P / stride, P / stride]`."""
+    if isinstance(stem, PatchStem):
+        return nn.Conv2d(3, dim, kernel_size=stem.patch_size, stride=stem.patch_size)
+    layers: list[nn.Module] = []
+    channels_in = 3
+    for i, (channels, stride) in enumerate(zip(stem.channels, stem.strides, strict=True)):
+        # Overlapping windows (2s-1) keep position finer than the stride.
+        layers.append(nn.Conv2d(channels_in, channels, kernel_size=2 * stride - 1, stride=stride, padding=stride - 1))
+        if i + 1 < len(stem.channels):
+            layers += [nn.GroupNorm(math.gcd(8, channels), channels), nn.SiLU()]
+        channels_in = channels
+    return nn.Sequential(*layers)

@@ -1,0 +1,182 @@
+"""The whole model and its verbs: encode, jepa_loss, action_loss, sample_actions, freeze_encoder, update_target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from statevla.action_policy import FlowMatchingPolicy, GripperClassifier, gripper_command, gripper_loss
+from statevla.config import Config
+from statevla.errors import UserError
+from statevla.flow import flow_matching_loss, interpolate, solve
+from statevla.jepa import JepaLosses, temporal_jepa_loss
+from statevla.state_encoder import JepaStateEncoder
+from statevla.types import ChunkBatch, ModelInput, TransitionBatch
+
+Phase = str
+PHASES: tuple[Phase, ...] = ("1", "2", "bc")
+MAX_LOG_VARIANCE = 2.0
+
+
+class ActionLosses(NamedTuple):
+    """Scalars: the weighted `total`, and each term without its weight."""
+
+    total: Tensor
+    flow: Tensor
+    gripper: Tensor
+
+
+class StateVLA(nn.Module):
+    """State-based Vision-Language-Action model: a world model's state, and a flow policy on top of it."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.state_encoder = JepaStateEncoder(config)
+        self.policy = FlowMatchingPolicy(config.model)
+        self.gripper = GripperClassifier(config.model)
+        # Learned balance of the two action losses (Kendall, Gal & Cipolla 2018, equation 10). With a frozen encoder the
+        # heads share no weights and it changes next to nothing; end to end it spares a hand-tuned weight.
+        self.gripper_log_variance = nn.Parameter(torch.zeros(()))
+        self._encoder_is_frozen = False
+
+    def encode(self, observation: ModelInput) -> Tensor:
+        """Observations with leading dims `[...]` → z `[..., Z]`."""
+        return self.state_encoder.encode(observation)
+
+    def encode_target(self, observation: ModelInput) -> Tensor:
+        """The EMA target's z `[..., Z]`, without gradient."""
+        return self.state_encoder.encode_target(observation)
+
+    def predict_next(self, state: Tensor, actions: Tensor) -> Tensor:
+        """z_t `[..., Z]` and the action block `[..., K·A]` → the expected z after it, `[..., Z]`."""
+        return self.state_encoder.predictor(state, actions)
+
+    def jepa_loss(self, batch: TransitionBatch, gather: Callable[[Tensor], Tensor] | None = None) -> JepaLosses:
+        """Phase 1: predict every next retained frame's target from the online z before it.
+
+        Args:
+            batch: windows of T frames.
+            gather: with several processes, a differentiable all-gather over the first dim, so that variance and
+                covariance are those of the global batch.
+        """
+        observation = batch.observation
+        state = self.encode(observation.at((slice(None), slice(None, -1))))
+        target = self.encode_target(observation.at((slice(None), slice(1, None))))
+        prediction = self.predict_next(state, batch.actions)
+        regularized = prediction.flatten(0, 1)
+        if gather is not None:
+            regularized = gather(regularized)
+        return temporal_jepa_loss(prediction, target, regularized, self.config.training.phase1.loss)
+
+    def action_loss(self, batch: ChunkBatch, generator: torch.Generator | None = None) -> ActionLosses:
+        """Phase 2: flow matching on the continuous dims, cross-entropy on the gripper.
+
+        Args:
+            batch: with `state` when z is known already, else z is encoded here.
+            generator: for the noise and the flow times; None takes the global one.
+        """
+        if batch.state is not None:
+            state = batch.state
+        elif batch.observation is not None:
+            state = self.encode(batch.observation)
+        else:
+            raise ValueError("ChunkBatch needs an observation or a state")
+        actions, mask = batch.actions, ~batch.is_pad
+        x_0 = actions[..., :-1]
+        x_1 = _randn_like(x_0, generator)
+        t = torch.rand(x_0.shape[0], generator=generator, device=_generator_device(generator, x_0)).to(x_0.device)
+        velocity = self.policy(interpolate(x_0, x_1, t[:, None, None]), t, state)
+        flow = flow_matching_loss(velocity, x_0, x_1, mask)
+        gripper = gripper_loss(self.gripper(state), actions[..., -1], mask)
+        log_variance = self.gripper_log_variance.clamp(-MAX_LOG_VARIANCE, MAX_LOG_VARIANCE)
+        total = flow + torch.exp(-log_variance) * gripper + 0.5 * log_variance
+        return ActionLosses(total, flow, gripper)
+
+    @torch.no_grad()
+    def sample_actions(
+        self,
+        observation: ModelInput | Tensor,
+        steps: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw a chunk for each observation. The observation is encoded once, not per solver step.
+
+        Args:
+            observation: leading dims `[B]`, or z `[B, Z]` itself.
+            steps: solver steps; None takes `model.policy.num_sampling_steps`.
+            generator: makes the noise reproducible.
+
+        Returns:
+            float32 `[B, H, A]`: continuous dims normalised, gripper exactly -1 or +1.
+        """
+        settings = self.config.model
+        state = observation if isinstance(observation, Tensor) else self.encode(observation)
+        shape = (state.shape[0], settings.action_seq_len, settings.action_dim - 1)
+        noise = _randn_like(torch.empty(shape, device=state.device), generator)
+
+        def velocity(x: Tensor, t: float) -> Tensor:
+            return self.policy(x, torch.full((x.shape[0],), t, device=x.device), state)
+
+        continuous = solve(velocity, noise, steps or settings.policy.num_sampling_steps, settings.policy.solver)
+        return torch.cat([continuous, gripper_command(self.gripper(state)).unsqueeze(-1)], dim=-1)
+
+    def freeze_encoder(self) -> None:
+        """Phase 2: the state encoder keeps its weights, and stays in evaluation mode whatever `train()` says."""
+        self._encoder_is_frozen = True
+        self.state_encoder.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> StateVLA:
+        super().train(mode)
+        if self._encoder_is_frozen:
+            self.state_encoder.eval()
+        return self
+
+    def update_target(self, step: int, total_steps: int) -> float:
+        """Move the EMA target after optimizer step `step` of `total_steps`; returns the momentum used."""
+        return self.state_encoder.update_target(step, total_steps)
+
+    def phase_parameters(self, phase: Phase) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters that a phase trains.
+
+        Raises:
+            UserError: unknown phase.
+        """
+        if phase not in PHASES:
+            raise UserError(f"phase '{phase}': expected one of {', '.join(PHASES)}")
+        idle = {"1": ("policy.", "gripper"), "2": ("state_encoder.",), "bc": ("state_encoder.predictor.",)}[phase]
+        for name, parameter in self.named_parameters():
+            if not name.startswith((*idle, "state_encoder.target.")):
+                yield name, parameter
+
+    def parameter_table(self) -> list[tuple[str, int]]:
+        """(part, number of parameters), in the order of the data's way; sums to the whole model."""
+        encoder = self.state_encoder
+        parts: list[tuple[str, nn.Module | nn.Parameter]] = [
+            ("tokenizer", encoder.tokenizer),
+            ("context encoder", encoder.encoder),
+            ("target encoder (EMA)", encoder.target),
+            ("temporal predictor", encoder.predictor),
+            ("state projection", encoder.projection),
+            ("flow-matching policy", self.policy),
+            ("gripper classifier", self.gripper),
+            ("loss balance", self.gripper_log_variance),
+        ]
+        return [(name, _count(part)) for name, part in parts]
+
+
+def _count(part: nn.Module | nn.Parameter) -> int:
+    return part.numel() if isinstance(part, nn.Parameter) else sum(p.numel() for p in part.parameters())
+
+
+def _generator_device(generator: torch.Generator | None, like: Tensor) -> torch.device:
+    return like.device if generator is None else generator.device
+
+
+def _randn_like(tensor: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Normal noise drawn on the generator's device, so that a CPU generator gives the same noise on every device."""
+    device = _generator_device(generator, tensor)
+    return torch.randn(tensor.shape, generator=generator, device=device).to(tensor.device)
