@@ -1,0 +1,126 @@
+"""One Mamba-1 block, with the parameter names and initialisations of the official implementation."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from statevla.errors import UserError
+from statevla.mamba.conv import causal_conv1d_silu
+from statevla.mamba.selective_scan import selective_scan
+
+DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 0.1, 1e-4
+
+
+class MambaCache(NamedTuple):
+    """What a block remembers between steps: the last inputs of its convolution and the scan's state.
+
+    `conv`: `[B, d_inner, d_conv - 1]`, oldest first; `state`: `[B, d_inner, d_state]`, float32.
+    """
+
+    conv: Tensor
+    state: Tensor
+
+
+class MambaBlock(nn.Module):
+    """Selective state-space mixer (Gu & Dao 2023), without norm and residual.
+
+    Args:
+        d_model: width of the residual stream.
+        d_state: states per channel.
+        d_conv: taps of the causal convolution, 2 to 4.
+        expand: `d_inner = expand * d_model`.
+        dt_rank: rank of the step-size projection; 'auto' is `ceil(d_model / 16)`.
+        num_layers: residual updates of the whole stack; `out_proj` is scaled by `1 / sqrt(num_layers)`, as in GPT-2
+            and mamba_ssm.
+        backend: of `selective_scan`.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | str = "auto",
+        num_layers: int = 1,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if not 2 <= d_conv <= 4:
+            raise UserError(f"d_conv: expected 2, 3 or 4, got {d_conv}; Mamba-1 uses 4")
+        if isinstance(dt_rank, str) and dt_rank != "auto":
+            raise UserError(f"dt_rank: expected a number or 'auto', got '{dt_rank}'")
+        self.d_model, self.d_state, self.d_conv, self.d_inner = d_model, d_state, d_conv, expand * d_model
+        self.dt_rank = math.ceil(d_model / 16) if isinstance(dt_rank, str) else dt_rank
+        self.backend = backend
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
+        self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, padding=d_conv - 1)
+        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
+        self.A_log = nn.Parameter(torch.log(torch.arange(1, d_state + 1).float()).repeat(self.d_inner, 1))
+        self.D = nn.Parameter(torch.ones(self.d_inner))
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+        self._init_special_parameters(num_layers)
+
+    @torch.no_grad()
+    def _init_special_parameters(self, num_layers: int) -> None:
+        """Initial steps log-uniform in [0.001, 0.1]: `softplus(bias)` is the step; no weight decay pulls on them."""
+        bound = self.dt_rank**-0.5
+        nn.init.uniform_(self.dt_proj.weight, -bound, bound)
+        log_step = torch.empty(self.d_inner).uniform_(math.log(DT_MIN), math.log(DT_MAX))
+        step = log_step.exp().clamp(min=DT_FLOOR)
+        self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse of softplus
+        self.out_proj.weight /= math.sqrt(num_layers)
+        for parameter in (self.A_log, self.D, self.dt_proj.bias):
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, L, d_model] -> [B, L, d_model]`; output t depends on inputs 0 … t."""
+        signal, gate = self.in_proj(x).chunk(2, dim=-1)
+        u = causal_conv1d_silu(signal, self.conv1d.weight, self.conv1d.bias, self.backend)
+        delta, B, C = self._selection(u)
+        y = selective_scan(
+            u, delta, -torch.exp(self.A_log.float()), B, C, self.D, gate, self.dt_proj.bias, True, backend=self.backend
+        )
+        return self.out_proj(y)
+
+    def _selection(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Input-dependent step (before bias and softplus), B and C of `u` `[B, L, d_inner]`."""
+        low_rank, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        return F.linear(low_rank, self.dt_proj.weight), B, C
+
+    def allocate_cache(self, batch: int) -> MambaCache:
+        """An empty cache for `batch` streams, on the block's device."""
+        zeros = self.A_log.new_zeros
+        return MambaCache(
+            zeros(batch, self.d_inner, self.d_conv - 1), zeros(batch, self.d_inner, self.d_state, dtype=torch.float32)
+        )
+
+    def step(self, x_t: Tensor, cache: MambaCache) -> tuple[Tensor, MambaCache]:
+        """One time step, `[B, d_model] -> [B, d_model]`, equal to `forward` on the whole sequence so far."""
+        signal, gate = self.in_proj(x_t).chunk(2, dim=-1)
+        window = torch.cat([cache.conv, signal[..., None].to(cache.conv.dtype)], dim=-1)
+        taps = (window * self.conv1d.weight[:, 0]).sum(-1)
+        assert self.conv1d.bias is not None
+        u = F.silu(taps + self.conv1d.bias).to(signal.dtype)
+        delta, B, C = self._selection(u)
+        y, state = selective_scan(
+            u[:, None],
+            delta[:, None],
+            -torch.exp(self.A_log.float()),
+            B[:, None],
+            C[:, None],
+            self.D,
+            gate[:, None],
+            self.dt_proj.bias,
+            True,
+            initial_state=cache.state,
+            return_last_state=True,
+            backend=self.backend,
+        )
+        return self.out_proj(y[:, 0]), MambaCache(window[..., 1:], state)
