@@ -1,0 +1,5 @@
+"""The LIBERO simulator: environment, scripted expert, demonstrations, replay and evaluation.
+
+Nothing outside this package imports LIBERO, robosuite or MuJoCo. Importing this package is cheap: `env.py` loads the
+simulator, after `backend.prepare` has chosen how to render.
+"""
