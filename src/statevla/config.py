@@ -116,6 +116,13 @@ class ModelConfig(_Section):
     mamba: MambaConfig = MambaConfig()
     policy: PolicyConfig = PolicyConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _stem_is_patch_by_default(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("stem"), dict) and "kind" not in values["stem"]:
+            return {**values, "stem": {"kind": "patch", **values["stem"]}}
+        return values
+
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
         if len(set(self.cameras)) != len(self.cameras):

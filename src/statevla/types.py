@@ -94,7 +94,8 @@ class _TensorFields:
         )
 
     def to(self, device: torch.device | str) -> Any:
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        """Move every tensor, nested ones too."""
+        return self._map(lambda value: value.to(device))
 
 
 @dataclass(frozen=True)

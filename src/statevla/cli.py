@@ -1,0 +1,58 @@
+"""The `statevla` command: a table of commands, each loaded only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import typing
+from collections.abc import Callable
+
+from statevla.command import run_command
+from statevla.errors import UserError
+
+# command → (module:function, one line of help). A function takes one dataclass, whose fields become its flags.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "info": ("statevla.info:info", "parameters, shapes and tokens of a configuration"),
+}
+
+
+def main() -> None:
+    """Entry point of the console script and of `python -m statevla`."""
+    run_command(lambda: _dispatch(sys.argv[1:]))
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    # Commands of two words (`data inspect`) come first.
+    for length in (2, 1):
+        name = " ".join(arguments[:length])
+        if name in COMMANDS:
+            return _call(name, arguments[length:])
+    known = ", ".join(COMMANDS)
+    raise UserError(f"command '{arguments[0]}': expected one of {known}; `statevla --help` says what they do")
+
+
+def _call(name: str, arguments: list[str]) -> int:
+    import tyro
+
+    module, _, attribute = COMMANDS[name][0].partition(":")
+    function: Callable[[typing.Any], int | None] = getattr(importlib.import_module(module), attribute)
+    (argument_type, *_) = (t for key, t in typing.get_type_hints(function).items() if key != "return")
+    parsed = tyro.cli(argument_type, prog=f"statevla {name}", args=arguments, description=function.__doc__)
+    return function(parsed) or 0
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: statevla COMMAND [--help] [flags]",
+            "",
+            "A compact robot policy: learn how the world moves (Temporal JEPA), then act (flow matching).",
+            "",
+            *lines,
+        ]
+    )
