@@ -1,0 +1,26 @@
+"""Data sets: readers per format, the frame cache, training samples, writers, inspection."""
+
+from statevla.data.build_cache import open_frame_cache
+from statevla.data.cache import CachedEpisode, FrameCache
+from statevla.data.datasets import ChunkDataset, TransitionDataset, split_episodes
+from statevla.data.episodes import EpisodeArrays, EpisodeInfo, EpisodeReader, open_reader
+from statevla.data.loading import BatchSampler, Prefetcher
+from statevla.data.statistics import FieldStatistics, Statistics, compute_statistics
+
+__all__ = [
+    "BatchSampler",
+    "CachedEpisode",
+    "ChunkDataset",
+    "EpisodeArrays",
+    "EpisodeInfo",
+    "EpisodeReader",
+    "FieldStatistics",
+    "FrameCache",
+    "Prefetcher",
+    "Statistics",
+    "TransitionDataset",
+    "compute_statistics",
+    "open_frame_cache",
+    "open_reader",
+    "split_episodes",
+]

@@ -1,0 +1,252 @@
+"""Builds frame caches: in parallel, resumable, and once even if several processes ask at the same time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from statevla.config import Config, expand_path
+from statevla.data.cache import (
+    ACTIONS,
+    CACHE_VERSION,
+    EXECUTED,
+    FRAMES_FILE,
+    OBJECTS,
+    STATE_PREFIX,
+    CachedEpisode,
+    FrameCache,
+    write_index,
+)
+from statevla.data.episodes import EpisodeArrays, EpisodeReader, check_cameras, open_reader
+from statevla.errors import UserError
+from statevla.transforms import resize_frames, to_upright
+
+_MIN_FRAMES_PER_PROCESS = 2_000
+"""Starting a process costs seconds; below this it is quicker without."""
+_NAMES = "object_names"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a building process needs to know."""
+
+    reader: EpisodeReader
+    folder: Path
+    cameras: tuple[str, ...]
+    image_size: int
+
+
+def open_frame_cache(config: Config, progress: bool = True, num_processes: int | None = None) -> FrameCache:
+    """The frame cache of `config.data` at `config.model`'s cameras and size; built first where there is none.
+
+    Args:
+        progress: draw a progress bar while building.
+        num_processes: that build; by default all cores, fewer for small data sets.
+
+    Raises:
+        UserError: the data set is missing or damaged (file and episode are named), has no such camera, or the disk is full.
+    """
+    with open_reader(config.data.path, config.data.format, config.data.orientation) as reader:
+        cameras = tuple(config.model.cameras)
+        check_cameras(cameras, reader.cameras, f"data {reader.path}")
+        key = fingerprint(reader, cameras, config.model.image_size)
+        root = expand_path(config.data.cache_dir)
+        folder = root / f"{reader.path.stem}-{config.model.image_size}px-{key}"
+        if not (folder / "cache.json").exists():
+            _make_directory(root)
+            # The lock is the kernel's: it ends with its holder, so a killed builder leaves nothing to clean up.
+            with _lock(root / f".{folder.name}.lock"):
+                if not (folder / "cache.json").exists():
+                    job = _Job(reader, root / f".{folder.name}.part", cameras, config.model.image_size)
+                    _build(job, progress, num_processes)
+                    os.replace(job.folder, folder)
+                    for index in range(len(reader.episodes)):
+                        _low_dim_file(folder, index).unlink()
+    return FrameCache(folder)
+
+
+def fingerprint(reader: EpisodeReader, cameras: Sequence[str], image_size: int) -> str:
+    """Changes whenever the cached frames would: sources (path, size, time), cameras, size, orientation, version."""
+    sources = []
+    for file in reader.source_files():
+        status = file.stat()
+        sources.append([str(file.resolve()), status.st_size, status.st_mtime_ns])
+    parts = [CACHE_VERSION, reader.format, reader.orientation.value, sources, list(cameras), image_size]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _build(job: _Job, progress: bool, num_processes: int | None) -> None:
+    """Fill `job.folder`; episodes that an interrupted build finished are kept."""
+    episodes = job.reader.episodes
+    starts = np.concatenate([[0], np.cumsum([episode.num_steps for episode in episodes])]).tolist()
+    _make_directory(job.folder)
+    done = {i for i in range(len(episodes)) if _low_dim_file(job.folder, i).exists()}
+    remaining = [i for i in range(len(episodes)) if i not in done]
+    frame_bytes = len(job.cameras) * job.image_size**2 * 3
+    _check_space(job.folder, sum(episodes[i].num_steps for i in remaining) * frame_bytes)
+    with open(job.folder / FRAMES_FILE, "ab") as file:
+        file.truncate(starts[-1] * frame_bytes)
+    if num_processes is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        num_processes = max(1, min(cores, starts[-1] // _MIN_FRAMES_PER_PROCESS, len(remaining)))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("frames"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, disable=not progress, transient=True) as bar:
+        task = bar.add_task(
+            f"frame cache {job.image_size} px", total=starts[-1], completed=sum(episodes[i].num_steps for i in done)
+        )
+        for index in _work(job, remaining, starts, num_processes):
+            bar.advance(task, episodes[index].num_steps)
+    _finish(job, starts)
+
+
+def _work(job: _Job, remaining: Sequence[int], starts: Sequence[int], num_processes: int) -> Iterator[int]:
+    if num_processes <= 1:
+        for index in remaining:
+            yield _cache_episode(job, index, starts[index])
+        return
+    # Spawned, not forked: the caller may already run threads of PyTorch or numba.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        num_processes, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        futures = [pool.submit(_cache_episode, job, index, starts[index]) for index in remaining]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _cache_episode(job: _Job, index: int, start: int) -> int:
+    """Write the frames of one episode in place, then its other arrays, whose presence says that both are there."""
+    info = job.reader.episodes[index]
+    arrays = job.reader.read(index, job.cameras)
+    if len(arrays.actions) != info.num_steps:
+        raise UserError(
+            f"data {info.file}: {info.episode_id} has {len(arrays.actions)} actions, expected {info.num_steps}; "
+            "do not change files while they are read"
+        )
+    frames = np.stack(
+        [resize_frames(to_upright(arrays.images[c], arrays.orientation), job.image_size) for c in job.cameras], axis=1
+    )
+    frame_bytes = len(job.cameras) * job.image_size**2 * 3
+    descriptor = os.open(job.folder / FRAMES_FILE, os.O_WRONLY)
+    try:
+        view, position = memoryview(np.ascontiguousarray(frames).reshape(-1)), start * frame_bytes
+        while view:
+            written = os.pwrite(descriptor, view, position)
+            view, position = view[written:], position + written
+        os.fsync(descriptor)
+    except OSError as error:
+        raise UserError(
+            f"frame cache {job.folder}: cannot write ({error.strerror}); make room or set data.cache_dir"
+        ) from None
+    finally:
+        os.close(descriptor)
+    target = _low_dim_file(job.folder, index)
+    temporary = target.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        np.savez(file, **_low_dim(arrays))
+    os.replace(temporary, target)
+    return index
+
+
+def _low_dim(arrays: EpisodeArrays) -> dict[str, np.ndarray]:
+    named = {ACTIONS: arrays.actions, EXECUTED: arrays.executed_actions, OBJECTS: arrays.object_poses}
+    named |= {STATE_PREFIX + layout.value: states for layout, states in arrays.robot_states.items()}
+    present = {name: array.astype(np.float32) for name, array in named.items() if array is not None}
+    return present | {_NAMES: np.array(arrays.object_names, dtype=np.str_)}
+
+
+def _finish(job: _Job, starts: Sequence[int]) -> None:
+    """Join the arrays of all episodes and write the index."""
+    infos = job.reader.episodes
+    parts: list[dict[str, np.ndarray]] = []
+    for index in range(len(infos)):
+        with np.load(_low_dim_file(job.folder, index), allow_pickle=False) as loaded:
+            parts.append({name: loaded[name] for name in loaded.files})
+    widths = {part[ACTIONS].shape[1] for part in parts}
+    if len(widths) > 1:
+        raise UserError(
+            f"data {job.reader.path}: actions have {sorted(widths)} numbers in different episodes; split the data set"
+        )
+    arrays = {ACTIONS: np.concatenate([part[ACTIONS] for part in parts])}
+    for name in {name for part in parts for name in part if name.startswith(STATE_PREFIX)}:
+        if all(name in part for part in parts):
+            arrays[name] = np.concatenate([part[name] for part in parts])
+    if any(EXECUTED in part for part in parts):
+        arrays[EXECUTED] = np.concatenate([part.get(EXECUTED, part[ACTIONS]) for part in parts])
+    if any(OBJECTS in part for part in parts):
+        arrays[OBJECTS] = _padded([part.get(OBJECTS) for part in parts], [info.num_steps for info in infos])
+    instructions = sorted({info.instruction for info in infos})
+    episodes = [
+        CachedEpisode(
+            episode_id=info.episode_id,
+            task=info.task,
+            instruction=instructions.index(info.instruction),
+            start=start,
+            num_steps=info.num_steps,
+            object_names=tuple(part[_NAMES].tolist()),
+        )
+        for info, start, part in zip(infos, starts, parts)
+    ]
+    write_index(job.folder, episodes, instructions, job.cameras, job.image_size, infos[0].fps, arrays)
+
+
+def _padded(poses: Sequence[np.ndarray | None], lengths: Sequence[int]) -> np.ndarray:
+    """Join object poses of different widths; NaN where an episode has none."""
+    width = max(part.shape[1] for part in poses if part is not None)
+    joined = np.full((sum(lengths), width), np.nan, np.float32)
+    start = 0
+    for part, length in zip(poses, lengths):
+        if part is not None:
+            joined[start : start + length, : part.shape[1]] = part
+        start += length
+    return joined
+
+
+def _low_dim_file(folder: Path, index: int) -> Path:
+    return folder / f"episode_{index:06d}.npz"
+
+
+def _make_directory(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"frame cache {folder}: cannot be made ({error.strerror}); set data.cache_dir") from None
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"frame cache {folder}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make room or set data.cache_dir"
+        )
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path`, waiting for whoever has it."""
+    with open(path, "w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,217 @@
+"""Training samples out of a frame cache: windows for the world model, chunks for the policy.
+
+Both data sets gather whole batches at once; which batch is drawn and how it is augmented is decided in
+`statevla.data.loading`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from statevla.config import Phase1Config
+from statevla.data.cache import FrameCache
+from statevla.data.pixels import frames_to_float, num_draws
+from statevla.errors import UserError
+from statevla.transforms import Transform
+from statevla.types import ChunkBatch, ModelInput, TransitionBatch
+
+
+def split_episodes(cache: FrameCache, train_split: float, seed: int) -> tuple[list[int], list[int]]:
+    """Split into training and validation episodes, task by task, so that both hold every task.
+
+    Args:
+        train_split: share of the episodes of every task that is trained on, in (0, 1]; 1 leaves none for validation.
+        seed: of the draw.
+
+    Returns:
+        Two sorted lists of indices into `cache.episodes`. Below 1, a task of two or more episodes has at least one
+        on either side; a task of one episode is trained on.
+    """
+    by_task: dict[str, list[int]] = {}
+    for index, episode in enumerate(cache.episodes):
+        by_task.setdefault(episode.task, []).append(index)
+    training: list[int] = []
+    validation: list[int] = []
+    for number, task in enumerate(sorted(by_task)):
+        members = np.random.default_rng([seed, number]).permutation(by_task[task]).tolist()
+        count = len(members) if train_split >= 1 or len(members) == 1 else round(train_split * len(members))
+        if train_split < 1 and len(members) > 1:
+            count = min(max(count, 1), len(members) - 1)
+        training += members[:count]
+        validation += members[count:]
+    return sorted(training), sorted(validation)
+
+
+class _CachedSamples:
+    """What both data sets share: items are first frames; an item knows its episode, its language, its last frame."""
+
+    def __init__(
+        self,
+        cache: FrameCache,
+        episode_ids: Sequence[int],
+        span: int,
+        transform: Transform,
+        language_table: torch.Tensor,
+    ) -> None:
+        """Items are all frames of `episode_ids` that have `span` more frames after them in their episode."""
+        if language_table.ndim != 2 or len(language_table) != len(cache.instructions):
+            raise UserError(
+                f"language table: expected one row for each of {len(cache.instructions)} instructions, "
+                f"got shape {list(language_table.shape)}; encode FrameCache.instructions"
+            )
+        if (
+            cache.cameras != tuple(transform.model_config.cameras)
+            or cache.image_size != transform.model_config.image_size
+        ):
+            raise UserError(
+                f"frame cache {cache.folder}: holds {', '.join(cache.cameras)} at {cache.image_size} px, the model takes "
+                f"{', '.join(transform.model_config.cameras)} at {transform.model_config.image_size} px; build its own cache"
+            )
+        self.cache = cache
+        self.transform = transform
+        self.num_draws = num_draws(len(cache.cameras))
+        episodes = [cache.episodes[i] for i in episode_ids]
+        kept = [max(episode.num_steps - span, 0) for episode in episodes]
+        firsts = [np.arange(episode.start, episode.start + count) for episode, count in zip(episodes, kept)]
+        self._first = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *firsts]))
+        self._episode = torch.from_numpy(np.repeat(np.asarray(episode_ids, np.int64), kept))
+        self._last_frame = torch.tensor([episode.stop - 1 for episode in cache.episodes])
+        self._instruction = torch.tensor([episode.instruction for episode in cache.episodes])
+        self._language = language_table.float()
+        layout = transform.model_config.robot_state_layout
+        self._states = transform.normalize_robot_state(torch.from_numpy(cache.robot_states[layout]))
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def frame_indices_of(self, indices: torch.Tensor) -> torch.Tensor:
+        """Index of every item's first frame in the cache, int64 `[B]`."""
+        return self._first[indices]
+
+    def episode_ids_of(self, indices: torch.Tensor) -> list[str]:
+        """The episodes that items come from, for messages."""
+        return [self.cache.episodes[i].episode_id for i in self._episode[indices].tolist()]
+
+    def _draws(self, indices: torch.Tensor, generator: torch.Generator | None, augment: bool) -> torch.Tensor | None:
+        if not augment or not self.transform.augments:
+            return None
+        return torch.rand(len(indices), self.num_draws, generator=generator, dtype=torch.float64)
+
+    def _observation(self, frames: torch.Tensor, indices: torch.Tensor, draws: torch.Tensor | None) -> ModelInput:
+        """Observations at `frames` `[B, T]` of the cache, leading dims `[B, T]`."""
+        language = self._language[self._instruction[self._episode[indices]]]
+        return ModelInput(
+            images=frames_to_float(self.cache.frames(frames), self.transform.augmentation, draws),
+            robot_state=self._states[frames],
+            language=language[:, None].expand(-1, frames.shape[1], -1),
+        )
+
+
+class TransitionDataset(_CachedSamples):
+    """Phase 1: every window of `num_frames` frames, `frame_skip` control steps apart, with the actions in between.
+
+    Args:
+        cache: an open frame cache.
+        episode_ids: indices into `cache.episodes`, as `split_episodes` gives them.
+        phase1_config: `num_frames`, `frame_skip`.
+        transform: of the model that is trained.
+        language_table: float `[len(cache.instructions), E]`.
+
+    Raises:
+        UserError: no episode is long enough, or the table or the cache does not fit.
+    """
+
+    def __init__(
+        self,
+        cache: FrameCache,
+        episode_ids: Sequence[int],
+        phase1_config: Phase1Config,
+        transform: Transform,
+        language_table: torch.Tensor,
+    ) -> None:
+        skip, num_frames = phase1_config.frame_skip, phase1_config.num_frames
+        span = skip * (num_frames - 1)
+        super().__init__(cache, episode_ids, span, transform, language_table)
+        if not len(self):
+            longest = max((cache.episodes[i].num_steps for i in episode_ids), default=0)
+            raise UserError(
+                f"training.phase1: a window of {num_frames} frames every {skip} steps needs {span + 1} steps, the longest of "
+                f"{len(episode_ids)} episodes has {longest}; lower num_frames or frame_skip"
+            )
+        self._frame_offsets = torch.arange(num_frames) * skip
+        self._action_offsets = torch.arange(span).view(num_frames - 1, skip)
+        # What was executed moves the world, not what an expert would rather have done.
+        self._actions = transform.normalize_actions(torch.from_numpy(cache.executed_actions))
+
+    def gather(
+        self, indices: torch.Tensor, generator: torch.Generator | None = None, augment: bool = False
+    ) -> TransitionBatch:
+        """The batch of these items; `generator` draws the augmentation (the default one if None)."""
+        return self.gather_drawn(indices, self._draws(indices, generator, augment))
+
+    def gather_drawn(self, indices: torch.Tensor, draws: torch.Tensor | None) -> TransitionBatch:
+        """Like `gather`, augmented by given uniform numbers `[B, num_draws]`; None does not augment."""
+        first = self._first[indices]
+        steps = first[:, None, None] + self._action_offsets
+        return TransitionBatch(
+            observation=self._observation(first[:, None] + self._frame_offsets, indices, draws),
+            actions=self._actions[steps].flatten(2),
+        )
+
+
+class ChunkDataset(_CachedSamples):
+    """Phase 2 and behaviour cloning: every frame with the `horizon` actions that follow.
+
+    Past the end of an episode the chunk holds a robot at rest (no motion, last gripper command) and is marked as padding.
+
+    Args:
+        cache, episode_ids, transform, language_table: as for `TransitionDataset`.
+        horizon: `H`, `model.action_seq_len`.
+
+    Raises:
+        UserError: there are no episodes, or the table or the cache does not fit.
+    """
+
+    def __init__(
+        self,
+        cache: FrameCache,
+        episode_ids: Sequence[int],
+        horizon: int,
+        transform: Transform,
+        language_table: torch.Tensor,
+    ) -> None:
+        super().__init__(cache, episode_ids, 0, transform, language_table)
+        if not len(self):
+            raise UserError(
+                f"frame cache {cache.folder}: no episodes to train on; check data.path and data.train_split"
+            )
+        self._offsets = torch.arange(horizon)
+        self._raw_actions = torch.from_numpy(cache.actions)
+
+    def gather(
+        self, indices: torch.Tensor, generator: torch.Generator | None = None, augment: bool = False
+    ) -> ChunkBatch:
+        """The batch of these items; `generator` draws the augmentation (the default one if None)."""
+        return self.gather_drawn(indices, self._draws(indices, generator, augment))
+
+    def gather_drawn(self, indices: torch.Tensor, draws: torch.Tensor | None) -> ChunkBatch:
+        """Like `gather`, augmented by given uniform numbers `[B, num_draws]`; None does not augment."""
+        actions, is_pad = self._chunk(indices)
+        observation = self._observation(self._first[indices][:, None], indices, draws)
+        return ChunkBatch(observation=observation.at((slice(None), 0)), actions=actions, is_pad=is_pad)
+
+    def gather_latents(self, indices: torch.Tensor, latents: torch.Tensor) -> ChunkBatch:
+        """The batch of these items with `state` from precomputed `latents` `[cache.num_frames, Z]` instead of frames."""
+        actions, is_pad = self._chunk(indices)
+        return ChunkBatch(observation=None, actions=actions, is_pad=is_pad, state=latents[self._first[indices]])
+
+    def _chunk(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        steps = self._first[indices][:, None] + self._offsets
+        last = self._last_frame[self._episode[indices]][:, None]
+        is_pad = steps > last
+        actions = self._raw_actions[torch.minimum(steps, last)]
+        actions[..., :-1][is_pad] = 0.0
+        return self.transform.normalize_actions(actions), is_pad
