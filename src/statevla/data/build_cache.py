@@ -57,7 +57,7 @@ def open_frame_cache(config: Config, progress: bool = True, num_processes: int |
         num_processes: that build; by default all cores, fewer for small data sets.
 
     Raises:
-        UserError: the data set is missing or damaged (file and episode are named), has no such camera, or the disk is full.
+        UserError: the data set is missing or damaged (file and episode are named) or lacks a camera, or the disk is full.
     """
     with open_reader(config.data.path, config.data.format, config.data.orientation) as reader:
         cameras = tuple(config.model.cameras)
@@ -152,7 +152,7 @@ def _cache_episode(job: _Job, index: int, start: int) -> int:
     frame_bytes = len(job.cameras) * job.image_size**2 * 3
     descriptor = os.open(job.folder / FRAMES_FILE, os.O_WRONLY)
     try:
-        view, position = memoryview(np.ascontiguousarray(frames).reshape(-1)), start * frame_bytes
+        view, position = memoryview(frames.tobytes()), start * frame_bytes
         while view:
             written = os.pwrite(descriptor, view, position)
             view, position = view[written:], position + written
@@ -166,7 +166,7 @@ def _cache_episode(job: _Job, index: int, start: int) -> int:
     target = _low_dim_file(job.folder, index)
     temporary = target.with_suffix(".tmp")
     with open(temporary, "wb") as file:
-        np.savez(file, **_low_dim(arrays))
+        np.savez(file, allow_pickle=False, **_low_dim(arrays))
     os.replace(temporary, target)
     return index
 
@@ -240,7 +240,8 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"frame cache {folder}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make room or set data.cache_dir"
+            f"frame cache {folder}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+            "make room or set data.cache_dir"
         )
 
 

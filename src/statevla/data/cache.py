@@ -71,7 +71,7 @@ class FrameCache:
         actions: float32 `[num_frames, A]`.
         executed_actions: float32 `[num_frames, A]`; equal to `actions` where the source recorded no difference.
         robot_states: layout → float32 `[num_frames, S]`, the layouts that every episode has.
-        object_poses: float32 `[num_frames, 7·objects]`, NaN where an episode has fewer objects, or None. For probes only.
+        object_poses: float32 `[num_frames, 7·objects]`, NaN where an episode has fewer, or None. For probes only.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -81,6 +81,7 @@ class FrameCache:
             UserError: the folder is no cache, is damaged, or of another version.
         """
         self.folder = folder
+        self._file: int = -1
         index = _read_index(folder)
         self.episodes = [
             CachedEpisode(**entry | {"object_names": tuple(entry["object_names"])}) for entry in index["episodes"]
@@ -107,7 +108,7 @@ class FrameCache:
         wanted = np.asarray(indices, np.int64)
         flat = wanted.reshape(-1)
         out = torch.empty((flat.size, *self._frame_shape), dtype=torch.uint8)
-        buffer = memoryview(out.numpy().reshape(-1)) if flat.size else memoryview(b"")
+        buffer = memoryview(out.numpy().data).cast("B") if flat.size else memoryview(b"")
         size = self._frame_bytes
         # Neighbouring frames are neighbours on disk: one read per run.
         breaks = np.flatnonzero(np.diff(flat) != 1) + 1
@@ -133,7 +134,7 @@ class FrameCache:
             self._file = -1
 
     def __del__(self) -> None:
-        if getattr(self, "_file", -1) >= 0:
+        if "_file" in self.__dict__:
             self.close()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -162,7 +163,8 @@ class FrameCache:
             count = os.preadv(self._file, [buffer[done:]], offset + done)
             if count <= 0:
                 raise UserError(
-                    f"frame cache {self.folder / FRAMES_FILE}: ends at byte {offset + done}; delete its folder to build it again"
+                    f"frame cache {self.folder / FRAMES_FILE}: ends at byte {offset + done}; "
+                    "delete its folder to build it again"
                 )
             done += count
 

@@ -62,13 +62,11 @@ class _CachedSamples:
                 f"language table: expected one row for each of {len(cache.instructions)} instructions, "
                 f"got shape {list(language_table.shape)}; encode FrameCache.instructions"
             )
-        if (
-            cache.cameras != tuple(transform.model_config.cameras)
-            or cache.image_size != transform.model_config.image_size
-        ):
+        model = transform.model_config
+        if cache.cameras != tuple(model.cameras) or cache.image_size != model.image_size:
             raise UserError(
-                f"frame cache {cache.folder}: holds {', '.join(cache.cameras)} at {cache.image_size} px, the model takes "
-                f"{', '.join(transform.model_config.cameras)} at {transform.model_config.image_size} px; build its own cache"
+                f"frame cache {cache.folder}: holds {', '.join(cache.cameras)} at {cache.image_size} px, the model "
+                f"takes {', '.join(model.cameras)} at {model.image_size} px; build its own cache"
             )
         self.cache = cache
         self.transform = transform
@@ -138,8 +136,8 @@ class TransitionDataset(_CachedSamples):
         if not len(self):
             longest = max((cache.episodes[i].num_steps for i in episode_ids), default=0)
             raise UserError(
-                f"training.phase1: a window of {num_frames} frames every {skip} steps needs {span + 1} steps, the longest of "
-                f"{len(episode_ids)} episodes has {longest}; lower num_frames or frame_skip"
+                f"training.phase1: a window of {num_frames} frames every {skip} steps needs {span + 1} steps, the longest "
+                f"of {len(episode_ids)} episodes has {longest}; lower num_frames or frame_skip"
             )
         self._frame_offsets = torch.arange(num_frames) * skip
         self._action_offsets = torch.arange(span).view(num_frames - 1, skip)
@@ -165,7 +163,7 @@ class TransitionDataset(_CachedSamples):
 class ChunkDataset(_CachedSamples):
     """Phase 2 and behaviour cloning: every frame with the `horizon` actions that follow.
 
-    Past the end of an episode the chunk holds a robot at rest (no motion, last gripper command) and is marked as padding.
+    Past the end of an episode the robot rests (no motion, last gripper command) and the chunk is marked as padding.
 
     Args:
         cache, episode_ids, transform, language_table: as for `TransitionDataset`.
@@ -204,7 +202,7 @@ class ChunkDataset(_CachedSamples):
         return ChunkBatch(observation=observation.at((slice(None), 0)), actions=actions, is_pad=is_pad)
 
     def gather_latents(self, indices: torch.Tensor, latents: torch.Tensor) -> ChunkBatch:
-        """The batch of these items with `state` from precomputed `latents` `[cache.num_frames, Z]` instead of frames."""
+        """The batch of these items with `state` from precomputed `latents`, `[cache.num_frames, Z]`, for frames."""
         actions, is_pad = self._chunk(indices)
         return ChunkBatch(observation=None, actions=actions, is_pad=is_pad, state=latents[self._first[indices]])
 

@@ -6,11 +6,11 @@ their orientation declared, until `statevla.transforms` turns them upright.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol
+from typing import ClassVar, TypeVar
 
 import numpy as np
 
@@ -49,8 +49,8 @@ class EpisodeArrays:
         orientation: how `images` are stored.
         robot_states: layout → float32 `[T, S]`, every layout that the file holds (m, rad).
         actions: float32 `[T, A]`, what a policy should answer.
-        executed_actions: float32 `[T, A]`, what the robot was told (differs where exploration noise was added), or None.
-        object_poses: float32 `[T, 7·objects]`, positions (m) and quaternions (w, x, y, z), or None. Privileged: probes only.
+        executed_actions: float32 `[T, A]`, what the robot was told, where noise was added to it; or None.
+        object_poses: float32 `[T, 7·objects]`, positions (m), quaternions (w, x, y, z), or None. For probes only.
         object_names: one name per object, possibly empty.
         success: whether the task was solved at the end, where the file says so.
     """
@@ -65,34 +65,47 @@ class EpisodeArrays:
     success: bool | None = None
 
 
-class EpisodeReader(Protocol):
-    """A data set in one format. Readers are cheap to open, hold no frames, and may be sent to other processes."""
+class EpisodeReader(ABC):
+    """A data set in one format. Readers are cheap to open, hold no frames, and may be sent to other processes.
 
+    Attributes:
+        path: file or folder it was opened on.
+        format: as in `data.format`.
+        episodes: what there is to read.
+        cameras: those that every episode has.
+        orientation: how frames are stored.
+    """
+
+    format: ClassVar[str]
     path: Path
-    format: str
-    episodes: Sequence[EpisodeInfo]
+    episodes: list[EpisodeInfo]
     cameras: tuple[str, ...]
     orientation: ImageOrientation
 
+    @abstractmethod
     def read(self, index: int, cameras: Sequence[str] | None = None) -> EpisodeArrays:
         """Read episode `index`; only these cameras (all by default, none for an empty sequence).
 
         Raises:
             UserError: the episode is damaged, or has no such camera.
         """
-        ...
 
+    @abstractmethod
     def source_files(self) -> list[Path]:
         """The files whose change makes what was derived from the data set stale."""
-        ...
 
-    def close(self) -> None: ...
+    @abstractmethod
+    def close(self) -> None:
+        """Close the files that are open."""
 
-    def __enter__(self) -> EpisodeReader: ...
+    def __enter__(self: Reader) -> Reader:
+        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+Reader = TypeVar("Reader", bound=EpisodeReader)
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import h5py
 import numpy as np
 
-from statevla.data.episodes import DataFormat, EpisodeArrays, EpisodeInfo, check_cameras, check_episode
+from statevla.data.episodes import DataFormat, EpisodeArrays, EpisodeInfo, EpisodeReader, check_cameras, check_episode
 from statevla.errors import UserError
 from statevla.types import CONTROL_FREQ_HZ, ImageOrientation, RobotStateLayout
 
@@ -45,8 +44,8 @@ class _Demo:
     after_action: bool
 
 
-class LiberoReader:
-    """Reader of a LIBERO HDF5 file or of a folder of them (`EpisodeReader`)."""
+class LiberoReader(EpisodeReader):
+    """Reader of a LIBERO HDF5 file or of a folder of them."""
 
     format = "libero"
 
@@ -54,7 +53,7 @@ class LiberoReader:
         self.path = path
         self._files = list_files(path)
         self._open_file: tuple[Path, h5py.File] | None = None
-        self.episodes: list[EpisodeInfo] = []
+        self.episodes = []
         self._demos: list[_Demo] = []
         cameras: tuple[str, ...] | None = None
         for file in self._files:
@@ -62,13 +61,13 @@ class LiberoReader:
             shared = found if cameras is None else tuple(camera for camera in cameras if camera in found)
             cameras = shared
         self.cameras = cameras or ()
-        orientations = {demo.orientation for demo in self._demos}
+        orientations = {demo.orientation.value for demo in self._demos}
         if len(orientations) > 1:
             raise UserError(
-                f"data {path}: files declare different orientations ({', '.join(sorted(o.value for o in orientations))});"
-                " set data.orientation, or keep them in separate folders"
+                f"data {path}: files declare different orientations ({', '.join(sorted(orientations))}); "
+                "set data.orientation, or keep them in separate folders"
             )
-        self.orientation = orientations.pop()
+        self.orientation = ImageOrientation(orientations.pop())
 
     def source_files(self) -> list[Path]:
         return list(self._files)
@@ -88,14 +87,6 @@ class LiberoReader:
         if self._open_file is not None:
             self._open_file[1].close()
             self._open_file = None
-
-    def __enter__(self) -> LiberoReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __getstate__(self) -> dict[str, Any]:
         # An open HDF5 handle cannot cross processes; the other side opens its own.

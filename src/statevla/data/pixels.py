@@ -7,6 +7,8 @@ threads do not take cores from the trainer's own pool.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 import torch
@@ -35,7 +37,7 @@ def item_draws(seed: int, epoch: int, indices: torch.Tensor, count: int) -> torc
     return torch.from_numpy((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
-def _mix(value: np.uint64 | np.ndarray) -> np.ndarray:
+def _mix(value: Any) -> Any:
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
@@ -70,7 +72,7 @@ def frames_to_float(
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
-def _convert(frames, tables, shifts, out):  # type: ignore[no-untyped-def]
+def _convert(frames: np.ndarray, tables: np.ndarray, shifts: np.ndarray, out: np.ndarray) -> None:
     batch, time, cameras, height, width, _ = frames.shape
     for b in range(batch):
         table = tables[b]
