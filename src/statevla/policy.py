@@ -1,0 +1,333 @@
+"""A checkpoint as a robot's policy: observation in, actions out.
+
+The same object serves offline evaluation, simulation, a server and a robot. It needs no simulator.
+
+How chunks are executed: a query gives `H` future actions. Open loop (the default) executes all of them before looking
+again; `execute_steps=k` looks again after `k`. With `temporal_ensembling=m`, every step blends what all chunks that
+cover it say, with weights `exp(-m·i)`, `i` = 0 for the oldest (ACT, Zhao et al. 2023, arXiv 2304.13705, section IV).
+
+Determinism: the noise of a query is a function of (seed, episode, number of the query) and of nothing else, so it does
+not depend on which other environments share the forward. Floating-point sums may: results of different batch sizes
+agree to rounding, not bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from statevla.action_policy import gripper_command
+from statevla.device import autocast, resolve_device
+from statevla.errors import UserError
+from statevla.flow import solve
+from statevla.transforms import Transform
+from statevla.types import ActionChunk, Gripper, Observation
+
+if TYPE_CHECKING:
+    from statevla.language import LanguageEncoder
+    from statevla.statevla_model import StateVLA
+
+MIN_TOKENS_FOR_BF16 = 128
+"""On a CPU, shorter sequences lose more time to conversions than their matrix products win."""
+
+
+class PolicySession:
+    """One environment's side of a policy: which actions are still to be executed, and which noise comes next.
+
+    Make it with `StateVLAPolicy.new_session`.
+    """
+
+    def __init__(self, policy: StateVLAPolicy, episode: int) -> None:
+        self._policy = policy
+        self.episode = episode
+        self.reset()
+
+    def reset(self, episode: int | None = None) -> None:
+        """Forget everything; `episode` (the same one by default) chooses the noise of the queries to come."""
+        self.episode = self.episode if episode is None else episode
+        self.num_queries = 0
+        self.num_steps = 0
+        self._queue: deque[np.ndarray] = deque()
+        self._chunks: deque[tuple[int, np.ndarray]] = deque()  # (step at which it was asked for, [H, A])
+
+    def needs_observation(self) -> bool:
+        """Whether the next action needs a fresh observation with images; otherwise it is queued already."""
+        return not self._queue
+
+    def next_action(self) -> np.ndarray:
+        """Take the next queued action, float32 `[A]`.
+
+        Raises:
+            UserError: none is left; give the policy an observation.
+        """
+        if not self._queue:
+            raise UserError("policy session: no action left; pass an observation where needs_observation() says so")
+        self.num_steps += 1
+        return self._queue.popleft()
+
+    def next_actions(self) -> np.ndarray:
+        """Take all queued actions, float32 `[k, A]`: everything to execute until the next observation."""
+        return np.stack([self.next_action() for _ in range(len(self._queue))])
+
+    def accept(self, chunk: np.ndarray) -> None:
+        """Queue what to do next, given a fresh chunk `[H, A]` for the present step."""
+        decay, count = self._policy.temporal_ensembling, self._policy.execute_steps
+        self.num_queries += 1
+        if decay is None:
+            self._queue = deque(chunk[:count])
+            return
+        self._chunks.append((self.num_steps, chunk))
+        while self._chunks[0][0] + len(self._chunks[0][1]) <= self.num_steps:
+            self._chunks.popleft()
+        self._queue = deque(self._blend(self.num_steps + offset, decay) for offset in range(count))
+
+    def _blend(self, step: int, decay: float) -> np.ndarray:
+        """The weighted mean of all chunks that cover `step`; the gripper goes with the greater weight."""
+        votes = np.stack([chunk[step - start] for start, chunk in self._chunks if step - start < len(chunk)])
+        weights = np.exp(-decay * np.arange(len(votes)))
+        action = (weights[:, None] * votes).sum(0) / weights.sum()
+        # A tie goes to the newest chunk, which has seen most.
+        side = action[-1] if abs(action[-1]) > 1e-9 else votes[-1, -1]
+        action[-1] = float(Gripper.CLOSE if side > 0 else Gripper.OPEN)
+        return action.astype(np.float32)
+
+
+class StateVLAPolicy:
+    """A trained model with its statistics and its language encoder, ready to act.
+
+    Args:
+        model: the model; it is put into evaluation mode on `device`.
+        transform: what the model was trained with.
+        language: embeds instructions; each distinct one once.
+        device: as in the configuration.
+        num_sampling_steps: solver steps; None takes the configuration's.
+        execute_steps: actions executed per query; None is the whole chunk, or 1 with temporal ensembling.
+        temporal_ensembling: decay of the blending weights (0.01 in ACT), or None for none.
+        seed: of the flow's noise.
+        precision: `auto`, `bf16` or `fp32`; `auto` takes bf16 where it is faster and the configuration trains with it.
+        name: of the checkpoint, for messages and results.
+
+    Raises:
+        UserError: an option is out of range, or the language encoder does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: StateVLA,
+        transform: Transform,
+        language: LanguageEncoder,
+        *,
+        device: str = "auto",
+        num_sampling_steps: int | None = None,
+        execute_steps: int | None = None,
+        temporal_ensembling: float | None = None,
+        seed: int = 0,
+        precision: str = "auto",
+        name: str = "policy",
+    ) -> None:
+        settings = model.config.model
+        self.horizon, self.name, self.seed = settings.action_seq_len, name, seed
+        self.device = resolve_device(device)
+        self.precision = _choose_precision(precision, self.device, model)
+        if num_sampling_steps is not None and num_sampling_steps < 1:
+            raise UserError(f"num_sampling_steps: expected at least 1, got {num_sampling_steps}")
+        if execute_steps is not None and not 1 <= execute_steps <= self.horizon:
+            raise UserError(
+                f"execute_steps: expected 1 to {self.horizon} (the chunk of '{name}'), got {execute_steps}; "
+                "choose a number in this range"
+            )
+        if temporal_ensembling is not None and not 0 <= temporal_ensembling < float("inf"):
+            raise UserError(
+                f"temporal_ensembling: expected a decay of at least 0, such as 0.01, got {temporal_ensembling}"
+            )
+        if language.dim != settings.language_dim:
+            raise UserError(
+                f"policy '{name}': its model reads instructions of {settings.language_dim} numbers, the language "
+                f"encoder '{language.name}' gives {language.dim}; use the encoder it was trained with"
+            )
+        self.model = model.to(self.device).eval()
+        self.config = model.config
+        self.transform = transform
+        self.language = language
+        self.num_sampling_steps = num_sampling_steps or settings.policy.num_sampling_steps
+        self.temporal_ensembling = temporal_ensembling
+        self.execute_steps = execute_steps or (self.horizon if temporal_ensembling is None else 1)
+        self._embeddings: dict[str, Tensor] = {}
+        low, high = transform.statistics.actions.min[:-1], transform.statistics.actions.max[:-1]
+        self._low, self._high = low.astype(np.float32), high.astype(np.float32)
+        self._session = self.new_session()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        num_sampling_steps: int | None = None,
+        execute_steps: int | None = None,
+        temporal_ensembling: float | None = None,
+        seed: int = 0,
+        precision: str = "auto",
+    ) -> StateVLAPolicy:
+        """Load a checkpoint: a folder, or an alias such as `checkpoints/phase2_flow_matching/checkpoint_best.pt`.
+
+        Raises:
+            UserError: no such checkpoint, a damaged one, or one without a trained policy.
+        """
+        from statevla.language import build_language_encoder
+        from statevla.training.checkpoint import load_checkpoint
+
+        loaded = load_checkpoint(path)
+        return cls(
+            loaded.model,
+            Transform(loaded.config.model, loaded.statistics),
+            build_language_encoder(loaded.config.language, loaded.config.model.language_dim),
+            device=device,
+            num_sampling_steps=num_sampling_steps,
+            execute_steps=execute_steps,
+            temporal_ensembling=temporal_ensembling,
+            seed=seed,
+            precision=precision,
+            name=str(path),
+        )
+
+    # One robot --------------------------------------------------------------------------------------------------------
+
+    def reset(self, episode: int | None = None) -> None:
+        """Begin an episode: forget queued actions; `episode` chooses the noise (the same one by default)."""
+        self._session.reset(episode)
+
+    def needs_observation(self) -> bool:
+        """Whether `act` wants a fresh observation now."""
+        return self._session.needs_observation()
+
+    def act(self, observation: Observation | None = None) -> np.ndarray:
+        """The next action, float32 `[A]`; the observation is looked at only where `needs_observation()`.
+
+        Raises:
+            UserError: an observation is needed and missing, or does not fit the model.
+        """
+        return self.act_batch([(self._session, observation)])[0]
+
+    @overload
+    def act_chunk(self, observation: Observation) -> ActionChunk: ...
+    @overload
+    def act_chunk(self, observation: Sequence[Observation]) -> list[ActionChunk]: ...
+    def act_chunk(self, observation: Observation | Sequence[Observation]) -> ActionChunk | list[ActionChunk]:
+        """Ask for whole chunks, without queue or blending; each one takes the noise of the next query.
+
+        Raises:
+            UserError: an observation does not fit the model.
+        """
+        observations = [observation] if isinstance(observation, Observation) else list(observation)
+        session = self._session
+        noise = [self._noise(session.episode, session.num_queries + i) for i in range(len(observations))]
+        chunks = [ActionChunk(chunk) for chunk in self._sample(observations, noise)]
+        session.num_queries += len(observations)
+        return chunks[0] if isinstance(observation, Observation) else chunks
+
+    # Several environments ---------------------------------------------------------------------------------------------
+
+    def new_session(self, episode: int = 0) -> PolicySession:
+        """A queue of its own for one more environment; `episode` chooses its noise."""
+        return PolicySession(self, episode)
+
+    def act_batch(self, requests: Sequence[tuple[PolicySession, Observation | None]]) -> list[np.ndarray]:
+        """The next action of each session, float32 `[A]` each; those that need a look share one forward.
+
+        Raises:
+            UserError: an observation is needed and missing, or does not fit the model.
+        """
+        looking = [(session, observation) for session, observation in requests if session.needs_observation()]
+        if any(observation is None for _, observation in looking):
+            raise UserError("policy: an observation is needed at this step, got None; ask session.needs_observation()")
+        self.query([(session, observation) for session, observation in looking if observation is not None])
+        return [session.next_action() for session, _ in requests]
+
+    def query(self, requests: Sequence[tuple[PolicySession, Observation]]) -> None:
+        """One forward for all these observations; each session then has actions queued.
+
+        Raises:
+            UserError: an observation does not fit the model.
+        """
+        if not requests:
+            return
+        noise = [self._noise(session.episode, session.num_queries) for session, _ in requests]
+        for (session, _), chunk in zip(requests, self._sample([o for _, o in requests], noise)):
+            session.accept(chunk)
+
+    # The model --------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def encode(self, observations: Sequence[Observation]) -> Tensor:
+        """z_t of raw observations, float32 `[B, Z]`.
+
+        Raises:
+            UserError: an observation does not fit the model.
+        """
+        if not observations:
+            raise UserError("policy: expected at least one observation, got none")
+        embeddings = self._embed([observation.instruction for observation in observations])
+        batch = self.transform.observation_to_model_input(observations, embeddings).to(self.device)
+        with autocast(self.device, self.precision):
+            return self.model.encode(batch).float()
+
+    @torch.inference_mode()
+    def _sample(self, observations: Sequence[Observation], noise: Sequence[Tensor]) -> np.ndarray:
+        """Chunks in the robot's units, float32 `[B, H, A]`."""
+        state = self.encode(observations)
+        with autocast(self.device, self.precision):
+
+            def velocity(x: Tensor, t: float) -> Tensor:
+                return self.model.policy(x, torch.full((len(x),), t, device=x.device), state)
+
+            start = torch.stack(list(noise)).to(self.device)
+            continuous = solve(velocity, start, self.num_sampling_steps, self.config.model.policy.solver)
+            gripper = gripper_command(self.model.gripper(state))
+        actions = self.transform.denormalize_actions(torch.cat([continuous, gripper.unsqueeze(-1)], dim=-1))
+        chunks = actions.cpu().numpy().astype(np.float32)
+        if not np.isfinite(chunks).all():
+            raise UserError(f"policy '{self.name}': it answered NaN or infinite actions; its weights are damaged")
+        # Never ask a robot for more than any demonstration did.
+        chunks[..., :-1] = chunks[..., :-1].clip(self._low, self._high)
+        return chunks
+
+    def _noise(self, episode: int, query: int) -> Tensor:
+        """Normal `[H, A-1]`, drawn on the CPU so that every device starts from the same."""
+        (key,) = np.random.SeedSequence([self.seed, episode, query]).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(key) & (2**63 - 1))
+        return torch.randn(self.horizon, self.config.model.action_dim - 1, generator=generator)
+
+    def _embed(self, instructions: Sequence[str]) -> Tensor:
+        for instruction in instructions:
+            if not instruction.strip():
+                raise UserError("observation: the instruction is empty; say what to do, as in the training data")
+        missing = sorted(set(instructions) - self._embeddings.keys())
+        if missing:
+            for instruction, vector in zip(missing, torch.as_tensor(self.language.encode(missing))):
+                self._embeddings[instruction] = vector.float()
+        return torch.stack([self._embeddings[instruction] for instruction in instructions])
+
+
+def _choose_precision(name: str, device: torch.device, model: StateVLA) -> str:
+    if name in ("bf16", "fp32"):
+        return name
+    if name != "auto":
+        raise UserError(f"precision '{name}': expected auto, bf16 or fp32")
+    if model.config.training.precision == "fp32" or device.type == "mps":
+        return "fp32"
+    if device.type == "cpu":
+        long_enough = model.config.model.num_tokens >= MIN_TOKENS_FOR_BF16
+        return "bf16" if long_enough and _cpu_multiplies_bf16() else "fp32"
+    return "bf16"
+
+
+def _cpu_multiplies_bf16() -> bool:
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(check() for check in checks if check is not None)
