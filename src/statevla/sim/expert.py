@@ -1,0 +1,96 @@
+"""The scripted expert: a task's goal as a sequence of skills on the simulator's privileged state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from statevla.sim.motion import Arm, Command, Motion, Style
+from statevla.sim.scene import Scene
+from statevla.sim.simulation import Simulation
+from statevla.sim.skills.pick_place import Destination, PickPlace
+from statevla.types import CONTINUOUS_DIM
+
+_ORDER = {"open": 0, "turnon": 1, "turnoff": 1, "in": 2, "on": 2, "close": 3}
+"""Drawers are opened before things are put into them and closed after."""
+Skill = Callable[[Arm, list[str]], Motion]
+
+
+class Expert:
+    """Solves one episode; iterate over `commands()` and step the simulation with each.
+
+    Args:
+        simulation: the scene, just reset.
+        rng: draws this episode's style and scatter.
+        style: execution style; drawn from `rng` by default.
+    """
+
+    def __init__(self, simulation: Simulation, rng: np.random.Generator, style: Style | None = None) -> None:
+        self.simulation = simulation
+        self.scene = Scene(simulation)
+        self.arm = Arm(self.scene, style or Style.draw(rng), rng)
+        self.goals = plan_goals(simulation)
+
+    def commands(self) -> Motion:
+        """One command per control step until the expert has nothing left to do.
+
+        The simulation has to be stepped between one command and the next.
+        """
+        for goal in self.goals:
+            motion = skill_for(self.arm, goal)
+            if motion is not None:
+                yield from motion
+
+
+def plan_goals(simulation: Simulation) -> list[list[str]]:
+    """The goal's predicates in an order that can be carried out, with drawers opened that must hold something."""
+    goals = sorted(simulation.goal, key=lambda goal: _ORDER.get(goal[0], 9))
+    return [goal for goal in goals if not simulation.holds(goal) or goal[0] == "close"]
+
+
+def skill_for(arm: Arm, goal: list[str]) -> Motion | None:
+    """The skill that brings a predicate about, or None where the expert has none."""
+    if goal[0] in ("in", "on"):
+        _, name, target = goal
+        destination = destination_of(arm.scene, goal[0], name, target)
+        return PickPlace(arm, name, destination, lambda: arm.scene.simulation.holds(goal)).run()
+    return None
+
+
+def destination_of(scene: Scene, relation: str, name: str, target: str) -> Destination:
+    """Where to let go of an object so that it is `relation` ("in" or "on") the target."""
+    if not scene.is_region(target):
+        return Destination(scene.position(target)[:2], float(scene.points(target)[:, 2].max()), 0.01)
+    centre, _, _ = scene.region(target)
+    if "basket" in target:
+        floor = scene.points(scene.region_owner(target))[:, 2].min()
+        return Destination(centre[:2], float(floor), 0.10)
+    if relation == "in":
+        return Destination(centre[:2], float(centre[2]) - 0.03, 0.02)
+    obstacles = scene.obstacles([name])
+    near = obstacles[np.linalg.norm(obstacles[:, :2] - centre[:2], axis=1) < 0.04]
+    surface = max(float(centre[2]), float(near[:, 2].max()) if len(near) else float(centre[2]))
+    return Destination(centre[:2], surface, 0.012)
+
+
+class ExecutionNoise:
+    """Smooth (Ornstein-Uhlenbeck) disturbance of the translation, a quarter as strong near contact.
+
+    Args:
+        scale: standard deviation of the disturbance in units of action; 0 for none.
+        rng: its source.
+    """
+
+    def __init__(self, scale: float, rng: np.random.Generator) -> None:
+        self.scale = scale
+        self._rng = rng
+        self._value = np.zeros(3)
+
+    def apply(self, command: Command) -> np.ndarray:
+        """The action `[7]` to execute for a command."""
+        self._value = 0.8 * self._value + 0.6 * self._rng.standard_normal(3)
+        executed = command.action.copy()
+        executed[:3] += self.scale * self._value * (1.0 if command.free else 0.25)
+        executed[:CONTINUOUS_DIM] = np.clip(executed[:CONTINUOUS_DIM], -1.0, 1.0)
+        return executed

@@ -1,0 +1,186 @@
+"""Where to grasp: top grasps across an object, and rim grasps of bowls and mugs.
+
+All grasps point down. Facts of the Panda's hand, measured on its collision shapes: it is 20 cm wide along the jaw axis
+and its underside is 3 cm above the grip site; the finger tips reach 9.5 mm below the site; the jaws open 7.7 cm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from statevla.sim.motion import rotation_about_z, wrap_half_turn
+from statevla.sim.scene import Scene
+
+MAX_OPENING_M = 0.077
+FINGER_TIP_M = 0.0095
+"""How far the finger tips reach below the grip site."""
+TOP_DEPTH_M = 0.027
+"""How far below an object's top the grip site goes: deeper, and the hand would meet the object."""
+RIM_DEPTH_M = 0.018
+_HAND_UNDERSIDE_M = 0.030
+_HAND_HALF = (0.104, 0.034)  # along and across the jaw axis
+_FINGERS_HALF = (0.066, 0.012)  # of the open fingers
+_FINGER_INNER_M = 0.0375
+_MARGIN_M = 0.006
+
+JAW_AXES = {"milk": 2, "orange_juice": 2}
+"""Cartons, closed along this axis of their own frame only: on the faces at the ends of the roof ridge, the pads sink
+into thin plates and the carton stays stuck to a finger after release."""
+RIM_OBJECTS = ("bowl", "mug", "ramekin")
+
+
+@dataclass(frozen=True)
+class Grasp:
+    """A grasp that points down.
+
+    Attributes:
+        position: `[3]`, of the grip site.
+        yaw: of the jaw axis, from the world's y axis (rad).
+        width: of what will be between the fingers (m).
+        low: height of the object's lowest point (m).
+        high: height of its highest point (m).
+        cost: lower is better; over about 0.3 something is in the way.
+    """
+
+    position: np.ndarray
+    yaw: float
+    width: float
+    low: float
+    high: float
+    cost: float
+
+
+def is_rim_object(name: str) -> bool:
+    """Whether an object is grasped by its rim."""
+    return any(kind in name for kind in RIM_OBJECTS)
+
+
+def plan_grasp(
+    scene: Scene, name: str, obstacles: np.ndarray, deeper: float = 0.0, yaw_from: float = 0.0
+) -> Grasp | None:
+    """The cheapest grasp of an object, or None where there is none at all.
+
+    Args:
+        scene: the scene.
+        name: the object.
+        obstacles: `[P, 3]`, points of everything else.
+        deeper: metres below the usual depth, for a second attempt.
+        yaw_from: the yaw to turn as little as possible from.
+    """
+    plan = plan_rim_grasp if is_rim_object(name) else plan_top_grasp
+    return plan(scene, name, obstacles, deeper, yaw_from)
+
+
+def plan_top_grasp(
+    scene: Scene, name: str, obstacles: np.ndarray, deeper: float = 0.0, yaw_from: float = 0.0
+) -> Grasp | None:
+    """Grasp across the object near its top.
+
+    The cost adds the jaw opening, the turn, the distance from the object's middle, and the hits of the hand and of the
+    open fingers on neighbours.
+    """
+    points = scene.points(name)
+    low, high = float(points[:, 2].min()), float(points[:, 2].max())
+    flat = high - low < 0.035
+    height = low + FINGER_TIP_M + 0.002 if flat else max(high - TOP_DEPTH_M - deeper, low + FINGER_TIP_M + 0.003)
+    band = points[np.abs(points[:, 2] - height) < (0.5 * (high - low) if flat else 0.012)]
+    if len(band) < 4:
+        band = points
+    jaw_axis = JAW_AXES.get(name.rsplit("_", 1)[0])
+    required = None if jaw_axis is None else scene.rotation(name)[:2, jaw_axis]
+    near = _near(obstacles, points[:, :2].mean(0))
+    best: Grasp | None = None
+    for yaw in np.deg2rad(np.arange(-90, 90, 5.0)):
+        along, across = _axes(yaw)
+        if required is not None and abs(along @ required) < 0.9 * np.linalg.norm(required):
+            continue
+        u, v = band[:, :2] @ along, band[:, :2] @ across
+        width, length = np.ptp(u), np.ptp(v)
+        too_wide = max(width - (MAX_OPENING_M - 0.006), 0.0)
+        middle = along * (u.max() + u.min()) / 2 + across * (v.max() + v.min()) / 2
+        reach = max(length / 2 - 0.016, 0.0)
+        shifts = (0.0,) if reach < 0.008 else (0.0, 0.5 * reach, -0.5 * reach, reach, -reach)
+        for shift in shifts:
+            centre = middle + across * shift
+            cost = width + 20 * too_wide + 0.02 * abs(yaw - yaw_from) + 0.3 * abs(shift)
+            if best is not None and cost >= best.cost:
+                continue
+            cost += _hits(centre, height, along, across, near)
+            if best is None or cost < best.cost:
+                best = Grasp(np.r_[centre, height], float(yaw), float(width), low, high, float(cost))
+    return best
+
+
+def plan_rim_grasp(
+    scene: Scene, name: str, obstacles: np.ndarray, deeper: float = 0.0, yaw_from: float = 0.0
+) -> Grasp | None:
+    """Grasp the rim, one finger inside and one outside, the jaws radial within 30°; keeps clear of handles."""
+    points = scene.points(name)
+    low, high = float(points[:, 2].min()), float(points[:, 2].max())
+    centre = scene.position(name)[:2]
+    near = _near(obstacles, centre)
+    relative = points[:, :2] - centre
+    best: Grasp | None = None
+    for angle in np.deg2rad(np.arange(0, 360, 10.0)):
+        outward = np.array([np.cos(angle), np.sin(angle)])
+        along_ray, off_ray = relative @ outward, np.abs(relative @ np.array([-outward[1], outward[0]]))
+        section = (off_ray < 0.012) & (along_ray > 0.01)
+        if not section.any():
+            continue
+        top = points[section, 2].max()  # the rim's height just here: the bowl may be tilted
+        rim = section & (points[:, 2] > top - 0.012)
+        if np.ptp(along_ray[rim]) > 0.03:  # a handle
+            continue
+        spot = centre + outward * along_ray[rim].mean()
+        for shallower in (0.0, 0.004):
+            height = top - RIM_DEPTH_M - deeper + shallower
+            for skew in np.deg2rad((0, 15, -15, 30, -30)):
+                yaw = wrap_half_turn(angle - np.pi / 2 + skew)
+                cost = 0.03 * abs(yaw - yaw_from) + 0.15 * abs(skew) + 4 * shallower
+                if best is not None and cost >= best.cost:
+                    continue
+                along, across = _axes(yaw)
+                cost += _hits(spot, height, along, across, near) + _own_hits(spot, height, along, across, points)
+                if best is None or cost < best.cost:
+                    best = Grasp(np.r_[spot, height], yaw, 0.006, low, high, float(cost))
+    return best
+
+
+def _axes(yaw: float) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors `[2]` along and across the jaw axis."""
+    rotation = rotation_about_z(yaw)
+    return rotation[:2, 1], rotation[:2, 0]
+
+
+def _near(points: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Points that a hand over `centre` could meet."""
+    return points[np.linalg.norm(points[:, :2] - centre, axis=1) < 0.25]
+
+
+def _hits(centre: np.ndarray, height: float, along: np.ndarray, across: np.ndarray, obstacles: np.ndarray) -> float:
+    """Penalty for neighbours in the boxes that the hand and the open fingers fill."""
+    if not len(obstacles):
+        return 0.0
+    offset = obstacles[:, :2] - centre
+    u, v, z = np.abs(offset @ along), np.abs(offset @ across), obstacles[:, 2]
+    underside = height + _HAND_UNDERSIDE_M - _MARGIN_M
+    tips = height - FINGER_TIP_M - _MARGIN_M
+    hand = (z > underside) & (z < height + 0.25) & (u < _HAND_HALF[0] + _MARGIN_M) & (v < _HAND_HALF[1] + _MARGIN_M)
+    fingers = (z > tips) & (z < height + 0.05) & (u < _FINGERS_HALF[0] + _MARGIN_M) & (v < _FINGERS_HALF[1] + _MARGIN_M)
+    penalty = 0.0
+    if hand.any():
+        penalty += 0.3 + 10 * (z[hand].max() - underside)
+    if fingers.any():
+        penalty += 0.5 + 5 * (z[fingers].max() - tips)
+    return penalty
+
+
+def _own_hits(centre: np.ndarray, height: float, along: np.ndarray, across: np.ndarray, points: np.ndarray) -> float:
+    """Penalty for the object's own points under the hand or under the fingers' outer halves."""
+    offset = points[:, :2] - centre
+    u, v, z = np.abs(offset @ along), np.abs(offset @ across), points[:, 2]
+    hand = (z > height + _HAND_UNDERSIDE_M + 0.001) & (u < _HAND_HALF[0]) & (v < _HAND_HALF[1])
+    fingers = (z > height - FINGER_TIP_M) & (u > _FINGER_INNER_M) & (u < _FINGERS_HALF[0]) & (v < 0.011)
+    return 0.3 * float(hand.any()) + 0.4 * float(fingers.any())

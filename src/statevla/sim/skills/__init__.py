@@ -1,0 +1,1 @@
+"""Skills of the scripted expert: generators that yield one `motion.Command` per control step."""
