@@ -178,6 +178,65 @@ def test_target_follows_the_online_weights(scope: str) -> None:
     assert model.update_target(1, 1) == 1.0
 
 
+RECIPE = [
+    "model.robot_token_dropout=1.0",
+    "model.state_projection=batchnorm",
+    "model.policy.flow_time=beta",
+    "model.policy.condition={robot_state: true, language: true, token_grid: 2}",
+    "training.phase1.frame_skip=3",
+    "training.phase1.num_frames=4",
+    "training.phase1.rollout_steps=2",
+    "training.phase1.target.kind=online",
+    "training.phase1.loss={variance_weight: 0, covariance_weight: 0, inverse_dynamics_weight: 1.0, "
+    "latent: {tc_sigreg_weight: 0.09, sigreg_weight: 0.01, variance_weight: 1, temporal_variance_weight: 0.1}}",
+]
+
+
+def test_recipe_switches_together() -> None:
+    config = load_config("conf/config.yaml", [*TINY, *RECIPE])
+    model = StateVLA(config)
+    batch = TransitionBatch(random_input(config, 6, 4), torch.rand(6, 3, 21) * 2 - 1)
+    losses = model.jepa_loss(batch)
+    losses.total.backward()
+    hidden = "state_encoder.tokenizer.robot_state"
+    assert gradients(model) == {name for name, _ in model.phase_parameters("1") if not name.startswith(hidden)}
+    assert not any("target" in name for name, _ in model.named_parameters())
+    assert losses.latent > 0
+    assert losses.inverse_dynamics > 0
+    assert model.update_target(1, 2) == 0.0
+
+    model.zero_grad(set_to_none=True)
+    chunks = random_chunks(config)
+    state = model.encode_for_policy(chunks.observation)
+    assert state.shape == (6, 24 + 9 + 12 + 2 * 4 * 32)
+    model.action_loss(chunks).total.backward()
+    assert {name for name, _ in model.phase_parameters("2")} <= gradients(model)
+    assert model.eval().sample_actions(random_input(config, 2)).shape == (2, 4, 7)
+
+
+def test_hidden_robot_state_never_reaches_the_encoder() -> None:
+    config = load_config("conf/config.yaml", [*TINY, "model.robot_token_dropout=1.0"])
+    model, observation = StateVLA(config).eval(), random_input(config, 2)
+    moved = ModelInput(observation.images, observation.robot_state + 1, observation.language)
+    torch.testing.assert_close(model.encode(observation), model.encode(moved))
+    open_model = StateVLA(load_config("conf/config.yaml", [*TINY, "model.robot_token_dropout=0.5"])).eval()
+    assert not torch.equal(open_model.encode(observation), open_model.encode(moved)), "positive control"
+
+
+def test_l1_objective_regresses_the_chunk() -> None:
+    config = load_config("conf/config.yaml", [*TINY, "model.policy.objective=l1"])
+    model, batch = StateVLA(config).eval(), random_chunks(config)
+    losses = model.action_loss(batch)
+    with torch.no_grad():
+        error = (model.sample_actions(batch.observation)[..., :-1] - batch.actions[..., :-1]).abs().mean()
+    torch.testing.assert_close(losses.flow, error)
+
+
+def test_online_target_needs_a_regulariser() -> None:
+    with pytest.raises(UserError, match="collapses without a regulariser"):
+        load_config("conf/config.yaml", ["training.phase1.target.kind=online"])
+
+
 def test_one_batch_overfit_phase_1(model: StateVLA, config) -> None:
     batch = random_transitions(config, batch=8)
     optimizer = torch.optim.Adam([p for _, p in model.phase_parameters("1")], lr=3e-3)

@@ -30,17 +30,70 @@ class SinusoidalTimeEmbedding(nn.Module):
         return self.mlp(F.pad(sinusoids, (0, self.dim - 2 * half)))
 
 
+GRIPPER_TOKEN_DIM = 16
+
+
+class PolicyStateLayout:
+    """How the flat policy state `[B, P]` splits: z, robot state, language, camera tokens (absent ones have width 0)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        condition = config.policy.condition
+        self.num_tokens = len(config.cameras) * condition.token_grid**2
+        self.embed_dim = config.embed_dim
+        self.widths = [
+            config.state_dim,
+            config.robot_state_dim if condition.robot_state else 0,
+            config.language_dim if condition.language else 0,
+            self.num_tokens * config.embed_dim,
+        ]
+
+    def split(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`[B, P]` → z `[B, Z]`, robot state `[B, S or 0]`, language `[B, E or 0]`, tokens `[B, M, D]`."""
+        z, robot, language, tokens = state.split(self.widths, dim=-1)
+        return z, robot, language, tokens.reshape(state.shape[0], self.num_tokens, self.embed_dim)
+
+
+class PolicyCondition(nn.Module):
+    """Policy state → condition tokens: one for z, then one each for robot state and language, then camera tokens."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.embed_dim
+        self.layout = PolicyStateLayout(config)
+        _, robot, language, _ = self.layout.widths
+        self.state = nn.Linear(config.state_dim, dim)
+        self.robot_state = nn.Linear(robot, dim) if robot else None
+        self.language = nn.Linear(language, dim) if language else None
+        self.tokens = nn.Linear(dim, dim) if self.layout.num_tokens else None
+        self.num_tokens = 1 + bool(robot) + bool(language) + self.layout.num_tokens
+
+    def forward(self, state: Tensor) -> Tensor:
+        """`[B, P]` → `[B, num_tokens, D]`."""
+        z, robot, language, tokens = self.layout.split(state)
+        parts = [self.state(z).unsqueeze(1)]
+        if self.robot_state is not None:
+            parts.append(self.robot_state(robot).unsqueeze(1))
+        if self.language is not None:
+            parts.append(self.language(language).unsqueeze(1))
+        if self.tokens is not None:
+            parts.append(self.tokens(tokens))
+        return torch.cat(parts, dim=1)
+
+
 class FlowMatchingPolicy(nn.Module):
-    """Velocity field over the chunk's continuous dims: Mamba over [z][t][x_1 … x_H]."""
+    """Velocity field over the chunk's continuous dims: Mamba over [z …][t][x_1 … x_H].
+
+    With the `l1` objective the same network regresses the chunk: x and t are zeros and the output is the action.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim, policy = config.embed_dim, config.policy
         self.horizon, self.continuous_dim = config.action_seq_len, config.action_dim - 1
-        self.state = nn.Linear(config.state_dim, dim)
+        self.condition = PolicyCondition(config)
         self.time = SinusoidalTimeEmbedding(dim)
         self.action = nn.Linear(self.continuous_dim, dim)
-        self.positions = nn.Parameter(torch.empty(self.horizon + 2, dim))
+        self.positions = nn.Parameter(torch.empty(self.condition.num_tokens + 1 + self.horizon, dim))
         nn.init.trunc_normal_(self.positions, std=0.02)
         self.positions._no_weight_decay = True  # type: ignore[attr-defined]
         self.stack = MambaStack(
@@ -55,29 +108,36 @@ class FlowMatchingPolicy(nn.Module):
         )
         self.head = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, self.continuous_dim))
 
-    def forward(self, x_t: Tensor, t: Tensor, state: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """Velocity at `x_t`.
 
         Args:
             x_t: `[B, H, A-1]`, normalised.
             t: `[B]`, flow time in [0, 1].
-            state: `[B, Z]`.
+            condition: `[B, C, D]`, the output of `self.condition`, the same at every solver step.
 
         Returns:
-            `[B, H, A-1]`.
+            `[B, H, A-1]`, float32.
         """
-        condition = torch.stack([self.state(state), self.time(t)], dim=1)
-        tokens = torch.cat([condition, self.action(x_t).to(condition.dtype)], dim=1) + self.positions
-        return self.head(self.stack(tokens)[:, 2:]).float()
+        dtype = condition.dtype
+        tokens = torch.cat([condition, self.time(t).unsqueeze(1).to(dtype), self.action(x_t).to(dtype)], dim=1)
+        outputs = self.stack(tokens + self.positions)
+        return self.head(outputs[:, -self.horizon :]).float()
 
 
 class GripperClassifier(nn.Module):
-    """z → one logit per step of the chunk; positive means close."""
+    """Policy state → one logit per step of the chunk; positive means close.
+
+    Camera tokens, where the policy has them, come in through a shared narrow projection: it keeps where things are.
+    """
 
     def __init__(self, config: ModelConfig, hidden_dim: int = 256) -> None:
         super().__init__()
+        self.layout = PolicyStateLayout(config)
+        num_tokens = self.layout.num_tokens
+        self.tokens = nn.Linear(config.embed_dim, GRIPPER_TOKEN_DIM) if num_tokens else None
         self.mlp = nn.Sequential(
-            nn.Linear(config.state_dim, hidden_dim),
+            nn.Linear(sum(self.layout.widths[:3]) + num_tokens * GRIPPER_TOKEN_DIM, hidden_dim),
             nn.GELU(),
             nn.Linear(hidden_dim, hidden_dim),
             nn.GELU(),
@@ -85,8 +145,12 @@ class GripperClassifier(nn.Module):
         )
 
     def forward(self, state: Tensor) -> Tensor:
-        """`[B, Z]` → logits `[B, H]`."""
-        return self.mlp(state).float()
+        """`[B, P]` → logits `[B, H]`, float32."""
+        z, robot, language, tokens = self.layout.split(state)
+        parts = [z, robot, language]
+        if self.tokens is not None:
+            parts.append(self.tokens(tokens).flatten(1).to(z.dtype))
+        return self.mlp(torch.cat(parts, dim=-1)).float()
 
 
 def gripper_loss(logits: Tensor, command: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -90,8 +90,23 @@ class MambaConfig(_Section):
     """`auto`, or a name that `python -m statevla.mamba` lists; `$STATEVLA_SCAN_BACKEND` serves where this says auto."""
 
 
+class ConditionConfig(_Section):
+    """What the policy sees beside z; all off in the spec."""
+
+    robot_state: bool = False
+    language: bool = False
+    token_grid: NonNegative = 0
+    """Encoder outputs of every camera, average-pooled to `token_grid x token_grid` tokens; 0 = none."""
+
+
 class PolicyConfig(_Section):
     """Flow-matching policy and its sampler."""
+
+    objective: Literal["flow", "l1"] = "flow"
+    """`l1` regresses the chunk in one pass instead (the baseline)."""
+    flow_time: Literal["uniform", "beta"] = "uniform"
+    """`beta`: t ~ Beta(1.5, 1), more often near noise (pi0, arXiv 2410.24164, appendix B)."""
+    condition: ConditionConfig = ConditionConfig()
 
     depth: Positive = 3
     d_state: Positive = 64
@@ -112,6 +127,10 @@ class ModelConfig(_Section):
     cameras: Annotated[list[str], Field(min_length=1)] = ["agentview", "eye_in_hand"]
     image_size: Positive = 224
     language_dim: Positive = 512
+    robot_token_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Chance in training that the encoder sees a mask for the robot state; 1 hides it always (its slot stays)."""
+    state_projection: Literal["layernorm", "batchnorm"] = "layernorm"
+    """`layernorm`: Linear + LayerNorm, as in the spec; `batchnorm`: an MLP with BatchNorm; z keeps its scale."""
     stem: Annotated[PatchStem | ConvStem, Field(discriminator="kind")] = PatchStem()
     mamba: MambaConfig = MambaConfig()
     policy: PolicyConfig = PolicyConfig()
@@ -177,12 +196,30 @@ class DataConfig(_Section):
 
 
 class TargetConfig(_Section):
-    """The EMA target of phase 1 (BYOL's cosine schedule)."""
+    """What phase 1 predicts."""
 
+    kind: Literal["ema", "online"] = "ema"
+    """`ema`: an averaged copy (BYOL's cosine schedule); `online`: the encoder itself, gradients included (only with a
+    latent regulariser)."""
     scope: Literal["encoder", "path"] = "encoder"
     """`encoder`: only the Mamba encoder has an averaged copy, as in the spec; `path`: tokenizer and projection too."""
     momentum: Annotated[float, Field(ge=0, le=1)] = 0.996
     final_momentum: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+
+class LatentLossConfig(_Section):
+    """Regularisers on the encoder's latents rather than on predictions; all off in the spec."""
+
+    variance_weight: Weight = 0.0
+    covariance_weight: Weight = 0.0
+    temporal_variance_weight: Weight = 0.0
+    """Hinge on the standard deviation over time inside a window."""
+    sigreg_weight: Weight = 0.0
+    tc_sigreg_weight: Weight = 0.0
+    """SIGReg on z minus its window's mean."""
+
+    def any_on(self) -> bool:
+        return any(weight > 0 for weight in self.model_dump().values())
 
 
 class JepaLossConfig(_Section):
@@ -190,9 +227,14 @@ class JepaLossConfig(_Section):
 
     prediction_weight: Weight = 1.0
     variance_weight: Weight = 1.0
+    """On predictions, as in the spec."""
     covariance_weight: Weight = 0.04
+    """On predictions, as in the spec."""
     variance_target: Annotated[float, Field(gt=0)] = 1.0
-    """Standard deviation below which the variance hinge pushes (VICReg's gamma)."""
+    """Standard deviation below which the variance hinges push (VICReg's gamma)."""
+    latent: LatentLossConfig = LatentLossConfig()
+    inverse_dynamics_weight: Weight = 0.0
+    """Recover the action block from two consecutive latents."""
 
 
 class _PhaseConfig(_Section):
@@ -211,8 +253,18 @@ class Phase1Config(_PhaseConfig):
     """Control steps between two retained frames; the predictor's action is the block of actions in between."""
     num_frames: Annotated[int, Field(ge=2)] = 2
     """Retained frames per window."""
+    rollout_steps: Positive = 1
+    """Predictions are fed back and scored up to so many retained steps ahead."""
     target: TargetConfig = TargetConfig()
     loss: JepaLossConfig = JepaLossConfig()
+
+    @model_validator(mode="after")
+    def _sound(self) -> Phase1Config:
+        if self.rollout_steps >= self.num_frames:
+            raise ValueError(f"rollout_steps {self.rollout_steps} needs num_frames > {self.rollout_steps}")
+        if self.target.kind == "online" and not self.loss.latent.any_on():
+            raise ValueError("target.kind 'online' collapses without a regulariser in loss.latent; switch one on")
+        return self
 
 
 class Phase2Config(_PhaseConfig):

@@ -6,51 +6,118 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from statevla.config import Config
-from statevla.jepa import Encoder, TemporalPredictor, Tokenizer, ema_momentum, update_ema
+from statevla.config import Config, ModelConfig
+from statevla.jepa import Encoder, InverseDynamics, TemporalPredictor, Tokenizer, ema_momentum, update_ema
 from statevla.types import ModelInput
 
 
 class JepaStateEncoder(nn.Module):
     """The world-model half of StateVLA.
 
-    `encode` is all that acting needs; `encode_target` and `predictor` serve phase 1 and the diagnostics.
+    `encode` and `encode_for_policy` are all that acting needs; the target, the predictor and the inverse dynamics serve
+    phase 1 and the diagnostics.
     """
+
+    inverse_dynamics: InverseDynamics | None
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         model, phase1 = config.model, config.training.phase1
+        self.config = model
         self.tokenizer = Tokenizer(model)
         self.encoder = Encoder(model)
-        self.projection = nn.Sequential(nn.Linear(model.embed_dim, model.state_dim), nn.LayerNorm(model.state_dim))
-        self.predictor = TemporalPredictor(
-            model.state_dim, phase1.frame_skip * model.action_dim, phase1.temporal_predictor_hidden_dim
-        )
+        self.projection = _build_projection(model)
+        action_dim = phase1.frame_skip * model.action_dim
+        hidden_dim = phase1.temporal_predictor_hidden_dim
+        self.predictor = TemporalPredictor(model.state_dim, action_dim, hidden_dim)
+        self.inverse_dynamics = None
+        if phase1.loss.inverse_dynamics_weight > 0:
+            self.inverse_dynamics = InverseDynamics(model.state_dim, action_dim, hidden_dim)
         self.target_config = phase1.target
-        # Only what is averaged has a copy; the rest of the target's path is shared with the online one.
-        averaged = ("encoder",) if phase1.target.scope == "encoder" else ("tokenizer", "encoder", "projection")
-        self.target = nn.ModuleDict({name: copy.deepcopy(getattr(self, name)) for name in averaged})
-        self.target.requires_grad_(False)
+        self.target = nn.ModuleDict()
+        if phase1.target.kind == "ema":
+            # Only what is averaged has a copy; the rest of the target's path is shared with the online one.
+            encoder_only = phase1.target.scope == "encoder"
+            for name in ("encoder",) if encoder_only else ("tokenizer", "encoder", "projection"):
+                self.target[name] = copy.deepcopy(getattr(self, name))
+            self.target.requires_grad_(False)
 
     def encode(self, observation: ModelInput) -> Tensor:
-        """`[..., ]` observations → z `[..., Z]`; gradients flow."""
-        return self._encode(observation, {})
+        """Observations with leading dims `[...]` → z `[..., Z]`; gradients flow."""
+        return self._project(observation, self._tokens(observation, {}), {})
 
     @torch.no_grad()
     def encode_target(self, observation: ModelInput) -> Tensor:
-        """z of the EMA target, `[..., Z]`; never any gradient."""
-        return self._encode(observation, dict(self.target.items()))
+        """z of the target, `[..., Z]`; never any gradient."""
+        parts = dict(self.target.items())
+        return self._project(observation, self._tokens(observation, parts), parts)
 
-    def _encode(self, observation: ModelInput, parts: dict[str, nn.Module]) -> Tensor:
-        tokens = parts.get("tokenizer", self.tokenizer)(observation.flatten())
-        cls = parts.get("encoder", self.encoder)(tokens)[:, -1]
-        state = parts.get("projection", self.projection)(cls)
+    def encode_for_policy(self, observation: ModelInput) -> Tensor:
+        """Observations `[B]` → what the policy is conditioned on, `[B, P]` (`policy_state_dim`).
+
+        z, then, where `model.policy.condition` asks for them, robot state, language embedding and pooled camera
+        tokens: one flat vector, so that it can be computed once per frame and stored.
+        """
+        condition = self.config.policy.condition
+        outputs = self._tokens(observation, {})
+        parts = [self._project(observation, outputs, {})]
+        if condition.robot_state:
+            parts.append(observation.robot_state)
+        if condition.language:
+            parts.append(observation.language)
+        if condition.token_grid:
+            parts.append(self._pool(outputs, condition.token_grid).flatten(1))
+        return torch.cat([part.float() for part in parts], dim=-1)
+
+    def _tokens(self, observation: ModelInput, parts: dict[str, nn.Module]) -> Tensor:
+        """`[..., ]` observations → encoder outputs `[N, tokens, D]`, leading dims merged."""
+        return parts.get("encoder", self.encoder)(parts.get("tokenizer", self.tokenizer)(observation.flatten()))
+
+    def _project(self, observation: ModelInput, outputs: Tensor, parts: dict[str, nn.Module]) -> Tensor:
+        state = parts.get("projection", self.projection)(outputs[:, -1])
         return state.reshape(*observation.batch_shape, -1)
 
+    def _pool(self, outputs: Tensor, grid: int) -> Tensor:
+        """Encoder outputs → `[B, V · grid², D]`, average-pooled per camera."""
+        cameras = outputs[:, 2:-1].unflatten(1, (len(self.config.cameras), -1))
+        side = self.config.image_size // self.config.stem.stride()
+        maps = cameras.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))
+        pooled = F.adaptive_avg_pool2d(maps, grid).flatten(2).transpose(1, 2)
+        return pooled.unflatten(0, (-1, len(self.config.cameras))).flatten(1, 2)
+
     def update_target(self, step: int, total_steps: int) -> float:
-        """Move the target towards the online weights; returns the momentum used."""
+        """Move the target towards the online weights; returns the momentum used (nothing to move: 0)."""
+        if not len(self.target):
+            return 0.0
         momentum = ema_momentum(step, total_steps, self.target_config.momentum, self.target_config.final_momentum)
         for name, target in self.target.items():
             update_ema(target.parameters(), getattr(self, name).parameters(), momentum)
+            # Running statistics are no parameters; the target takes the online ones as they are.
+            for mine, online in zip(target.buffers(), getattr(self, name).buffers(), strict=True):
+                mine.copy_(online)
         return momentum
+
+
+def policy_state_dim(config: ModelConfig) -> int:
+    """Width P of `encode_for_policy`."""
+    condition = config.policy.condition
+    return (
+        config.state_dim
+        + condition.robot_state * config.robot_state_dim
+        + condition.language * config.language_dim
+        + len(config.cameras) * condition.token_grid**2 * config.embed_dim
+    )
+
+
+def _build_projection(config: ModelConfig) -> nn.Module:
+    if config.state_projection == "layernorm":
+        return nn.Sequential(nn.Linear(config.embed_dim, config.state_dim), nn.LayerNorm(config.state_dim))
+    hidden_dim = 2 * config.embed_dim
+    return nn.Sequential(
+        nn.Linear(config.embed_dim, hidden_dim),
+        nn.BatchNorm1d(hidden_dim),
+        nn.GELU(),
+        nn.Linear(hidden_dim, config.state_dim),
+    )

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from statevla.action_policy import FlowMatchingPolicy, GripperClassifier, gripper_command, gripper_loss
 from statevla.config import Config
 from statevla.errors import UserError
-from statevla.flow import flow_matching_loss, interpolate, solve
-from statevla.jepa import JepaLosses, temporal_jepa_loss
+from statevla.flow import flow_matching_loss, interpolate, l1_loss, sample_flow_time, solve
+from statevla.jepa import JepaLosses, latent_loss, temporal_jepa_loss
 from statevla.state_encoder import JepaStateEncoder
 from statevla.types import ChunkBatch, ModelInput, TransitionBatch
 
@@ -22,7 +22,7 @@ MAX_LOG_VARIANCE = 2.0
 
 
 class ActionLosses(NamedTuple):
-    """Scalars: the weighted `total`, and each term without its weight."""
+    """Scalars: the weighted `total`, and each term without its weight (`flow` is the L1 error where that is chosen)."""
 
     total: Tensor
     flow: Tensor
@@ -48,8 +48,12 @@ class StateVLA(nn.Module):
         return self.state_encoder.encode(observation)
 
     def encode_target(self, observation: ModelInput) -> Tensor:
-        """The EMA target's z `[..., Z]`, without gradient."""
+        """The target's z `[..., Z]`, without gradient."""
         return self.state_encoder.encode_target(observation)
+
+    def encode_for_policy(self, observation: ModelInput) -> Tensor:
+        """Observations `[B]` → all that the policy is conditioned on, flat, `[B, P]`; z alone in the spec."""
+        return self.state_encoder.encode_for_policy(observation)
 
     def predict_next(self, state: Tensor, actions: Tensor) -> Tensor:
         """z_t `[..., Z]` and the action block `[..., K·A]` → the expected z after it, `[..., Z]`."""
@@ -60,41 +64,59 @@ class StateVLA(nn.Module):
 
         Args:
             batch: windows of T frames.
-            gather: with several processes, a differentiable all-gather over the first dim, so that variance and
-                covariance are those of the global batch.
+            gather: with several processes, a differentiable all-gather over the first dim, so that the terms that
+                depend on the batch are those of the global batch.
         """
-        observation = batch.observation
-        state = self.encode(observation.at((slice(None), slice(None, -1))))
-        target = self.encode_target(observation.at((slice(None), slice(1, None))))
-        prediction = self.predict_next(state, batch.actions)
-        regularized = prediction.flatten(0, 1)
-        if gather is not None:
-            regularized = gather(regularized)
-        return temporal_jepa_loss(prediction, target, regularized, self.config.training.phase1.loss)
+        gather = gather or (lambda tensor: tensor)
+        phase1 = self.config.training.phase1
+        loss, online_target = phase1.loss, phase1.target.kind == "online"
+        inverse = self.state_encoder.inverse_dynamics
+        # The spec's loss needs no online z of the last frame; everything beyond it does.
+        needs_last = online_target or inverse is not None or loss.latent.any_on()
+        frames = slice(None) if needs_last else slice(None, -1)
+        state = self.encode(batch.observation.at((slice(None), frames)))
+        following = batch.observation.at((slice(None), slice(1, None)))
+        target = state[:, 1:] if online_target else self.encode_target(following)
+
+        last = batch.actions.shape[1]
+        predictions = [self.predict_next(state[:, :last], batch.actions)]
+        for ahead in range(1, phase1.rollout_steps):
+            predictions.append(self.predict_next(predictions[-1][:, :-1], batch.actions[:, ahead:]))
+        zero = state.new_zeros(())
+        latent = latent_loss(gather(state), loss.latent, loss.variance_target) if loss.latent.any_on() else zero
+        recovered = zero
+        if inverse is not None:
+            recovered = (inverse(state[:, :-1], state[:, 1:]).float() - batch.actions).square().mean()
+        regularized = gather(predictions[0].flatten(0, 1))
+        return temporal_jepa_loss(predictions, target, regularized, latent, recovered, loss)
 
     def action_loss(self, batch: ChunkBatch, generator: torch.Generator | None = None) -> ActionLosses:
         """Phase 2: flow matching on the continuous dims, cross-entropy on the gripper.
 
         Args:
-            batch: with `state` when z is known already, else z is encoded here.
+            batch: with `state` when `encode_for_policy` ran already, else the observation is encoded here.
             generator: for the noise and the flow times; None takes the global one.
         """
         if batch.state is not None:
             state = batch.state
         elif batch.observation is not None:
-            state = self.encode(batch.observation)
+            state = self.encode_for_policy(batch.observation)
         else:
             raise ValueError("ChunkBatch needs an observation or a state")
-        actions, mask = batch.actions, ~batch.is_pad
-        x_0 = actions[..., :-1]
-        x_1 = _randn_like(x_0, generator)
-        t = torch.rand(x_0.shape[0], generator=generator, device=_generator_device(generator, x_0)).to(x_0.device)
-        velocity = self.policy(interpolate(x_0, x_1, t[:, None, None]), t, state)
-        flow = flow_matching_loss(velocity, x_0, x_1, mask)
-        gripper = gripper_loss(self.gripper(state), actions[..., -1], mask)
+        mask, x_0 = ~batch.is_pad, batch.actions[..., :-1]
+        condition = self.policy.condition(state)
+        if self.config.model.policy.objective == "l1":
+            still = torch.zeros_like(x_0)
+            continuous = l1_loss(self.policy(still, still[:, 0, 0], condition), x_0, mask)
+        else:
+            x_1 = _randn(x_0.shape, x_0.device, generator)
+            t = sample_flow_time(x_0.shape[0], self.config.model.policy.flow_time, x_0.device, generator)
+            velocity = self.policy(interpolate(x_0, x_1, t[:, None, None]), t, condition)
+            continuous = flow_matching_loss(velocity, x_0, x_1, mask)
+        gripper = gripper_loss(self.gripper(state), batch.actions[..., -1], mask)
         log_variance = self.gripper_log_variance.clamp(-MAX_LOG_VARIANCE, MAX_LOG_VARIANCE)
-        total = flow + torch.exp(-log_variance) * gripper + 0.5 * log_variance
-        return ActionLosses(total, flow, gripper)
+        total = continuous + torch.exp(-log_variance) * gripper + 0.5 * log_variance
+        return ActionLosses(total, continuous, gripper)
 
     @torch.no_grad()
     def sample_actions(
@@ -106,7 +128,7 @@ class StateVLA(nn.Module):
         """Draw a chunk for each observation. The observation is encoded once, not per solver step.
 
         Args:
-            observation: leading dims `[B]`, or z `[B, Z]` itself.
+            observation: leading dims `[B]`, or the output of `encode_for_policy`, `[B, P]`.
             steps: solver steps; None takes `model.policy.num_sampling_steps`.
             generator: makes the noise reproducible.
 
@@ -114,14 +136,19 @@ class StateVLA(nn.Module):
             float32 `[B, H, A]`: continuous dims normalised, gripper exactly -1 or +1.
         """
         settings = self.config.model
-        state = observation if isinstance(observation, Tensor) else self.encode(observation)
-        shape = (state.shape[0], settings.action_seq_len, settings.action_dim - 1)
-        noise = _randn_like(torch.empty(shape, device=state.device), generator)
+        policy = settings.policy
+        state = observation if isinstance(observation, Tensor) else self.encode_for_policy(observation)
+        condition = self.policy.condition(state)
+        shape = torch.Size((state.shape[0], settings.action_seq_len, settings.action_dim - 1))
 
         def velocity(x: Tensor, t: float) -> Tensor:
-            return self.policy(x, torch.full((x.shape[0],), t, device=x.device), state)
+            return self.policy(x, torch.full((x.shape[0],), t, device=x.device), condition)
 
-        continuous = solve(velocity, noise, steps or settings.policy.num_sampling_steps, settings.policy.solver)
+        if policy.objective == "l1":
+            continuous = velocity(torch.zeros(shape, device=state.device), 0.0)
+        else:
+            noise = _randn(shape, state.device, generator)
+            continuous = solve(velocity, noise, steps or policy.num_sampling_steps, policy.solver)
         return torch.cat([continuous, gripper_command(self.gripper(state)).unsqueeze(-1)], dim=-1)
 
     def freeze_encoder(self) -> None:
@@ -147,7 +174,8 @@ class StateVLA(nn.Module):
         """
         if phase not in PHASES:
             raise UserError(f"phase '{phase}': expected one of {', '.join(PHASES)}")
-        idle = {"1": ("policy.", "gripper"), "2": ("state_encoder.",), "bc": ("state_encoder.predictor.",)}[phase]
+        world_model = ("state_encoder.predictor.", "state_encoder.inverse_dynamics.")
+        idle = {"1": ("policy.", "gripper"), "2": ("state_encoder.",), "bc": world_model}[phase]
         for name, parameter in self.named_parameters():
             if not name.startswith((*idle, "state_encoder.target.")):
                 yield name, parameter
@@ -160,6 +188,7 @@ class StateVLA(nn.Module):
             ("context encoder", encoder.encoder),
             ("target encoder (EMA)", encoder.target),
             ("temporal predictor", encoder.predictor),
+            *([("inverse dynamics", encoder.inverse_dynamics)] if encoder.inverse_dynamics else []),
             ("state projection", encoder.projection),
             ("flow-matching policy", self.policy),
             ("gripper classifier", self.gripper),
@@ -172,11 +201,6 @@ def _count(part: nn.Module | nn.Parameter) -> int:
     return part.numel() if isinstance(part, nn.Parameter) else sum(p.numel() for p in part.parameters())
 
 
-def _generator_device(generator: torch.Generator | None, like: Tensor) -> torch.device:
-    return like.device if generator is None else generator.device
-
-
-def _randn_like(tensor: Tensor, generator: torch.Generator | None) -> Tensor:
+def _randn(shape: torch.Size, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """Normal noise drawn on the generator's device, so that a CPU generator gives the same noise on every device."""
-    device = _generator_device(generator, tensor)
-    return torch.randn(tensor.shape, generator=generator, device=device).to(tensor.device)
+    return torch.randn(shape, generator=generator, device=generator.device if generator else device).to(device)

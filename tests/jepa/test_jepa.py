@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from statevla.config import JepaLossConfig, load_config
+from statevla.config import JepaLossConfig, LatentLossConfig, load_config
 from statevla.jepa import Encoder, TemporalPredictor, Tokenizer, ema_momentum, temporal_jepa_loss, update_ema
 from statevla.jepa.loss import covariance_loss, variance_loss
+from statevla.jepa.regularizers import latent_loss, sigreg
 from statevla.types import ModelInput
 
 TINY = [
@@ -40,7 +41,8 @@ def test_loss_terms_are_the_formulas() -> None:
     prediction, target = torch.randn(8, 3, 5), torch.randn(8, 3, 5)
     z = prediction.flatten(0, 1) * 0.3
     config = JepaLossConfig(prediction_weight=2.0, variance_weight=3.0, covariance_weight=0.5, variance_target=1.0)
-    losses = temporal_jepa_loss(prediction, target, z, config)
+    latent, recovered = torch.tensor(0.25), torch.tensor(0.0)
+    losses = temporal_jepa_loss([prediction], target, z, latent, recovered, config)
     covariance = torch.cov(z.T)
     off_diagonal = covariance - torch.diag(covariance.diagonal())
     assert losses.prediction == pytest.approx(((prediction - target) ** 2).mean().item(), rel=1e-5)
@@ -48,7 +50,7 @@ def test_loss_terms_are_the_formulas() -> None:
         (1 - (covariance.diagonal() + 1e-4).sqrt()).clamp_min(0).mean().item(), rel=1e-4
     )
     assert losses.covariance == pytest.approx((off_diagonal**2).sum().item() / 5, rel=1e-4)
-    expected = 2 * losses.prediction + 3 * losses.variance + 0.5 * losses.covariance
+    expected = 2 * losses.prediction + 3 * losses.variance + 0.5 * losses.covariance + 0.25
     assert losses.total == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -58,11 +60,39 @@ def test_regulariser_sees_collapse_and_redundancy() -> None:
     assert covariance_loss(varied) < 0.02 < 2.0 < covariance_loss(varied[:, :1].expand(-1, 4))
 
 
-def test_target_gets_no_gradient() -> None:
-    prediction, target = torch.randn(4, 5, requires_grad=True), torch.randn(4, 5, requires_grad=True)
-    temporal_jepa_loss(prediction, target, prediction, JepaLossConfig()).total.backward()
-    assert prediction.grad is not None
-    assert target.grad is None
+def test_rollouts_are_scored_against_their_own_frames() -> None:
+    target = torch.arange(3.0).reshape(1, 3, 1).expand(4, 3, 2)
+    zero = torch.zeros(())
+    perfect = [target, target[:, 1:]]
+    losses = temporal_jepa_loss(perfect, target, torch.randn(8, 2), zero, zero, JepaLossConfig())
+    assert losses.prediction == 0
+    late = [target, target[:, :-1]]
+    assert temporal_jepa_loss(late, target, torch.randn(8, 2), zero, zero, JepaLossConfig()).prediction == 0.5
+
+
+def test_sigreg_knows_a_normal_from_other_distributions() -> None:
+    torch.manual_seed(0)
+    normal = torch.randn(512, 3, 8)
+    statistic = {
+        "normal": sigreg(normal),
+        "collapsed": sigreg(torch.zeros(512, 3, 8)),
+        "narrow": sigreg(normal * 0.5),
+        "shifted": sigreg(normal + 1.0),
+        "one direction": sigreg(normal[..., :1].expand(-1, -1, 8)),
+    }
+    assert statistic.pop("normal") < 2.0
+    assert min(statistic.values()) > 15.0
+
+
+def test_temporally_centred_sigreg_sees_what_is_constant_in_a_window() -> None:
+    """A latent that only tells episodes apart satisfies SIGReg and not its centred form."""
+    torch.manual_seed(0)
+    identity = torch.randn(256, 1, 8).expand(-1, 4, -1)
+    plain = latent_loss(identity, LatentLossConfig(sigreg_weight=1.0), 1.0)
+    centred = latent_loss(identity, LatentLossConfig(tc_sigreg_weight=1.0), 1.0)
+    assert plain < 2.0
+    assert centred > 50.0
+    assert latent_loss(identity, LatentLossConfig(temporal_variance_weight=1.0), 1.0) > 0.9
 
 
 def test_ema_schedule_and_update() -> None:
@@ -130,10 +160,11 @@ def collapse_std(config: JepaLossConfig) -> float:
         z = encoder(state)
         prediction = predictor(z, action)
         # The gradient flows into both sides: without a regulariser the trivial solution is an attractor.
-        error = (prediction - encoder(following)).square().mean()
-        losses = temporal_jepa_loss(prediction, prediction, z, config)
+        zero = torch.zeros(())
+        target = encoder(following).unsqueeze(1)
+        losses = temporal_jepa_loss([prediction.unsqueeze(1)], target, z, zero, zero, config)
         optimizer.zero_grad()
-        (error + losses.total).backward()
+        losses.total.backward()
         optimizer.step()
     with torch.no_grad():
         return encoder(torch.randn(512, 8)).std(dim=0).min().item()

@@ -6,7 +6,10 @@ written with time running from data (0) to noise (1).
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+BETA_SHAPE = 1.5
 
 
 def interpolate(x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
@@ -19,6 +22,19 @@ def target_velocity(x_0: Tensor, x_1: Tensor) -> Tensor:
     return x_1 - x_0
 
 
+def sample_flow_time(
+    count: int, distribution: str, device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """Flow times for training, `[count]` in [0, 1].
+
+    Args:
+        distribution: `uniform`, or `beta`: Beta(1.5, 1), which dwells near noise (t = 1; pi0, arXiv 2410.24164,
+            appendix B). Its distribution function is t^1.5, so that u^(1/1.5) of a uniform u draws it.
+    """
+    u = torch.rand(count, generator=generator, device=generator.device if generator else device).to(device)
+    return u if distribution == "uniform" else u.pow(1.0 / BETA_SHAPE)
+
+
 def flow_matching_loss(velocity: Tensor, x_0: Tensor, x_1: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean squared error between the predicted and the path's velocity.
 
@@ -27,7 +43,16 @@ def flow_matching_loss(velocity: Tensor, x_0: Tensor, x_1: Tensor, mask: Tensor 
         x_0, x_1: `[B, H, A]`, action and noise.
         mask: bool `[B, H]`, true where a step counts; None counts all.
     """
-    error = (velocity.float() - target_velocity(x_0, x_1).float()).square().mean(dim=-1)
+    return _mean_over_steps((velocity.float() - target_velocity(x_0, x_1).float()).square().mean(dim=-1), mask)
+
+
+def l1_loss(prediction: Tensor, x_0: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean absolute error of a direct regression, the baseline without a flow; shapes as in `flow_matching_loss`."""
+    return _mean_over_steps((prediction.float() - x_0.float()).abs().mean(dim=-1), mask)
+
+
+def _mean_over_steps(error: Tensor, mask: Tensor | None) -> Tensor:
+    """`[B, H]` errors → their mean over the steps that count."""
     if mask is None:
         return error.mean()
     weight = mask.to(error.dtype)

@@ -1,16 +1,20 @@
-"""Temporal JEPA: tokenizer, encoder and its EMA target, temporal predictor, loss."""
+"""Temporal JEPA: tokenizer, encoder and its EMA target, temporal predictor, losses."""
 
 from statevla.jepa.encoder import Encoder, ema_momentum, update_ema
+from statevla.jepa.inverse_dynamics import InverseDynamics
 from statevla.jepa.loss import JepaLosses, temporal_jepa_loss
+from statevla.jepa.regularizers import latent_loss
 from statevla.jepa.temporal_predictor import TemporalPredictor
 from statevla.jepa.tokenizer import Tokenizer
 
 __all__ = [
     "Encoder",
+    "InverseDynamics",
     "JepaLosses",
     "TemporalPredictor",
     "Tokenizer",
     "ema_momentum",
+    "latent_loss",
     "temporal_jepa_loss",
     "update_ema",
 ]

@@ -1,11 +1,13 @@
 """The loss of phase 1: prediction error with variance and covariance terms against collapse.
 
 VICReg (Bardes, Ponce & LeCun 2022, arXiv 2105.04906), equations 1 to 4, with the invariance term replaced by the
-prediction error in latent space.
+prediction error in latent space. The spec takes variance and covariance over the predictions; `regularizers.py` has
+what can be put on the encoder's latents instead.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,28 +17,46 @@ from statevla.config import JepaLossConfig
 
 
 class JepaLosses(NamedTuple):
-    """Scalars: the weighted `total`, and each term without its weight."""
+    """Scalars: the weighted `total`; each term without its weight; `latent` is the weighted sum of its section."""
 
     total: Tensor
     prediction: Tensor
     variance: Tensor
     covariance: Tensor
+    latent: Tensor
+    inverse_dynamics: Tensor
 
 
-def temporal_jepa_loss(prediction: Tensor, target: Tensor, regularized: Tensor, config: JepaLossConfig) -> JepaLosses:
-    """`prediction_weight · MSE + variance_weight · v + covariance_weight · c`.
+def temporal_jepa_loss(
+    predictions: Sequence[Tensor],
+    target: Tensor,
+    regularized: Tensor,
+    latent: Tensor,
+    inverse_dynamics: Tensor,
+    config: JepaLossConfig,
+) -> JepaLosses:
+    """`prediction_weight · MSE + variance_weight · v + covariance_weight · c + latent + inverse_dynamics_weight · i`.
 
     Args:
-        prediction: `[..., Z]`, z'_{t+1} of the predictor.
-        target: `[..., Z]`, z_{t+1} of the target encoder; no gradient flows into it.
-        regularized: `[M, Z]`, the latents that variance and covariance are taken over (M > 1 samples of the global
-            batch).
+        predictions: item r is `[B, T-1-r, Z]`: z predicted r + 1 retained steps ahead, from every frame that has a
+            target so far ahead.
+        target: `[B, T-1, Z]`, z of frames 1 … T-1.
+        regularized: `[M, Z]`, predictions that variance and covariance are taken over (M > 1 of the global batch).
+        latent: scalar, the weighted regularisers on the encoder's latents.
+        inverse_dynamics: scalar, error of the recovered actions.
     """
-    error = (prediction.float() - target.detach().float()).square().mean()
+    errors = [(p.float() - target[:, r:].float()).square().mean() for r, p in enumerate(predictions)]
+    error = torch.stack(errors).mean()
     variance = variance_loss(regularized.float(), config.variance_target)
     covariance = covariance_loss(regularized.float())
-    total = config.prediction_weight * error + config.variance_weight * variance + config.covariance_weight * covariance
-    return JepaLosses(total, error, variance, covariance)
+    total = (
+        config.prediction_weight * error
+        + config.variance_weight * variance
+        + config.covariance_weight * covariance
+        + latent
+        + config.inverse_dynamics_weight * inverse_dynamics
+    )
+    return JepaLosses(total, error, variance, covariance, latent, inverse_dynamics)
 
 
 def variance_loss(z: Tensor, target_std: float, eps: float = 1e-4) -> Tensor:

@@ -31,7 +31,12 @@ class Tokenizer(nn.Module):
         self.modality = nn.Parameter(torch.empty(self.num_cameras + 2, dim))
         self.positions = nn.Parameter(torch.empty(config.num_tokens - 1, dim))
         self.cls = nn.Parameter(torch.empty(1, dim))
-        for parameter in (self.modality, self.positions, self.cls):
+        self.robot_token_dropout = config.robot_token_dropout
+        learned = [self.modality, self.positions, self.cls]
+        if self.robot_token_dropout > 0:
+            self.robot_mask = nn.Parameter(torch.empty(dim))
+            learned.append(self.robot_mask)
+        for parameter in learned:
             nn.init.trunc_normal_(parameter, std=INIT_STD)
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
 
@@ -42,7 +47,7 @@ class Tokenizer(nn.Module):
             `[B, N, D]`, N = 1 + 1 + V · tokens per camera + 1.
         """
         language = self.language(observation.language).unsqueeze(1)
-        robot = self.robot_state(observation.robot_state).unsqueeze(1)
+        robot = self._robot_token(observation.robot_state).unsqueeze(1)
         cameras = [stem(observation.images[:, i]).flatten(2).transpose(1, 2) for i, stem in enumerate(self.stems)]
         sequence = torch.cat([language, robot, *cameras], dim=1)
         # Positions and modalities depend on no input: one sum for the whole batch.
@@ -52,6 +57,15 @@ class Tokenizer(nn.Module):
         sequence = sequence + (self.positions + modality).to(sequence.dtype)
         cls = self.cls.to(sequence.dtype).expand(sequence.shape[0], -1, -1)
         return torch.cat([sequence, cls], dim=1)
+
+    def _robot_token(self, robot_state: Tensor) -> Tensor:
+        """`[B, S]` → `[B, D]`; hidden behind the mask at random in training, and always where the dropout is 1."""
+        token = self.robot_state(robot_state)
+        chance = self.robot_token_dropout
+        if chance == 0 or (chance < 1 and not self.training):
+            return token
+        hidden = torch.rand(token.shape[0], 1, device=token.device) < chance
+        return torch.where(hidden, self.robot_mask.to(token.dtype), token)
 
 
 def _build_stem(stem: PatchStem | ConvStem, dim: int) -> nn.Module:
