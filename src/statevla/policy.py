@@ -22,12 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from statevla.action_policy import gripper_command
 from statevla.device import autocast, resolve_device
 from statevla.errors import UserError
-from statevla.flow import solve
 from statevla.transforms import Transform
-from statevla.types import ActionChunk, Gripper, Observation
+from statevla.types import ActionChunk, Gripper, ModelInput, Observation
 
 if TYPE_CHECKING:
     from statevla.language import LanguageEncoder
@@ -271,26 +269,25 @@ class StateVLAPolicy:
         Raises:
             UserError: an observation does not fit the model.
         """
+        batch = self._to_model_input(observations)
+        with autocast(self.device, self.precision):
+            return self.model.encode(batch).float()
+
+    def _to_model_input(self, observations: Sequence[Observation]) -> ModelInput:
         if not observations:
             raise UserError("policy: expected at least one observation, got none")
         embeddings = self._embed([observation.instruction for observation in observations])
-        batch = self.transform.observation_to_model_input(observations, embeddings).to(self.device)
-        with autocast(self.device, self.precision):
-            return self.model.encode(batch).float()
+        return self.transform.observation_to_model_input(observations, embeddings).to(self.device)
 
     @torch.inference_mode()
     def _sample(self, observations: Sequence[Observation], noise: Sequence[Tensor]) -> np.ndarray:
         """Chunks in the robot's units, float32 `[B, H, A]`."""
-        state = self.encode(observations)
+        start = torch.stack(list(noise)).to(self.device)
         with autocast(self.device, self.precision):
-
-            def velocity(x: Tensor, t: float) -> Tensor:
-                return self.model.policy(x, torch.full((len(x),), t, device=x.device), state)
-
-            start = torch.stack(list(noise)).to(self.device)
-            continuous = solve(velocity, start, self.num_sampling_steps, self.config.model.policy.solver)
-            gripper = gripper_command(self.model.gripper(state))
-        actions = self.transform.denormalize_actions(torch.cat([continuous, gripper.unsqueeze(-1)], dim=-1))
+            sampled = self.model.sample_actions(
+                self._to_model_input(observations), self.num_sampling_steps, noise=start
+            )
+        actions = self.transform.denormalize_actions(sampled)
         chunks = actions.cpu().numpy().astype(np.float32)
         if not np.isfinite(chunks).all():
             raise UserError(f"policy '{self.name}': it answered NaN or infinite actions; its weights are damaged")

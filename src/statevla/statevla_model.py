@@ -124,6 +124,7 @@ class StateVLA(nn.Module):
         observation: ModelInput | Tensor,
         steps: int | None = None,
         generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
     ) -> Tensor:
         """Draw a chunk for each observation. The observation is encoded once, not per solver step.
 
@@ -131,6 +132,7 @@ class StateVLA(nn.Module):
             observation: leading dims `[B]`, or the output of `encode_for_policy`, `[B, P]`.
             steps: solver steps; None takes `model.policy.num_sampling_steps`.
             generator: makes the noise reproducible.
+            noise: `[B, H, A-1]` to start from, instead of drawing it.
 
         Returns:
             float32 `[B, H, A]`: continuous dims normalised, gripper exactly -1 or +1.
@@ -147,7 +149,7 @@ class StateVLA(nn.Module):
         if policy.objective == "l1":
             continuous = velocity(torch.zeros(shape, device=state.device), 0.0)
         else:
-            noise = _randn(shape, state.device, generator)
+            noise = _randn(shape, state.device, generator) if noise is None else noise
             continuous = solve(velocity, noise, steps or policy.num_sampling_steps, policy.solver)
         return torch.cat([continuous, gripper_command(self.gripper(state)).unsqueeze(-1)], dim=-1)
 
