@@ -10,7 +10,6 @@ from statevla.sim.expert import ExecutionNoise, Expert
 from statevla.sim.simulation import Simulation, Snapshot
 
 
-
 @dataclass(frozen=True)
 class Rollout:
     """What happened in an episode of `T` control steps.
@@ -44,7 +43,9 @@ def run_expert(simulation: Simulation, rng: np.random.Generator, noise: float = 
     """
     start = simulation.snapshot()
     disturbance = ExecutionNoise(noise, rng)
-    states, clean, executed = [], [], []
+    states: list[np.ndarray] = []
+    clean: list[np.ndarray] = []
+    executed: list[np.ndarray] = []
     for command in Expert(simulation, rng).commands():
         if len(clean) >= max_steps:
             break

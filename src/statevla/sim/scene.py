@@ -142,7 +142,9 @@ class Scene:
         return int(body)
 
 
-def highest_along(points: np.ndarray, start: np.ndarray, end: np.ndarray, radius: float, skip_end: float = 0.0) -> float:
+def highest_along(
+    points: np.ndarray, start: np.ndarray, end: np.ndarray, radius: float, skip_end: float = 0.0
+) -> float:
     """Height of the highest point within `radius` of the segment from `start` to `end` (seen from above).
 
     Args:

@@ -79,6 +79,7 @@ class Simulation:
         )
         self._object_bodies = [self.robosuite_env.obj_body_id[name] for name in self.object_names]
         self._fixture_bodies = [self.robosuite_env.obj_body_id[name] for name in self.fixture_names]
+        self._first_fixtures = self.fixture_poses()
         robot = self.robosuite_env.robots[0]
         self._joints = np.array(robot._ref_joint_pos_indexes)
         self._fingers = np.array(robot._ref_gripper_joint_pos_indexes)
@@ -97,6 +98,10 @@ class Simulation:
         Raises:
             UserError: `init_state` has the wrong length.
         """
+        # LIBERO places objects on fixtures relative to where the fixtures stood before the reset.
+        self._place_fixtures(self._first_fixtures)
+        mujoco.mj_resetData(self.model, self.data)
+        mujoco.mj_forward(self.model, self.data)
         with _seeded(seed):
             self.control_env.reset()
         # A soft reset keeps these from the episode before.
@@ -165,8 +170,7 @@ class Simulation:
                 f"{len(self._fixture_bodies)} fixtures, got {snapshot.hidden.shape} and {snapshot.fixtures.shape}; "
                 "restore snapshots of the same task only"
             )
-        for body, pose in zip(self._fixture_bodies, snapshot.fixtures):
-            self.model.body_pos[body], self.model.body_quat[body] = pose[:3], pose[3:]
+        self._place_fixtures(snapshot.fixtures)
         self._write_state(snapshot.state)
         warmstart, fingers, goal, posture = np.split(snapshot.hidden, np.cumsum([num_dofs, 2, 9]))
         robot = self.robosuite_env.robots[0]
@@ -189,6 +193,10 @@ class Simulation:
         """World positions and quaternions (wxyz) `[O, 7]` of the movable objects, in the order of `object_names`."""
         rows = [np.r_[self.data.xpos[body], self.data.xquat[body]] for body in self._object_bodies]
         return np.array(rows).reshape(-1, 7)
+
+    def _place_fixtures(self, poses: np.ndarray) -> None:
+        for body, pose in zip(self._fixture_bodies, poses):
+            self.model.body_pos[body], self.model.body_quat[body] = pose[:3], pose[3:]
 
     def _write_state(self, state: np.ndarray) -> None:
         size = 1 + self.model.nq + self.model.nv

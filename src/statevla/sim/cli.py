@@ -1,0 +1,74 @@
+"""Commands of the simulator: `statevla collect` and `statevla replay`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from statevla.command import run_command
+from statevla.errors import UserError
+from statevla.sim.tasks import parse_task_indices
+
+
+@dataclass(frozen=True)
+class CollectArgs:
+    """Collect demonstrations with the scripted expert."""
+
+    out: Path
+    """Folder for `<task>_demo.hdf5`; a run that was interrupted goes on here."""
+    suite: str = "libero_object"
+    """LIBERO or LIBERO-PRO suite."""
+    tasks: str = "all"
+    """Task indices: `all`, `0,3,5` or `0-4`."""
+    demos: int = 50
+    """Successful episodes per task."""
+    workers: int = 1
+    """Worker processes; each takes one core and about 1.8 GB. The result does not depend on their number."""
+    image_size: int = 128
+    """Side of the frames (pixels)."""
+    format: Annotated[Literal["libero"], tyro.conf.arg(help="File format: LIBERO's HDF5.")] = "libero"
+    seed: int = 0
+    """Base of all random draws."""
+    noise: float = 0.1
+    """Execution noise in units of action; the clean action is what `actions` stores."""
+    wide: bool = False
+    """Spread the objects over the whole reachable table instead of the official regions."""
+    play: bool = False
+    """Unlabelled noisy interaction for phase 1 instead of the task."""
+
+
+def collect(args: CollectArgs) -> int:
+    """Collect demonstrations with the scripted expert, in LIBERO's official HDF5 layout."""
+    from statevla.sim.collect import collect as run
+    from statevla.sim.collect import summary_table
+    from statevla.sim.episodes import CollectSettings
+
+    if args.noise < 0 or args.image_size < 16:
+        raise UserError(f"expected noise >= 0 and image_size >= 16, got {args.noise}, {args.image_size}; change them")
+    settings = CollectSettings(args.suite, args.seed, args.noise, args.wide, args.play, args.image_size)
+    console = Console()
+    tasks = parse_task_indices(args.suite, args.tasks)
+    summaries = run(settings, tasks, args.demos, args.out, args.workers, console)
+    console.print(summary_table(summaries))
+    short = [summary.task.name for summary in summaries if summary.num_demos < args.demos]
+    if short:
+        console.print(f"the expert fails too often on: {', '.join(short)}")
+    return 1 if short else 0
+
+
+def main(arguments: list[str]) -> int:
+    """Run one of this module's commands, as `python -m statevla.sim.cli collect --help`."""
+    commands = {"collect": (collect, CollectArgs)}
+    if not arguments or arguments[0] not in commands:
+        raise UserError(f"expected a command out of {', '.join(commands)}; name one, then its flags")
+    function, argument_type = commands[arguments[0]]
+    return function(tyro.cli(argument_type, args=arguments[1:], description=function.__doc__))
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))
