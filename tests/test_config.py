@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,3 +111,9 @@ def test_every_key_is_read_somewhere() -> None:
 def test_sections_are_frozen() -> None:
     with pytest.raises(Exception, match="frozen"):
         Config().seed = 3  # type: ignore[misc]
+
+
+def test_reference_page_is_current() -> None:
+    script = ROOT / "scripts" / "config_reference.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

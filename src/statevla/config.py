@@ -36,7 +36,9 @@ def expand_path(path: str | Path) -> Path:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", validate_default=True, frozen=True, protected_namespaces=(), use_attribute_docstrings=True
+    )
 
 
 class PatchStem(_Section):
@@ -44,6 +46,7 @@ class PatchStem(_Section):
 
     kind: Literal["patch"] = "patch"
     patch_size: Positive = 16
+    """Side of a patch (pixels)."""
 
     def num_tokens(self, image_size: int) -> int:
         return (image_size // self.patch_size) ** 2
@@ -57,7 +60,9 @@ class ConvStem(_Section):
 
     kind: Literal["conv"] = "conv"
     channels: list[Positive] = [32, 64, 128, 192]
+    """Output channels of each convolution; the last is model.embed_dim."""
     strides: list[Positive] = [4, 2, 2, 2]
+    """Stride of each convolution."""
 
     @model_validator(mode="after")
     def _same_length(self) -> ConvStem:
@@ -81,9 +86,13 @@ class MambaConfig(_Section):
     """Mamba-1 blocks of the encoder (Gu & Dao 2023)."""
 
     d_state: Positive = 16
+    """State size N of the scan."""
     d_conv: Annotated[int, Field(ge=2, le=4)] = 4
+    """Taps of the causal convolution."""
     expand: Positive = 2
+    """Inner width over D."""
     dt_rank: Positive | Literal["auto"] = "auto"
+    """Rank of the step size projection; `auto` is ceil(D / 16)."""
     mlp_hidden_dim: NonNegative = 0
     """Hidden size of a gated MLP after every block; 0 leaves it out, as in the spec."""
     scan_backend: str = "auto"
@@ -94,7 +103,9 @@ class ConditionConfig(_Section):
     """What the policy sees beside z; all off in the spec."""
 
     robot_state: bool = False
+    """The normalised robot state."""
     language: bool = False
+    """The instruction embedding."""
     token_grid: NonNegative = 0
     """Encoder outputs of every camera, average-pooled to `token_grid x token_grid` tokens; 0 = none."""
 
@@ -109,24 +120,38 @@ class PolicyConfig(_Section):
     condition: ConditionConfig = ConditionConfig()
 
     depth: Positive = 3
+    """Mamba layers of the policy."""
     d_state: Positive = 64
+    """State size N of the policy's scan."""
     mlp_hidden_dim: NonNegative = 256
+    """Hidden size of the gated MLP after every policy block; 0 leaves it out."""
     num_sampling_steps: Positive = 4
+    """Solver steps from noise to action."""
     solver: Literal["euler", "heun", "midpoint"] = "euler"
+    """ODE solver; heun and midpoint evaluate twice per step."""
 
 
 class ModelConfig(_Section):
     embed_dim: Positive = 256
+    """Width D of tokens and blocks."""
     encoder_depth: Positive = 12
+    """Mamba layers of the encoder."""
     state_dim: Positive = 256
+    """Width Z of the state z."""
     action_dim: Annotated[int, Field(ge=2)] = 7
     """Continuous dims, then one gripper dim."""
     action_seq_len: Positive = 10
+    """Chunk horizon H, in control steps."""
     robot_state_dim: Positive = 9
+    """Numbers in the robot state; must fit its layout."""
     robot_state_layout: RobotStateLayout = RobotStateLayout.JOINT_GRIPPER
+    """`joint_gripper`: 7 joints, 2 fingers; `ee_gripper`: end effector position, axis-angle, 2 fingers."""
     cameras: Annotated[list[str], Field(min_length=1)] = ["agentview", "eye_in_hand"]
+    """Names of the cameras, in the order of their tokens."""
     image_size: Positive = 224
+    """Side of the square frames that the model sees (pixels)."""
     language_dim: Positive = 512
+    """Width E of the instruction embedding."""
     robot_token_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Chance in training that the encoder sees a mask for the robot state; 1 hides it always (its slot stays)."""
     state_projection: Literal["layernorm", "batchnorm"] = "layernorm"
@@ -177,21 +202,28 @@ class AugmentationConfig(_Section):
     """Only in training; one draw per window, the same for all its frames."""
 
     random_shift_px: NonNegative = 0
+    """Largest shift of the frames, each way (pixels); edges are repeated."""
     brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Largest relative change of brightness."""
     contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Largest relative change of contrast."""
 
 
 class DataConfig(_Section):
     path: str = "$STATEVLA_HOME/datasets/libero_object"
     """A file or folder of LIBERO HDF5 files, or the folder of a LeRobotDataset v3."""
     format: Literal["auto", "libero", "lerobot"] = "auto"
+    """`auto` looks at the files."""
     orientation: ImageOrientation | Literal["auto"] = "auto"
     """How the frames are stored; `auto` believes what the file declares, else the format's custom."""
     train_split: Rate = 0.9
     """Share of the episodes of every task that is trained on; the others validate."""
     cache_dir: str = "$STATEVLA_HOME/frame_cache"
+    """Where frames at the model's resolution are kept, memory-mapped."""
     num_workers: NonNegative = 0
+    """Threads that prepare batches ahead; 0 prepares them between steps."""
     action_normalization: Literal["mean_std", "quantile"] = "mean_std"
+    """Of the continuous dims: zero mean and unit deviation, or 1 % and 99 % quantiles to -1 and 1."""
     augmentation: AugmentationConfig = AugmentationConfig()
 
 
@@ -204,17 +236,22 @@ class TargetConfig(_Section):
     scope: Literal["encoder", "path"] = "encoder"
     """`encoder`: only the Mamba encoder has an averaged copy, as in the spec; `path`: tokenizer and projection too."""
     momentum: Annotated[float, Field(ge=0, le=1)] = 0.996
+    """At the first step."""
     final_momentum: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """At the last step."""
 
 
 class LatentLossConfig(_Section):
     """Regularisers on the encoder's latents rather than on predictions; all off in the spec."""
 
     variance_weight: Weight = 0.0
+    """Hinge on the standard deviation over samples."""
     covariance_weight: Weight = 0.0
+    """Squared off-diagonal covariances."""
     temporal_variance_weight: Weight = 0.0
     """Hinge on the standard deviation over time inside a window."""
     sigreg_weight: Weight = 0.0
+    """Normality of random projections over samples."""
     tc_sigreg_weight: Weight = 0.0
     """SIGReg on z minus its window's mean."""
 
@@ -226,6 +263,7 @@ class JepaLossConfig(_Section):
     """Weights of the temporal JEPA loss."""
 
     prediction_weight: Weight = 1.0
+    """Mean squared error in latent space."""
     variance_weight: Weight = 1.0
     """On predictions, as in the spec."""
     covariance_weight: Weight = 0.04
@@ -239,16 +277,20 @@ class JepaLossConfig(_Section):
 
 class _PhaseConfig(_Section):
     num_epochs: Positive = 1000
+    """Passes over the training episodes."""
     max_steps: Positive | None = None
     """Ends training after so many optimizer steps, before `num_epochs` if that comes first."""
     learning_rate: Annotated[float, Field(gt=0)] = 1.0e-4
+    """Peak of the schedule."""
     batch_size: Positive = 32
     """Samples per optimizer step over all processes and accumulation steps."""
     warmup_steps: NonNegative = 500
+    """Steps over which the learning rate rises linearly; then it falls as a cosine."""
 
 
 class Phase1Config(_PhaseConfig):
     temporal_predictor_hidden_dim: Positive = 512
+    """Hidden width of the temporal predictor."""
     frame_skip: Positive = 1
     """Control steps between two retained frames; the predictor's action is the block of actions in between."""
     num_frames: Annotated[int, Field(ge=2)] = 2
@@ -269,6 +311,7 @@ class Phase1Config(_PhaseConfig):
 
 class Phase2Config(_PhaseConfig):
     learning_rate: Annotated[float, Field(gt=0)] = 5.0e-5
+    """Peak of the schedule."""
     num_latent_views: Positive = 1
     """Augmented views per frame in the cache of latents (1 = the plain frame only)."""
 
@@ -282,19 +325,31 @@ class TrainingConfig(_Section):
     phase2: Phase2Config = Phase2Config()
     bc: BcConfig = BcConfig()
     weight_decay: Weight = 0.01
+    """AdamW; matrices only."""
     betas: tuple[Rate, Rate] = (0.9, 0.95)
+    """AdamW."""
     grad_clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Largest norm of the whole gradient."""
     gradient_accumulation_steps: Positive = 1
+    """Micro-batches per optimizer step."""
     precision: Literal["bf16", "fp32"] = "bf16"
+    """`bf16`: autocast, weights stay float32."""
     policy_ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Exponential average of the trained weights, used for validation and deployment in phase 2 and bc; 0 = off."""
     compile: bool = False
+    """torch.compile the phase's forward."""
     validate_every_steps: Positive = 500
+    """Optimizer steps between validations; "best" is chosen by them."""
     max_validation_batches: Positive = 50
+    """Batches of a validation, at most."""
     checkpoint_every_steps: Positive = 500
+    """Optimizer steps between saves."""
     checkpoint_every_s: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds between saves; whichever comes first."""
     log_every_steps: Positive = 10
+    """Optimizer steps between lines of the log."""
     wandb: Literal["off", "offline", "online"] = "off"
+    """Weights & Biases, beside JSONL and TensorBoard."""
 
 
 class Config(_Section):
@@ -305,6 +360,7 @@ class Config(_Section):
     output_dir: str = "checkpoints"
     """Runs go to `<output_dir>/phase1_temporal_jepa`, `phase2_flow_matching` and `behaviour_cloning`."""
     seed: NonNegative = 0
+    """Of initialisation, order, augmentation and noise."""
     device: str = "auto"
     """`auto` takes CUDA, else MPS, else the CPU."""
     num_threads: NonNegative = 0
