@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
+from rich.table import Table
 
 from statevla.command import run_command
 from statevla.errors import UserError
@@ -61,9 +63,51 @@ def collect(args: CollectArgs) -> int:
     return 1 if short else 0
 
 
+@dataclass(frozen=True)
+class ReplayArgs:
+    """Replay recorded actions in the simulator."""
+
+    data: tyro.conf.Positional[Path]
+    """LIBERO HDF5 file, or a folder of them."""
+    suite: str | None = None
+    """Suite of the tasks; by default what the files say."""
+    demos: int | None = None
+    """Episodes per file; all by default."""
+    min_success: float = 0.98
+    """Exit with status 1 below this share of successes."""
+
+
+def replay(args: ReplayArgs) -> int:
+    """Replay recorded actions from recorded initial states: data that fails here cannot teach a policy."""
+    from statevla.sim.replay import ReplayResult, replay_data
+
+    console = Console()
+    with console.status("replaying") as status:
+        count = 0
+
+        def report(result: ReplayResult) -> None:
+            nonlocal count
+            count += 1
+            status.update(f"{count} episodes replayed, {result.file}")
+
+        results = replay_data(args.data, args.suite, args.demos, report)
+    table = Table("file", "successes", "largest deviation from the recorded states")
+    for file in dict.fromkeys(result.file for result in results):
+        mine = [result for result in results if result.file == file]
+        good = sum(result.success for result in mine)
+        table.add_row(file, f"{good}/{len(mine)}", f"{max(result.deviation for result in mine):.3g}")
+    rate = sum(result.success for result in results) / len(results)
+    console.print(table)
+    console.print(f"{rate:.1%} of {len(results)} episodes succeed")
+    return 0 if rate >= args.min_success else 1
+
+
 def main(arguments: list[str]) -> int:
     """Run one of this module's commands, as `python -m statevla.sim.cli collect --help`."""
-    commands = {"collect": (collect, CollectArgs)}
+    commands: dict[str, tuple[Callable[..., int], Any]] = {
+        "collect": (collect, CollectArgs),
+        "replay": (replay, ReplayArgs),
+    }
     if not arguments or arguments[0] not in commands:
         raise UserError(f"expected a command out of {', '.join(commands)}; name one, then its flags")
     function, argument_type = commands[arguments[0]]

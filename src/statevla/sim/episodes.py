@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from statevla.sim.demo_file import FIXTURES_ATTRIBUTE, HIDDEN_ATTRIBUTE, INDEX_ATTRIBUTE, EpisodeRecord
-from statevla.sim.rollout import Rollout, run_expert
+from statevla.sim.placement import wide_init_state
+from statevla.sim.rollout import Rollout, run_expert, run_play
 from statevla.sim.simulation import Simulation
 from statevla.sim.tasks import TaskSpec
 
@@ -53,7 +54,10 @@ def run_episode(simulation: Simulation, settings: CollectSettings, index: int) -
     """The physics of episode number `index`."""
     task = simulation.task
     rng = np.random.default_rng([settings.seed, zlib.crc32(f"{task.suite}/{task.name}".encode()), index])
-    simulation.reset(int(rng.integers(2**31)))
+    seed = int(rng.integers(2**31))
+    simulation.reset(seed, wide_init_state(simulation, seed) if settings.wide else None)
+    if settings.play:
+        return run_play(simulation, rng, settings.noise)
     return run_expert(simulation, rng, settings.noise, int(task.max_steps * _STEPS_BEYOND_LIMIT))
 
 

@@ -61,7 +61,7 @@ def skill_for(arm: Arm, goal: list[str]) -> Motion | None:
 def destination_of(scene: Scene, relation: str, name: str, target: str) -> Destination:
     """Where to let go of an object so that it is `relation` ("in" or "on") the target."""
     if not scene.is_region(target):
-        return Destination(scene.position(target)[:2], float(scene.points(target)[:, 2].max()), 0.01)
+        return Destination(scene.position(target)[:2], float(scene.points(target)[:, 2].max()), 0.01, 0.004)
     centre, _, _ = scene.region(target)
     if "basket" in target:
         floor = scene.points(scene.region_owner(target))[:, 2].min()

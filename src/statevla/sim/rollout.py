@@ -1,13 +1,17 @@
-"""One episode of the scripted expert, physics only: states and actions; frames are drawn from the states later."""
+"""One episode of the scripted expert or of play, physics only: frames are drawn from its states later."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from statevla.sim.expert import ExecutionNoise, Expert
+from statevla.sim.motion import Arm, Motion, Style
+from statevla.sim.play import PLAY_NOISE_FACTOR, PLAY_STEPS, play
+from statevla.sim.scene import Scene
 from statevla.sim.simulation import Simulation, Snapshot
+from statevla.types import ACTION_DIM
 
 
 @dataclass(frozen=True)
@@ -42,22 +46,35 @@ def run_expert(simulation: Simulation, rng: np.random.Generator, noise: float = 
         max_steps: control steps after which the episode ends.
     """
     start = simulation.snapshot()
-    disturbance = ExecutionNoise(noise, rng)
+    return _run(simulation, start, Expert(simulation, rng).commands(), ExecutionNoise(noise, rng), max_steps)
+
+
+def run_play(simulation: Simulation, rng: np.random.Generator, noise: float = 0.0) -> Rollout:
+    """Let the hand play (see `play`) from the current state for `PLAY_STEPS`; the actions are those executed."""
+    start = simulation.snapshot()
+    motion = play(Arm(Scene(simulation), Style.draw(rng), rng))
+    disturbance = ExecutionNoise(noise * PLAY_NOISE_FACTOR, rng)
+    rollout = _run(simulation, start, motion, disturbance, PLAY_STEPS)
+    return replace(rollout, actions=rollout.executed_actions.copy())
+
+
+def _run(
+    simulation: Simulation, start: Snapshot, motion: Motion, disturbance: ExecutionNoise, max_steps: int
+) -> Rollout:
     states: list[np.ndarray] = []
     clean: list[np.ndarray] = []
     executed: list[np.ndarray] = []
-    for command in Expert(simulation, rng).commands():
-        if len(clean) >= max_steps:
-            break
+    for command in motion:
         states.append(simulation.state())
         clean.append(np.clip(command.action, -1.0, 1.0))
         executed.append(disturbance.apply(command))
         simulation.step(executed[-1])
-    shape = (-1, 7)
+        if len(states) >= max_steps:
+            break
     return Rollout(
         start,
         np.array(states).reshape(len(states), -1),
-        np.array(clean).reshape(shape),
-        np.array(executed).reshape(shape),
+        np.array(clean).reshape(-1, ACTION_DIM),
+        np.array(executed).reshape(-1, ACTION_DIM),
         simulation.success(),
     )

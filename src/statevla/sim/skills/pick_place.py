@@ -171,8 +171,11 @@ class PickPlace:
             before = here
             if sideways < 0.012 and here[2] - self.release_height < 0.008:
                 return
-            if blocked >= 4 and sideways < 0.03:
+            if blocked >= 4 and sideways < 0.015:
                 return
+            if blocked >= 4:  # it stands on something beside its place: over that
+                self.release_height += 0.01
+                blocked = 0
             far = sideways > 0.03
             goal = np.r_[wanted, self.release_height + funnel]
             yield self.arm.toward(goal, self.rotation, Gripper.CLOSE, self._speed(far), far)
