@@ -1,0 +1,1 @@
+"""Training: one loop for all phases, checkpoints without pickle, several processes."""

@@ -1,0 +1,118 @@
+"""AdamW's parameter groups, the learning-rate schedule, and the average of trained weights."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from statevla.config import TrainingConfig
+from statevla.errors import UserError
+
+EMA_WARMUP = 10.0
+
+
+def build_optimizer(
+    parameters: Mapping[str, nn.Parameter], learning_rate: float, config: TrainingConfig
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019). Vectors, scalars and parameters marked `_no_weight_decay` do not decay."""
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for parameter in parameters.values():
+        exempt = parameter.ndim <= 1 or getattr(parameter, "_no_weight_decay", False)
+        (kept if exempt else decayed).append(parameter)
+    groups = [(decayed, config.weight_decay), (kept, 0.0)]
+    return torch.optim.AdamW(
+        [{"params": group, "weight_decay": weight_decay} for group, weight_decay in groups if group],
+        lr=learning_rate,
+        betas=config.betas,
+    )
+
+
+def learning_rate_factor(step: int, total_steps: int, warmup_steps: int) -> float:
+    """Share of the peak learning rate at optimizer step `step` (from 1): linear warm-up, then cosine towards 0."""
+    if step <= warmup_steps:
+        return step / warmup_steps
+    progress = min((step - warmup_steps) / max(total_steps - warmup_steps + 1, 1), 1.0)
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The optimizer's state as flat tensors, `optimizer.<parameter>.<slot>`."""
+    return {
+        f"optimizer.{name}.{slot}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for name, parameter in parameters.items()
+        for slot, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], source: str
+) -> None:
+    """Inverse of `optimizer_tensors`.
+
+    Raises:
+        UserError: the stored state is not that of these parameters.
+    """
+    names = {name.rpartition(".")[0].removeprefix("optimizer.") for name in tensors if name.startswith("optimizer.")}
+    if names != set(parameters):
+        odd = sorted(names ^ set(parameters))[0]
+        raise UserError(f"{source}: optimizer state does not fit the trained parameters (first: {odd}); start anew")
+    for name, parameter in parameters.items():
+        prefix = f"optimizer.{name}."
+        slots = {
+            key.removeprefix(prefix): value for key, value in tensors.items() if key.rpartition(".")[0] + "." == prefix
+        }
+        for slot, value in slots.items():
+            if value.ndim and value.shape != parameter.shape:
+                raise UserError(
+                    f"{source}: {prefix}{slot} has shape {list(value.shape)}, expected {list(parameter.shape)}"
+                )
+        # The step counter stays on the CPU, where AdamW keeps it.
+        optimizer.state[parameter] = {
+            slot: (value.clone() if value.ndim == 0 else value.to(parameter.device, copy=True))
+            for slot, value in slots.items()
+        }
+
+
+class WeightAverage:
+    """Exponential moving average of trained parameters; the first steps average less.
+
+    Args:
+        parameters: name → trained parameter.
+        decay: of the average, in [0, 1).
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        self.decay = decay
+        self._parameters = dict(parameters)
+        self.averages = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """After optimizer step `step` (from 1)."""
+        decay = min(self.decay, (1.0 + step) / (EMA_WARMUP + step))
+        torch._foreach_lerp_(
+            list(self.averages.values()), [parameter.detach() for parameter in self._parameters.values()], 1.0 - decay
+        )
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model uses the averages inside of this context."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def load(self, averages: Mapping[str, Tensor]) -> None:
+        for name, average in self.averages.items():
+            average.copy_(averages[name])
+
+    def _exchange(self) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.data, self.averages[name] = self.averages[name], parameter.data

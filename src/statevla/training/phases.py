@@ -1,0 +1,86 @@
+"""What each phase optimises, and from which samples.
+
+    1   temporal JEPA: the encoder learns to predict what an action does
+    2   flow matching: the policy learns on states of the frozen encoder
+    bc  behaviour cloning: encoder and policy together, from scratch (the baseline)
+
+A step's loss does not depend on how its batch is cut over processes and accumulation steps, with two exceptions:
+phase 1's terms over the batch (variance, covariance, SIGReg) see one micro-batch of all processes, so that accumulation
+makes their batch smaller; and the noise of flow matching is drawn per micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from statevla.config import Config, _PhaseConfig
+from statevla.statevla_model import StateVLA
+from statevla.types import ChunkBatch, TransitionBatch
+
+Batch = TransitionBatch | ChunkBatch
+PHASE_NAMES = {"1": "temporal JEPA", "2": "flow matching", "bc": "behaviour cloning"}
+
+
+def phase_config(config: Config, phase: str) -> _PhaseConfig:
+    """The section of the configuration that is about `phase`."""
+    return {"1": config.training.phase1, "2": config.training.phase2, "bc": config.training.bc}[phase]
+
+
+class PhaseLoss(nn.Module):
+    """The loss of a phase as a module, so that DDP wraps exactly what is called.
+
+    Only the phase's own parameters keep their gradients.
+
+    Args:
+        model: the whole model.
+        phase: `1`, `2` or `bc`.
+        gather: differentiable all-gather over processes for batch statistics, or None.
+    """
+
+    def __init__(self, model: StateVLA, phase: str, gather: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.model, self.phase, self.gather = model, phase, gather
+        trained = dict(model.phase_parameters(phase))
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trained)
+        if phase == "2":
+            model.freeze_encoder()
+
+    def forward(self, batch: Batch, weight: Tensor | float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a micro-batch, and its terms.
+
+        Args:
+            batch: of this process.
+            weight: share of the micro-batch in the step, times the number of processes (for DDP averages).
+
+        Returns:
+            The weighted total to differentiate, and every scalar term, detached and unweighted.
+        """
+        if isinstance(batch, TransitionBatch):
+            losses = self.model.jepa_loss(batch, self.gather)._asdict()
+        else:
+            losses = self.model.action_loss(batch)._asdict()
+        terms = {name: value.detach().float() for name, value in losses.items()}
+        return losses["total"] * weight, terms
+
+
+def raw_loss(phase: str, terms: dict[str, float]) -> float:
+    """What "best" is chosen by: the plain losses, without learned weights between them."""
+    return terms["total"] if phase == "1" else terms["flow"] + terms["gripper"]
+
+
+def num_targets(batch: Batch) -> int:
+    """How much a micro-batch weighs in its step: windows in phase 1, unpadded action steps otherwise."""
+    return len(batch.actions) if isinstance(batch, TransitionBatch) else int((~batch.is_pad).sum())
+
+
+def is_finite(batch: Batch) -> Tensor:
+    """Which samples of a batch hold finite numbers only, bool `[B]`."""
+    tensors: Sequence[Tensor | None] = [batch.actions, getattr(batch, "state", None)]
+    if batch.observation is not None:
+        tensors = [*tensors, batch.observation.robot_state, batch.observation.language, batch.observation.images]
+    finite = [torch.isfinite(tensor).flatten(1).all(dim=1) for tensor in tensors if tensor is not None]
+    return torch.stack(finite).all(dim=0)

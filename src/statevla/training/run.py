@@ -1,0 +1,84 @@
+"""Run a phase from a configuration: what `train.py` does, callable from Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from statevla.config import Config, expand_path
+from statevla.device import resolve_device
+from statevla.errors import UserError
+from statevla.training.checkpoint import ALIASES, BEST, LAST, RUN_FOLDERS
+from statevla.training.distributed import Processes, join_processes
+from statevla.training.provenance import run_info
+from statevla.training.setup import prepare
+from statevla.training.storage import whole_folder, write_json_atomically
+from statevla.training.trainer import Trainer
+
+
+def train(
+    config: Config,
+    phase: str,
+    phase1_checkpoint: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Train one phase.
+
+    Args:
+        config: the whole configuration.
+        phase: `1` (temporal JEPA), `2` (flow matching) or `bc` (behaviour cloning).
+        phase1_checkpoint: what phase 2 builds on.
+        resume: continue `<run>/last` exactly.
+        overwrite: start anew in a folder that holds checkpoints; they stay until the first new one is written.
+
+    Returns:
+        Folder of the run, `<output_dir>/<phase's name>`, with `last`, `best`, their aliases, and logs.
+
+    Raises:
+        UserError: bad data or checkpoint, a run that would be overwritten, non-finite losses, a full disk.
+    """
+    if phase not in RUN_FOLDERS:
+        raise UserError(f"phase '{phase}': expected one of {', '.join(RUN_FOLDERS)}")
+    run = expand_path(config.output_dir) / RUN_FOLDERS[phase]
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other; give one")
+    if not (resume or overwrite) and whole_folder(run / LAST) is not None:
+        raise UserError(f"{run}: holds a run already; continue it with --resume, or give --overwrite or --output_dir")
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    with join_processes(resolve_device(config.device)) as (processes, device):
+        _run(config, phase, phase1_checkpoint, resume, run, processes, device)
+    return run
+
+
+def _run(
+    config: Config,
+    phase: str,
+    phase1_checkpoint: str | Path | None,
+    resume: bool,
+    run: Path,
+    processes: Processes,
+    device: torch.device,
+) -> None:
+    def say(line: str) -> None:
+        if processes.is_main:
+            print(line, flush=True)
+
+    setup = prepare(config, phase, phase1_checkpoint, device, processes, say)
+    trainer = Trainer(setup, run, resume)
+    say(
+        f"phase {phase} on {device}, {processes.world_size} process(es): {len(setup.train_episodes)} training and "
+        f"{len(setup.validation_episodes)} held-out episodes, {len(setup.train)} samples, "
+        f"{sum(p.numel() for p in trainer.parameters.values()):,} trained parameters, steps {trainer.step} to "
+        f"{trainer.total_steps}"
+    )
+    if processes.is_main:
+        info: dict[str, Any] = {"phase": phase, **run_info(config.seed, processes.world_size, device)}
+        info["config"] = setup.config.model_dump(mode="json")
+        write_json_atomically(run / "run.json", info)
+    trainer.fit()
+    aliases = {name: alias for alias, name in ALIASES.items()}
+    say(f"done: {run / LAST} and {run / BEST} (also {aliases[BEST]})")

@@ -1,0 +1,245 @@
+"""From a configuration to what a phase trains on: cache, split, statistics, language, model, samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from statevla.config import Config
+from statevla.data import ChunkDataset, FrameCache, TransitionDataset, open_frame_cache, split_episodes
+from statevla.errors import UserError
+from statevla.language import build_language_encoder
+from statevla.statevla_model import StateVLA
+from statevla.training.checkpoint import DataInfo, LanguageInfo, LoadedCheckpoint, load_checkpoint, load_strict
+from statevla.training.distributed import Processes
+from statevla.training.latents import LatentSamples, open_latents
+from statevla.transforms import STD_FLOOR, Statistics, Transform
+
+SHIFT_WARNING = 1.0
+"""Standard deviations between the means of two data sets from which on a warning is due."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run works with, on one process.
+
+    Attributes:
+        train, validation: sources of batches; validation is None where no episode is held out.
+        train_episodes, validation_episodes: indices into `cache.episodes`.
+    """
+
+    config: Config
+    phase: str
+    model: StateVLA
+    cache: FrameCache
+    transform: Transform
+    language_table: Tensor
+    language: LanguageInfo
+    data: DataInfo
+    train: Any
+    validation: Any
+    train_episodes: list[int]
+    validation_episodes: list[int]
+    device: torch.device
+    processes: Processes
+    say: Callable[[str], None]
+
+    @property
+    def statistics(self) -> Statistics:
+        return self.transform.statistics
+
+
+def prepare(
+    config: Config,
+    phase: str,
+    phase1_checkpoint: str | Path | None,
+    device: torch.device,
+    processes: Processes,
+    say: Callable[[str], None],
+) -> Setup:
+    """Open the data and build the model; phase 2 takes encoder, statistics, split and language from phase 1.
+
+    Raises:
+        UserError: data, language encoder or phase-1 checkpoint are missing or do not fit each other.
+    """
+    phase1 = open_phase1(config, phase, phase1_checkpoint)
+    if phase1 is not None:
+        # How the encoder was trained is a fact of the checkpoint, whatever this run's file says.
+        training = config.training.model_copy(update={"phase1": phase1.config.training.phase1})
+        config = config.model_copy(update={"training": training})
+    cache = open_frame_cache(config, progress=processes.is_main)
+    data = DataInfo(cache.folder.name, config.data.train_split, config.seed) if phase1 is None else phase1.data
+    data = DataInfo(cache.folder.name, data.train_split, data.split_seed)
+    train_episodes, validation_episodes = split_episodes(cache, data.train_split, data.split_seed)
+    statistics = cache.statistics(train_episodes, config.data.action_normalization)
+    language_table, language = embed_instructions(config, cache)
+    if phase1 is not None:
+        check_language(language, phase1)
+        warn_of_other_data(statistics, phase1, say)
+        statistics = phase1.statistics
+    transform = Transform(config.model, statistics, augmentation=config.data.augmentation)
+    torch.manual_seed(config.seed)
+    model = StateVLA(config)
+    if phase1 is not None:
+        load_strict(model.state_encoder, phase1.model.state_encoder.state_dict(), f"checkpoint {phase1.path}")
+    model = model.to(device)
+
+    def samples(episodes: list[int]) -> Any:
+        if phase == "1":
+            return TransitionDataset(cache, episodes, config.training.phase1, transform, language_table)
+        return ChunkDataset(cache, episodes, config.model.action_seq_len, transform, language_table)
+
+    train, validation = samples(train_episodes), samples(validation_episodes) if validation_episodes else None
+    if phase == "2":
+        model.freeze_encoder()
+        states = open_latents(model.eval(), config, cache, transform, language_table, device, processes, say)
+        train = LatentSamples(train, states)
+        validation = LatentSamples(validation, states) if validation is not None else None
+    return Setup(
+        config=config,
+        phase=phase,
+        model=model,
+        cache=cache,
+        transform=transform,
+        language_table=language_table,
+        language=language,
+        data=data,
+        train=train,
+        validation=validation,
+        train_episodes=train_episodes,
+        validation_episodes=validation_episodes,
+        device=device,
+        processes=processes,
+        say=say,
+    )
+
+
+def embed_instructions(config: Config, cache: FrameCache) -> tuple[Tensor, LanguageInfo]:
+    """Embeddings of all instructions of a cache, float32 `[instructions, E]`, and which encoder made them."""
+    encoder = build_language_encoder(config.language, config.model.language_dim)
+    table = torch.as_tensor(encoder.encode(list(cache.instructions)), dtype=torch.float32)
+    return table, LanguageInfo(encoder.name, encoder.dim, encoder.fingerprint())
+
+
+def open_phase1(config: Config, phase: str, path: str | Path | None) -> LoadedCheckpoint | None:
+    """The phase-1 checkpoint that phase 2 builds on, checked against the configuration; None for other phases.
+
+    Raises:
+        UserError: it is missing, given to a phase that takes none, or of another architecture.
+    """
+    if phase != "2":
+        if path is not None:
+            raise UserError(f"--phase1_checkpoint: phase {phase} takes none; leave it out or use --phase 2")
+        return None
+    if path is None:
+        raise UserError(
+            "phase 2 needs --phase1_checkpoint; run `python train.py --config ... --phase 1` first and give its "
+            "checkpoints/phase1_temporal_jepa/checkpoint_best.pt"
+        )
+    phase1 = load_checkpoint(path)
+    differing = encoder_differences(config, phase1.config)
+    if differing:
+        raise UserError(
+            f"--phase1_checkpoint {path}: its encoder is another one; {'; '.join(differing[:4])}; "
+            "use the configuration that phase 1 ran with"
+        )
+    return phase1
+
+
+def encoder_differences(config: Config, trained: Config) -> list[str]:
+    """Keys that the encoder depends on and that differ, as `key: this run's value, the checkpoint's value`."""
+
+    def kept(source: Config) -> dict[str, Any]:
+        tree = source.model_dump(mode="json")["model"]
+        return _flatten_tree({k: v for k, v in tree.items() if k not in ("policy", "action_seq_len")}, "model.")
+
+    return _differences(kept(config), kept(trained))
+
+
+def check_language(language: LanguageInfo, checkpoint: LoadedCheckpoint) -> None:
+    """Raise a UserError unless instructions are embedded as they were for the checkpoint."""
+    trained = checkpoint.language
+    for key in ("dim", "fingerprint"):
+        if getattr(language, key) != getattr(trained, key):
+            raise UserError(
+                f"language {key}: this run has {getattr(language, key)}, {checkpoint.path} was trained with "
+                f"{getattr(trained, key)}; use the same language.encoder"
+            )
+
+
+def warn_of_other_data(statistics: Statistics, phase1: LoadedCheckpoint, say: Callable[[str], None]) -> None:
+    """Check the data's statistics against the checkpoint's.
+
+    Raises:
+        UserError: other dimensions or another normalisation.
+    """
+    trained = phase1.statistics
+    if statistics.action_normalization != trained.action_normalization:
+        raise UserError(
+            f"data.action_normalization: {statistics.action_normalization} here, {trained.action_normalization} in "
+            f"{phase1.path}; use the same"
+        )
+    layout = phase1.config.model.robot_state_layout
+    pairs = {"actions": (statistics.actions, trained.actions)}
+    if layout in statistics.robot_states and layout in trained.robot_states:
+        pairs["robot states"] = (statistics.robot_states[layout], trained.robot_states[layout])
+    for name, (here, there) in pairs.items():
+        if here.mean.shape != there.mean.shape:
+            raise UserError(
+                f"data: {name} have {len(here.mean)} numbers, {phase1.path} was trained on {len(there.mean)}; "
+                "use data of the same robot"
+            )
+        shift = np.abs(here.mean - there.mean) / np.maximum(there.std, STD_FLOOR)
+        if shift.max() > SHIFT_WARNING:
+            say(
+                f"warning: {name} differ from phase 1's data (dim {shift.argmax()} by {shift.max():.1f} standard "
+                "deviations); they are normalised with phase 1's statistics"
+            )
+
+
+def resume_differences(config: Config, saved: Config, saved_phase: str, phase: str) -> list[str]:
+    """Why a saved run is not the one to continue: `key is … here and … in the checkpoint`, or nothing.
+
+    How long to train, how often to save and log, threads and places may change; what the weights depend on may not.
+    """
+    free = {"output_dir", "device", "num_threads", "data", "language"}
+    section = {"1": "phase1", "2": "phase2", "bc": "bc"}[phase]
+    free_training = {"validate_every_steps", "max_validation_batches", "checkpoint_every_steps", "checkpoint_every_s"}
+    free_training |= {"log_every_steps", "wandb", "compile", *({"phase1", "phase2", "bc"} - {section})}
+
+    def kept(source: Config) -> dict[str, Any]:
+        tree = {key: value for key, value in source.model_dump(mode="json").items() if key not in free}
+        tree["training"] = {key: value for key, value in tree["training"].items() if key not in free_training}
+        length = {"num_epochs", "max_steps"}
+        tree["training"][section] = {k: v for k, v in tree["training"][section].items() if k not in length}
+        tree["data"] = {"train_split": source.data.train_split, "augmentation": source.data.augmentation.model_dump()}
+        return tree
+
+    ours = _flatten_tree(kept(config)) | {"phase": phase}
+    theirs = _flatten_tree(kept(saved)) | {"phase": saved_phase}
+    return _differences(ours, theirs)
+
+
+def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    return [
+        f"{key} is {ours.get(key)} here and {theirs.get(key)} in the checkpoint"
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key)
+    ]
+
+
+def _flatten_tree(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys; scan backends are left out, they compute the same."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten_tree(value, f"{prefix}{key}.")
+        elif key != "scan_backend":
+            flat[prefix + key] = value
+    return flat
