@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 MIN_TOKENS_FOR_BF16 = 128
 """On a CPU, shorter sequences lose more time to conversions than their matrix products win."""
+MAX_CACHED_INSTRUCTIONS = 1024
 
 
 class PolicySession:
@@ -254,11 +255,21 @@ class StateVLAPolicy:
         Raises:
             UserError: an observation does not fit the model.
         """
-        if not requests:
-            return
-        noise = [self._noise(session.episode, session.num_queries) for session, _ in requests]
-        for (session, _), chunk in zip(requests, self._sample([o for _, o in requests], noise)):
+        for (session, _), chunk in zip(requests, self.sample_chunks(requests)):
             session.accept(chunk)
+
+    def sample_chunks(self, requests: Sequence[tuple[PolicySession, Observation]]) -> list[np.ndarray]:
+        """Whole chunks, float32 `[H, A]` each, with the noise of each session's next query; one forward for all.
+
+        Nothing is queued or counted: that is what `PolicySession.accept` does.
+
+        Raises:
+            UserError: an observation does not fit the model.
+        """
+        if not requests:
+            return []
+        noise = [self._noise(session.episode, session.num_queries) for session, _ in requests]
+        return list(self._sample([observation for _, observation in requests], noise))
 
     # The model --------------------------------------------------------------------------------------------------------
 
@@ -309,7 +320,10 @@ class StateVLAPolicy:
         if missing:
             for instruction, vector in zip(missing, torch.as_tensor(self.language.encode(missing))):
                 self._embeddings[instruction] = vector.float()
-        return torch.stack([self._embeddings[instruction] for instruction in instructions])
+        embeddings = torch.stack([self._embeddings[instruction] for instruction in instructions])
+        while len(self._embeddings) > MAX_CACHED_INSTRUCTIONS:  # a server meets any number of them
+            self._embeddings.pop(next(iter(self._embeddings)))
+        return embeddings
 
 
 def _choose_precision(name: str, device: torch.device, model: StateVLA) -> str:
