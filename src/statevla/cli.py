@@ -12,6 +12,8 @@ from statevla.errors import UserError
 
 # command → (module:function, one line of help). A function takes one dataclass, whose fields become its flags.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "collect": ("statevla.sim.cli:collect", "demonstrations of the scripted expert, in LIBERO's HDF5 layout"),
+    "replay": ("statevla.sim.cli:replay", "recorded actions in the simulator: do they succeed?"),
     "info": ("statevla.info:info", "parameters, shapes and tokens of a configuration"),
 }
 
