@@ -284,6 +284,14 @@ class StateVLAPolicy:
         with autocast(self.device, self.precision):
             return self.model.encode(batch).float()
 
+    def warm_up(self, batch_size: int = 1) -> None:
+        """Answer made-up observations, so that kernels are compiled and caches filled before a robot waits."""
+        settings = self.config.model
+        frame = np.zeros((settings.image_size, settings.image_size, 3), np.uint8)
+        state = self.transform.statistics.robot_states[settings.robot_state_layout].mean
+        blank = Observation(dict.fromkeys(settings.cameras, frame), state, settings.robot_state_layout, "warm up")
+        self._sample([blank] * batch_size, [self._noise(0, i) for i in range(batch_size)])
+
     def _to_model_input(self, observations: Sequence[Observation]) -> ModelInput:
         if not observations:
             raise UserError("policy: expected at least one observation, got none")

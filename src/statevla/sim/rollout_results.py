@@ -1,0 +1,226 @@
+"""Results of an evaluation: one line per episode as it ends, the settings they belong to, and the summary.
+
+A folder of results holds `settings.json`, `episodes.jsonl` (under torchrun `episodes.<rank>.jsonl`, one per process),
+`summary.json`, `videos/` and `contact_sheet.png`. An interrupted evaluation continues in the same folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from statevla.errors import UserError
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """One finished episode, as `episodes.jsonl` holds it.
+
+    Attributes:
+        task, trial: name the episode.
+        task_name, instruction, init_state_index, seed: what it was.
+        success: None where an error ended it.
+        error: what went wrong with the simulator or its process; not the policy's failure.
+        num_steps: control steps executed.
+        num_attempts: 2 if its worker died once.
+        setup_s, physics_s, render_s: of the worker; policy_ms: of each query's forward, shared by its batch.
+        wall_s: from start to end.
+    """
+
+    task: int
+    trial: int
+    task_name: str
+    instruction: str
+    init_state_index: int
+    seed: int
+    success: bool | None
+    error: str | None
+    num_steps: int
+    num_attempts: int
+    wall_s: float
+    setup_s: float = 0.0
+    physics_s: float = 0.0
+    render_s: float = 0.0
+    policy_ms: list[float] = field(default_factory=list)
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.task, self.trial
+
+
+class EpisodeLog:
+    """Appends results to a file, each one whole on the disk before the next begins."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _drop_torn_line(path)
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"results {path}: cannot be written ({error.strerror}); choose another --out") from None
+
+    def append(self, result: EpisodeResult) -> None:
+        self._file.write(json.dumps(asdict(result)) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_results(folder: Path) -> dict[tuple[int, int], EpisodeResult]:
+    """All results in a folder by (task, trial); the last one counts, and a line cut short by a kill does not.
+
+    Raises:
+        UserError: a file holds something else.
+    """
+    found: dict[tuple[int, int], EpisodeResult] = {}
+    for path in sorted(folder.glob("episodes*.jsonl")):
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        for number, line in enumerate(lines, 1):
+            if number == len(lines) and not line.endswith("\n"):
+                continue
+            try:
+                result = EpisodeResult(**json.loads(line))
+            except (ValueError, TypeError):
+                raise UserError(
+                    f"results {path}: line {number} is not an episode; mend or delete the line, or choose another --out"
+                ) from None
+            kept = found.get(result.key)
+            if kept is None or kept.error is not None or result.error is None:
+                found[result.key] = result
+    return found
+
+
+def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Make a results folder, or check that the results in it come from the same settings.
+
+    Raises:
+        UserError: they do not; the first difference is named.
+    """
+    path = folder / "settings.json"
+    wanted = json.loads(json.dumps(dict(settings)))
+    if path.is_file():
+        try:
+            present = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(f"results {path}: not readable as JSON; choose another --out") from None
+        for key in dict.fromkeys([*wanted, *present]):
+            if present.get(key) != wanted.get(key):
+                raise UserError(
+                    f"results {folder}: were made with {key} = {present.get(key)!r}, now it is {wanted.get(key)!r}; "
+                    "give the same settings to continue, or another --out"
+                )
+        return
+    write_json(path, wanted)
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Write beside the target and rename.
+
+    Raises:
+        UserError: the disk does not take it.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"results {path}: cannot be written ({error.strerror}); choose another --out") from None
+
+
+def success_interval(successes: int, episodes: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a success rate (Wilson 1927; Brown, Cai & DasGupta 2001)."""
+    if not episodes:
+        return 0.0, 1.0
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, episodes).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def summarize(results: Iterable[EpisodeResult], num_planned: int) -> dict[str, Any]:
+    """Success per task and in total, with intervals; steps, latency, and what the time went to.
+
+    Args:
+        results: of the episodes asked for.
+        num_planned: how many were asked for; the summary says whether all are there.
+    """
+    episodes = sorted(results, key=lambda result: result.key)
+    by_task: dict[int, list[EpisodeResult]] = {}
+    for result in episodes:
+        by_task.setdefault(result.task, []).append(result)
+    tasks = [
+        {"task": index, "name": group[0].task_name, "instruction": group[0].instruction, **_rates(group)}
+        for index, group in by_task.items()
+    ]
+    latencies = np.array([ms for result in episodes for ms in result.policy_ms])
+    spent = {name: sum(getattr(result, name) for result in episodes) for name in ("setup_s", "physics_s", "render_s")}
+    return {
+        "complete": len(episodes) == num_planned,
+        "planned": num_planned,
+        "total": _rates(episodes),
+        "tasks": tasks,
+        "policy_latency_ms": _percentiles(latencies),
+        "num_queries": len(latencies),
+        "environment_time_s": {name.removesuffix("_s"): round(value, 2) for name, value in spent.items()},
+        "errors": [
+            {"task": result.task, "trial": result.trial, "error": result.error} for result in episodes if result.error
+        ],
+    }
+
+
+def machine_info() -> dict[str, Any]:
+    """The machine that a result was made on."""
+    return {"system": platform.platform(), "processor": _processor(), "num_cpus": os.cpu_count()}
+
+
+def _rates(results: Sequence[EpisodeResult]) -> dict[str, Any]:
+    judged = [result for result in results if result.success is not None]
+    successes = sum(bool(result.success) for result in judged)
+    low, high = success_interval(successes, len(judged))
+    steps = [result.num_steps for result in judged if result.success]
+    return {
+        "episodes": len(judged),
+        "successes": successes,
+        "success_rate": successes / len(judged) if judged else None,
+        "interval_95": [low, high],
+        "errors": len(results) - len(judged),
+        "mean_steps_to_success": float(np.mean(steps)) if steps else None,
+    }
+
+
+def _percentiles(values: np.ndarray) -> dict[str, float] | None:
+    if not len(values):
+        return None
+    p50, p95 = np.percentile(values, (50, 95))
+    return {"p50": round(float(p50), 3), "p95": round(float(p95), 3)}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off a last line that a kill left unfinished, so that the next one starts on its own."""
+    if not path.is_file():
+        return
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole != len(data):
+        with path.open("r+b") as file:
+            file.truncate(whole)
