@@ -1,0 +1,429 @@
+"""The selective scan as two SIMD kernels: forward, and backward from checkpoints.
+
+Channels lie in the lanes of a vector, so no sum crosses lanes; time runs sequentially; states are handled four at a
+time, held in registers over a block of `BLOCK` steps. Forward stores the state before every block; backward runs
+through the blocks from the last to the first, recomputes the states of one block and walks back through it, so memory
+grows by `L / BLOCK` states instead of `L`. One task is one sequence and one group of channel vectors.
+"""
+
+# mypy: ignore-errors
+# (numba's decorators change the signatures: an intrinsic is defined with one more argument than it is called with.)
+
+from __future__ import annotations
+
+import numpy as np
+from numba import cfunc, njit, types
+
+from statevla.mamba.kernels.simd import (
+    LANES,
+    LOG2_E,
+    as_address,
+    broadcast,
+    exp2,
+    fetch_and_increment,
+    fma,
+    load,
+    load_int,
+    sigmoid,
+    softplus,
+    splat,
+    store,
+    store_scalar,
+    sum_lanes,
+)
+from statevla.mamba.kernels.staging import (
+    CACHE,
+    FLOAT_BYTES,
+    HEADER,
+    NEXT_TASK,
+    NEXT_WORKER,
+    NUM_TASKS,
+    OPTIONS,
+    SCRATCH,
+    SCRATCH_BYTES,
+    TENSOR,
+    VECTOR_BYTES,
+    clear,
+    load_lanes,
+    load_rows,
+    load_tile,
+    load_wide_rows,
+    store_rows,
+    store_tile,
+)
+
+BLOCK = 32
+UNROLL = 4
+
+# Parameter slots after the header: numbers, contiguous float32 arrays by address, strided tensors.
+LENGTH, INNER, STATES, GROUPS, VECTORS_PER_GROUP, SOFTPLUS = range(HEADER, HEADER + 6)
+A, D, BIAS, INITIAL, LAST, CHECKPOINTS = range(HEADER + 6, HEADER + 12)
+GRAD_LAST, GRAD_A, GRAD_B, GRAD_C, GRAD_D, GRAD_BIAS, GRAD_INITIAL = range(HEADER + 12, HEADER + 19)
+U, DELTA, Z, B, C, OUT, GRAD_U, GRAD_DELTA, GRAD_Z = range(HEADER + 19, HEADER + 19 + 9 * TENSOR, TENSOR)
+# In backward, OUT is the gradient of the output.
+
+ROWS = BLOCK * VECTOR_BYTES  # one staged tensor: a block of rows, one vector wide
+LN_2 = np.float32(0.6931471805599453)
+
+
+def padded_states(states: int) -> int:
+    """States rounded up to the unrolling; the surplus has B = C = 0 and stays 0."""
+    return -(-states // UNROLL) * UNROLL
+
+
+def scratch_bytes(states: int, vectors_per_group: int, backward: bool) -> int:
+    """Scratch that one thread needs; the layouts are in `_forward_task` and `_backward_task`."""
+    width = padded_states(states)
+    per_group = vectors_per_group * (width * (3 if backward else 2) + (4 if backward else 2)) * VECTOR_BYTES
+    rows = 2 * BLOCK * width * FLOAT_BYTES + VECTOR_BYTES
+    if not backward:
+        return per_group + rows + 4 * ROWS
+    return per_group + rows + 9 * ROWS + (2 * BLOCK + 1) * UNROLL * VECTOR_BYTES + 2 * BLOCK * width * VECTOR_BYTES
+
+
+@njit(**OPTIONS)
+def _advance(steps, delta, delta_u, y, b, c, width, decay, state):
+    """Four states over a block: `h = 2^(delta decay) h + delta_u B`, `y += C h`; `b`, `c` point at these states."""
+    a0, a1, a2, a3 = load(decay, 0), load(decay, LANES), load(decay, 2 * LANES), load(decay, 3 * LANES)
+    h0, h1, h2, h3 = load(state, 0), load(state, LANES), load(state, 2 * LANES), load(state, 3 * LANES)
+    for t in range(steps):
+        d, x, row = load(delta, t * LANES), load(delta_u, t * LANES), t * width
+        h0 = fma(exp2(d * a0), h0, x * broadcast(b, row))
+        h1 = fma(exp2(d * a1), h1, x * broadcast(b, row + 1))
+        h2 = fma(exp2(d * a2), h2, x * broadcast(b, row + 2))
+        h3 = fma(exp2(d * a3), h3, x * broadcast(b, row + 3))
+        even = fma(h0, broadcast(c, row), fma(h2, broadcast(c, row + 2), load(y, t * LANES)))
+        store(y, t * LANES, fma(h1, broadcast(c, row + 1), fma(h3, broadcast(c, row + 3), even)))
+    store(state, 0, h0)
+    store(state, LANES, h1)
+    store(state, 2 * LANES, h2)
+    store(state, 3 * LANES, h3)
+
+
+@njit(**OPTIONS)
+def _advance_keeping(steps, delta, delta_u, y, b, c, width, decay, decays, states):
+    """As `_advance`, starting from `states[0]` and keeping `2^(delta decay)` and the state of every step."""
+    a0, a1, a2, a3 = load(decay, 0), load(decay, LANES), load(decay, 2 * LANES), load(decay, 3 * LANES)
+    h0, h1, h2, h3 = load(states, 0), load(states, LANES), load(states, 2 * LANES), load(states, 3 * LANES)
+    for t in range(steps):
+        d, x, row = load(delta, t * LANES), load(delta_u, t * LANES), t * width
+        here = t * UNROLL * LANES
+        e0, e1, e2, e3 = exp2(d * a0), exp2(d * a1), exp2(d * a2), exp2(d * a3)
+        store(decays, here, e0)
+        store(decays, here + LANES, e1)
+        store(decays, here + 2 * LANES, e2)
+        store(decays, here + 3 * LANES, e3)
+        h0 = fma(e0, h0, x * broadcast(b, row))
+        h1 = fma(e1, h1, x * broadcast(b, row + 1))
+        h2 = fma(e2, h2, x * broadcast(b, row + 2))
+        h3 = fma(e3, h3, x * broadcast(b, row + 3))
+        after = here + UNROLL * LANES
+        store(states, after, h0)
+        store(states, after + LANES, h1)
+        store(states, after + 2 * LANES, h2)
+        store(states, after + 3 * LANES, h3)
+        even = fma(h0, broadcast(c, row), fma(h2, broadcast(c, row + 2), load(y, t * LANES)))
+        store(y, t * LANES, fma(h1, broadcast(c, row + 1), fma(h3, broadcast(c, row + 3), even)))
+
+
+@njit(**OPTIONS)
+def _retreat_one(grad_h, dy, x, d, decay_t, state_before, state_after, b, c, index, grad_b, grad_c, slot):
+    """One state, one step back. Returns the gradient of the state before, and what it adds to three sums."""
+    grad_h = fma(dy, broadcast(c, index), grad_h)
+    store(grad_c, slot, fma(dy, state_after, load(grad_c, slot)))
+    store(grad_b, slot, fma(grad_h, x, load(grad_b, slot)))
+    to_input = grad_h * broadcast(b, index)
+    grad_h = grad_h * decay_t
+    to_decay = grad_h * state_before
+    return grad_h, to_input, to_decay
+
+
+@njit(**OPTIONS)
+def _retreat(
+    steps, delta, delta_u, grad_y, b, c, width, decay, decays, states, grad_state, grad_a, grad_b, grad_c, to_u, to_dt
+):
+    """Four states back through a block, from the gradients of `y` and of the state after the block.
+
+    Accumulates per lane: `grad_a` (for A), `grad_b`, `grad_c` `[steps, 4]`, `to_u` (sum of grad_h B: the gradient of
+    `delta_u`) and `to_dt` (sum of grad_h h' decay, the gradient of delta through the exponential, over ln 2).
+    """
+    a0, a1, a2, a3 = load(decay, 0), load(decay, LANES), load(decay, 2 * LANES), load(decay, 3 * LANES)
+    g0, g1 = load(grad_state, 0), load(grad_state, LANES)
+    g2, g3 = load(grad_state, 2 * LANES), load(grad_state, 3 * LANES)
+    s0, s1, s2, s3 = load(grad_a, 0), load(grad_a, LANES), load(grad_a, 2 * LANES), load(grad_a, 3 * LANES)
+    end = steps * UNROLL * LANES
+    h0, h1 = load(states, end), load(states, end + LANES)
+    h2, h3 = load(states, end + 2 * LANES), load(states, end + 3 * LANES)
+    for t in range(steps - 1, -1, -1):
+        d, x, dy = load(delta, t * LANES), load(delta_u, t * LANES), load(grad_y, t * LANES)
+        row, k = t * width, t * UNROLL * LANES
+        p0, p1 = load(states, k), load(states, k + LANES)
+        p2, p3 = load(states, k + 2 * LANES), load(states, k + 3 * LANES)
+        g0, i0, q0 = _retreat_one(g0, dy, x, d, load(decays, k), p0, h0, b, c, row, grad_b, grad_c, k)
+        g1, i1, q1 = _retreat_one(
+            g1, dy, x, d, load(decays, k + LANES), p1, h1, b, c, row + 1, grad_b, grad_c, k + LANES
+        )
+        g2, i2, q2 = _retreat_one(
+            g2, dy, x, d, load(decays, k + 2 * LANES), p2, h2, b, c, row + 2, grad_b, grad_c, k + 2 * LANES
+        )
+        g3, i3, q3 = _retreat_one(
+            g3, dy, x, d, load(decays, k + 3 * LANES), p3, h3, b, c, row + 3, grad_b, grad_c, k + 3 * LANES
+        )
+        h0, h1, h2, h3 = p0, p1, p2, p3
+        store(to_u, t * LANES, load(to_u, t * LANES) + ((i0 + i1) + (i2 + i3)))
+        through = fma(q0, a0, fma(q1, a1, fma(q2, a2, fma(q3, a3, load(to_dt, t * LANES)))))
+        store(to_dt, t * LANES, through)
+        s0, s1, s2, s3 = fma(q0, d, s0), fma(q1, d, s1), fma(q2, d, s2), fma(q3, d, s3)
+    store(grad_state, 0, g0)
+    store(grad_state, LANES, g1)
+    store(grad_state, 2 * LANES, g2)
+    store(grad_state, 3 * LANES, g3)
+    store(grad_a, 0, s0)
+    store(grad_a, LANES, s1)
+    store(grad_a, 2 * LANES, s2)
+    store(grad_a, 3 * LANES, s3)
+
+
+@njit(**OPTIONS)
+def _prepare_steps(p, batch, first_row, steps, channel, lanes, bias, skip, raw, delta, delta_u, u, y):
+    """Stage u and delta of a block: `raw` = delta + bias, `delta` after softplus, `delta_u`, and `y` = D u."""
+    load_rows(u, p, U, batch, first_row, steps, channel, lanes)
+    load_rows(raw, p, DELTA, batch, first_row, steps, channel, lanes)
+    bias_vector, skip_vector = load(bias, 0), load(skip, 0)
+    uses_softplus = load_int(p, SOFTPLUS)
+    for t in range(steps):
+        d = load(raw, t * LANES) + bias_vector
+        x = load(u, t * LANES)
+        store(y, t * LANES, skip_vector * x)
+        if uses_softplus != 0:
+            store(raw, t * LANES, d)
+            d = softplus(d)
+        store(delta, t * LANES, d)
+        store(delta_u, t * LANES, d * x)
+
+
+@njit(**OPTIONS)
+def _forward_vector(p, batch, block, first_row, steps, channel, lanes, width, b, c, rows, decay, state, bias, skip):
+    """One vector of channels over one block."""
+    raw, delta, delta_u, y = rows, rows + ROWS, rows + 2 * ROWS, rows + 3 * ROWS
+    _prepare_steps(p, batch, first_row, steps, channel, lanes, bias, skip, raw, delta, delta_u, delta_u, y)
+    checkpoints = load_int(p, CHECKPOINTS)
+    if checkpoints != 0:
+        num_blocks = (load_int(p, LENGTH) + BLOCK - 1) // BLOCK
+        num_vectors = (load_int(p, INNER) + LANES - 1) // LANES
+        here = ((batch * num_blocks + block) * num_vectors + channel // LANES) * width * LANES
+        for n in range(width):
+            store(checkpoints, here + n * LANES, load(state, n * LANES))
+    for n in range(0, width, UNROLL):
+        bytes_n, vectors_n = n * FLOAT_BYTES, n * VECTOR_BYTES
+        _advance(steps, delta, delta_u, y, b + bytes_n, c + bytes_n, width, decay + vectors_n, state + vectors_n)
+    if load_int(p, Z) != 0:
+        load_rows(raw, p, Z, batch, first_row, steps, channel, lanes)
+        for t in range(steps):
+            z = load(raw, t * LANES)
+            store(y, t * LANES, load(y, t * LANES) * (z * sigmoid(z)))
+    store_rows(p, OUT, batch, first_row, steps, channel, lanes, y, raw)
+
+
+@njit(**OPTIONS)
+def _forward_task(p, task, scratch):
+    groups, per_group = load_int(p, GROUPS), load_int(p, VECTORS_PER_GROUP)
+    length, inner, states = load_int(p, LENGTH), load_int(p, INNER), load_int(p, STATES)
+    batch, first_vector = task // groups, (task % groups) * per_group
+    last_vector = min((inner + LANES - 1) // LANES, first_vector + per_group)
+    width = (states + UNROLL - 1) // UNROLL * UNROLL
+    tile = width * VECTOR_BYTES
+    decays, state = scratch, scratch + per_group * tile
+    biases = state + per_group * tile
+    skips = biases + per_group * VECTOR_BYTES
+    b = skips + per_group * VECTOR_BYTES
+    c = b + BLOCK * width * FLOAT_BYTES
+    rows = c + BLOCK * width * FLOAT_BYTES
+
+    for v in range(first_vector, last_vector):
+        i, channel = v - first_vector, v * LANES
+        lanes = min(LANES, inner - channel)
+        load_tile(decays + i * tile, load_int(p, A), channel, lanes, states, width, np.float32(LOG2_E))
+        first = batch * inner + channel
+        load_tile(state + i * tile, load_int(p, INITIAL), first, lanes, states, width, np.float32(1.0))
+        load_lanes(biases + i * VECTOR_BYTES, load_int(p, BIAS), channel, lanes)
+        load_lanes(skips + i * VECTOR_BYTES, load_int(p, D), channel, lanes)
+    for block in range((length + BLOCK - 1) // BLOCK):
+        first_row = block * BLOCK
+        steps = min(BLOCK, length - first_row)
+        load_wide_rows(b, width, p, B, batch, first_row, steps, states)
+        load_wide_rows(c, width, p, C, batch, first_row, steps, states)
+        for v in range(first_vector, last_vector):
+            i, channel = v - first_vector, v * LANES
+            lanes = min(LANES, inner - channel)
+            bias, skip = biases + i * VECTOR_BYTES, skips + i * VECTOR_BYTES
+            decay, h = decays + i * tile, state + i * tile
+            _forward_vector(p, batch, block, first_row, steps, channel, lanes, width, b, c, rows, decay, h, bias, skip)
+    if load_int(p, LAST) != 0:
+        for v in range(first_vector, last_vector):
+            lanes = min(LANES, inner - v * LANES)
+            source = state + (v - first_vector) * tile
+            store_tile(load_int(p, LAST), batch * inner + v * LANES, lanes, states, source)
+
+
+@njit(**OPTIONS)
+def _gate_gradient(p, batch, first_row, steps, channel, lanes, grad_y, to_z):
+    """Stage the output's gradient; with a gate, split it into that of `y` and a factor of `y` for that of `z`."""
+    load_rows(grad_y, p, OUT, batch, first_row, steps, channel, lanes)
+    if load_int(p, Z) != 0:
+        load_rows(to_z, p, Z, batch, first_row, steps, channel, lanes)
+        one = splat(np.float32(1.0))
+        for t in range(steps):
+            z, grad = load(to_z, t * LANES), load(grad_y, t * LANES)
+            s = sigmoid(z)
+            store(grad_y, t * LANES, grad * (z * s))
+            store(to_z, t * LANES, grad * (s * fma(z, one - s, one)))
+
+
+@njit(**OPTIONS)
+def _finish_steps(p, batch, first_row, steps, channel, lanes, bias, skip, rows, grad_skip, grad_bias):
+    """Turn the sums of a block into gradients of u, delta and z, and accumulate those of D and the bias."""
+    raw, delta, u, y = rows, rows + ROWS, rows + 3 * ROWS, rows + 4 * ROWS
+    grad_y, to_z, to_u, to_delta = rows + 5 * ROWS, rows + 6 * ROWS, rows + 7 * ROWS, rows + 8 * ROWS
+    skip_vector, sum_skip, sum_bias = load(skip, 0), load(grad_skip, 0), load(grad_bias, 0)
+    uses_softplus, ln_2 = load_int(p, SOFTPLUS), splat(LN_2)
+    for t in range(steps):
+        x, dy, into_u = load(u, t * LANES), load(grad_y, t * LANES), load(to_u, t * LANES)
+        grad_delta = fma(x, into_u, ln_2 * load(to_delta, t * LANES))
+        if uses_softplus != 0:
+            grad_delta = grad_delta * sigmoid(load(raw, t * LANES))
+        sum_bias = sum_bias + grad_delta
+        sum_skip = fma(dy, x, sum_skip)
+        store(to_delta, t * LANES, grad_delta)
+        store(to_u, t * LANES, fma(load(delta, t * LANES), into_u, dy * skip_vector))
+    store(grad_skip, 0, sum_skip)
+    store(grad_bias, 0, sum_bias)
+    store_rows(p, GRAD_U, batch, first_row, steps, channel, lanes, to_u, raw)
+    store_rows(p, GRAD_DELTA, batch, first_row, steps, channel, lanes, to_delta, raw)
+    if load_int(p, Z) != 0:
+        for t in range(steps):
+            store(to_z, t * LANES, load(to_z, t * LANES) * load(y, t * LANES))
+        store_rows(p, GRAD_Z, batch, first_row, steps, channel, lanes, to_z, raw)
+
+
+@njit(**OPTIONS)
+def _backward_vector(p, batch, block, first_row, steps, v, lanes, width, b, c, rows, decay, grad_state, grad_a, sums):
+    """One vector of channels back over one block. `sums`: bias, D, their gradients, then scratch and grad B, grad C."""
+    channel = v * LANES
+    bias, skip, grad_bias, grad_skip, decays = sums
+    states = decays + BLOCK * UNROLL * VECTOR_BYTES
+    grad_b = states + (BLOCK + 1) * UNROLL * VECTOR_BYTES
+    grad_c = grad_b + BLOCK * width * VECTOR_BYTES
+    raw, delta, delta_u, u, y = rows, rows + ROWS, rows + 2 * ROWS, rows + 3 * ROWS, rows + 4 * ROWS
+    grad_y, to_z, to_u, to_delta = rows + 5 * ROWS, rows + 6 * ROWS, rows + 7 * ROWS, rows + 8 * ROWS
+    _prepare_steps(p, batch, first_row, steps, channel, lanes, bias, skip, raw, delta, delta_u, u, y)
+    _gate_gradient(p, batch, first_row, steps, channel, lanes, grad_y, to_z)
+    clear(to_u, 2 * BLOCK)
+    num_blocks = (load_int(p, LENGTH) + BLOCK - 1) // BLOCK
+    num_vectors = (load_int(p, INNER) + LANES - 1) // LANES
+    checkpoint = load_int(p, CHECKPOINTS) + ((batch * num_blocks + block) * num_vectors + v) * width * VECTOR_BYTES
+    for n in range(0, width, UNROLL):
+        bytes_n, vectors_n, rows_n = n * FLOAT_BYTES, n * VECTOR_BYTES, n * BLOCK * VECTOR_BYTES
+        for i in range(UNROLL):
+            store(states, i * LANES, load(checkpoint, (n + i) * LANES))
+        _advance_keeping(steps, delta, delta_u, y, b + bytes_n, c + bytes_n, width, decay + vectors_n, decays, states)
+        _retreat(
+            steps, delta, delta_u, grad_y, b + bytes_n, c + bytes_n, width, decay + vectors_n, decays, states,
+            grad_state + vectors_n, grad_a + vectors_n, grad_b + rows_n, grad_c + rows_n, to_u, to_delta,
+        )  # fmt: skip
+    _finish_steps(p, batch, first_row, steps, channel, lanes, bias, skip, rows, grad_skip, grad_bias)
+
+
+@njit(**OPTIONS)
+def _reduce_selection(target, source, task, length, states, first_row, steps):
+    """Sum the per-lane gradients of B or C over lanes, into this task's own `[length, states]`."""
+    base = task * length + first_row
+    for n in range(states):
+        group = (n // UNROLL * BLOCK * UNROLL + n % UNROLL) * LANES
+        for t in range(steps):
+            value = sum_lanes(load(source, group + t * UNROLL * LANES))
+            store_scalar(target, (base + t) * states + n, value)
+
+
+@njit(**OPTIONS)
+def _backward_task(p, task, scratch):
+    groups, per_group = load_int(p, GROUPS), load_int(p, VECTORS_PER_GROUP)
+    length, inner, states = load_int(p, LENGTH), load_int(p, INNER), load_int(p, STATES)
+    batch, first_vector = task // groups, (task % groups) * per_group
+    last_vector = min((inner + LANES - 1) // LANES, first_vector + per_group)
+    width = (states + UNROLL - 1) // UNROLL * UNROLL
+    tile = width * VECTOR_BYTES
+    decay, grad_state, grad_a = scratch, scratch + per_group * tile, scratch + 2 * per_group * tile
+    bias = grad_a + per_group * tile
+    skip, grad_bias = bias + per_group * VECTOR_BYTES, bias + 2 * per_group * VECTOR_BYTES
+    grad_skip, b = bias + 3 * per_group * VECTOR_BYTES, bias + 4 * per_group * VECTOR_BYTES
+    c = b + BLOCK * width * FLOAT_BYTES
+    rows = c + BLOCK * width * FLOAT_BYTES
+    decays = rows + 9 * ROWS
+    grad_b = decays + (2 * BLOCK + 1) * UNROLL * VECTOR_BYTES
+    grad_c = grad_b + BLOCK * width * VECTOR_BYTES
+
+    clear(grad_a, per_group * width)
+    clear(grad_bias, 2 * per_group)
+    for v in range(first_vector, last_vector):
+        i, channel = v - first_vector, v * LANES
+        lanes = min(LANES, inner - channel)
+        load_tile(decay + i * tile, load_int(p, A), channel, lanes, states, width, np.float32(LOG2_E))
+        first = batch * inner + channel
+        load_tile(grad_state + i * tile, load_int(p, GRAD_LAST), first, lanes, states, width, np.float32(1.0))
+        load_lanes(bias + i * VECTOR_BYTES, load_int(p, BIAS), channel, lanes)
+        load_lanes(skip + i * VECTOR_BYTES, load_int(p, D), channel, lanes)
+    for block in range((length + BLOCK - 1) // BLOCK - 1, -1, -1):
+        first_row = block * BLOCK
+        steps = min(BLOCK, length - first_row)
+        load_wide_rows(b, width, p, B, batch, first_row, steps, states)
+        load_wide_rows(c, width, p, C, batch, first_row, steps, states)
+        clear(grad_b, 2 * BLOCK * width)
+        for v in range(first_vector, last_vector):
+            i = v - first_vector
+            at = i * VECTOR_BYTES
+            _backward_vector(
+                p, batch, block, first_row, steps, v, min(LANES, inner - v * LANES), width, b, c, rows,
+                decay + i * tile, grad_state + i * tile, grad_a + i * tile,
+                (bias + at, skip + at, grad_bias + at, grad_skip + at, decays),
+            )  # fmt: skip
+        _reduce_selection(load_int(p, GRAD_B), grad_b, task, length, states, first_row, steps)
+        _reduce_selection(load_int(p, GRAD_C), grad_c, task, length, states, first_row, steps)
+    _store_parameter_gradients(p, batch, first_vector, last_vector, grad_a, grad_state, grad_bias, grad_skip, tile)
+
+
+@njit(**OPTIONS)
+def _store_parameter_gradients(p, batch, first_vector, last_vector, grad_a, grad_state, grad_bias, grad_skip, tile):
+    """This sequence's share of the gradients of A, D, bias, and the gradient of its initial state."""
+    inner, states = load_int(p, INNER), load_int(p, STATES)
+    for v in range(first_vector, last_vector):
+        i, channel = v - first_vector, v * LANES
+        lanes = min(LANES, inner - channel)
+        first = batch * inner + channel
+        store_tile(load_int(p, GRAD_A), first, lanes, states, grad_a + i * tile)
+        store_tile(load_int(p, GRAD_BIAS), first, lanes, 1, grad_bias + i * VECTOR_BYTES)
+        store_tile(load_int(p, GRAD_D), first, lanes, 1, grad_skip + i * VECTOR_BYTES)
+        if load_int(p, GRAD_INITIAL) != 0:
+            store_tile(load_int(p, GRAD_INITIAL), first, lanes, states, grad_state + i * tile)
+
+
+@cfunc(types.void(types.voidptr), cache=CACHE)
+def scan_forward(parameters):
+    """Draw and run forward tasks until none is left."""
+    p = as_address(parameters)
+    scratch = load_int(p, SCRATCH) + fetch_and_increment(p, NEXT_WORKER) * load_int(p, SCRATCH_BYTES)
+    task = fetch_and_increment(p, NEXT_TASK)
+    while task < load_int(p, NUM_TASKS):
+        _forward_task(p, task, scratch)
+        task = fetch_and_increment(p, NEXT_TASK)
+
+
+@cfunc(types.void(types.voidptr), cache=CACHE)
+def scan_backward(parameters):
+    """Draw and run backward tasks until none is left."""
+    p = as_address(parameters)
+    scratch = load_int(p, SCRATCH) + fetch_and_increment(p, NEXT_WORKER) * load_int(p, SCRATCH_BYTES)
+    task = fetch_and_increment(p, NEXT_TASK)
+    while task < load_int(p, NUM_TASKS):
+        _backward_task(p, task, scratch)
+        task = fetch_and_increment(p, NEXT_TASK)

@@ -1,0 +1,131 @@
+"""Host side of the CPU scan kernels: shapes, strides and buffers for `kernels/scan_kernel.py`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from statevla.mamba.backends import Gradients, ScanBackend, ScanInputs, ScanOutputs
+from statevla.mamba.kernels import load_kernels
+from statevla.mamba.kernels.threads import num_threads, run_kernel
+
+load_kernels("scan_kernel")
+from statevla.mamba.kernels import scan_kernel  # noqa: E402 (compiled by load_kernels)
+from statevla.mamba.kernels.simd import LANES  # noqa: E402
+from statevla.mamba.kernels.staging import BFLOAT16, FLOAT32, TENSOR  # noqa: E402
+
+_DTYPES = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
+_ABSENT = (0,) * TENSOR
+
+
+def tensor_slots(tensor: Tensor | None) -> tuple[int, ...]:
+    """Parameter slots of a strided `[B, L, columns]` tensor of float32 or bfloat16."""
+    if tensor is None:
+        return _ABSENT
+    return (tensor.data_ptr(), _DTYPES[tensor.dtype], *tensor.stride())
+
+
+def kernel_dtype(tensor: Tensor | None) -> Tensor | None:
+    """The tensor itself if the kernels can read it, else in float32."""
+    return tensor if tensor is None or tensor.dtype in _DTYPES else tensor.float()
+
+
+def packed(tensor: Tensor | None) -> Tensor | None:
+    """Contiguous float32, as parameters and states are passed."""
+    return None if tensor is None else tensor.detach().float().contiguous()
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def checkpoint_shape(batch: int, length: int, inner: int, states: int) -> tuple[int, ...]:
+    """States before each block of steps: `[B, blocks, channel vectors, padded states, lanes]`."""
+    blocks, vectors = -(-length // scan_kernel.BLOCK), -(-inner // LANES)
+    return batch, blocks, vectors, scan_kernel.padded_states(states), LANES
+
+
+def _groups(batch: int, inner: int) -> tuple[int, int]:
+    """Channel groups per sequence and vectors per group: enough tasks to balance the threads, but no more."""
+    vectors = -(-inner // LANES)
+    threads = num_threads()
+    wanted = 1 if threads == 1 else min(vectors, -(-4 * threads // batch))
+    per_group = -(-vectors // wanted)
+    return -(-vectors // per_group), per_group
+
+
+class _Call:
+    """Sizes and parameter slots that forward and backward share. Holds what the kernel points at."""
+
+    def __init__(self, inputs: ScanInputs) -> None:
+        self.batch, self.length, self.inner = inputs.u.shape
+        self.states = inputs.A.shape[1]
+        self.groups, self.vectors_per_group = _groups(self.batch, self.inner)
+        self.softplus = int(inputs.delta_softplus)
+        self.arrays = [packed(t) for t in (inputs.A, inputs.D, inputs.delta_bias, inputs.initial_state)]
+        self.tensors = [kernel_dtype(t) for t in (inputs.u, inputs.delta, inputs.z, inputs.B, inputs.C)]
+
+    def run(
+        self, kernel: int | None, arrays: list[Tensor | None], tensors: list[Tensor | None], backward: bool
+    ) -> None:
+        assert kernel is not None
+        parameters = [self.length, self.inner, self.states, self.groups, self.vectors_per_group, self.softplus]
+        parameters.extend(_address(array) for array in [*self.arrays, *arrays])
+        for tensor in [*self.tensors, *tensors]:
+            parameters.extend(tensor_slots(tensor))
+        scratch = scan_kernel.scratch_bytes(self.states, self.vectors_per_group, backward)
+        run_kernel(kernel, parameters, self.batch * self.groups, scratch)
+
+
+def forward(inputs: ScanInputs, keep_for_backward: bool, return_last_state: bool) -> ScanOutputs:
+    """See `selective_scan`; `checkpoints` as in `checkpoint_shape`, if kept."""
+    call, u = _Call(inputs), inputs.u
+    out = torch.empty(u.shape, dtype=u.dtype)
+    last = torch.empty((call.batch, *inputs.A.shape) if return_last_state else (0,))
+    shape = checkpoint_shape(call.batch, call.length, call.inner, call.states)
+    checkpoints = torch.empty(shape if keep_for_backward else (0,))
+    kept = checkpoints if keep_for_backward else None
+    absent: list[Tensor | None] = [None] * 7
+    call.run(
+        scan_kernel.scan_forward.address,
+        [last if return_last_state else None, kept, *absent],
+        [out, None, None, None],
+        backward=False,
+    )
+    return ScanOutputs(out, last, checkpoints)
+
+
+def backward(grad_out: Tensor, grad_last_state: Tensor | None, inputs: ScanInputs, checkpoints: Tensor) -> Gradients:
+    """Gradients of all tensors of `inputs`, each in the dtype of its input."""
+    call, u, A = _Call(inputs), inputs.u, inputs.A
+    grad_u, grad_delta = torch.empty(u.shape, dtype=u.dtype), torch.empty(u.shape, dtype=inputs.delta.dtype)
+    grad_z = None if inputs.z is None else torch.empty(u.shape, dtype=inputs.z.dtype)
+    per_sequence = torch.empty((call.batch, *A.shape))
+    partial = torch.empty((2, call.batch, call.groups, call.length, call.states))
+    channel = torch.empty((2, call.batch, call.inner))
+    has_initial = inputs.initial_state is not None
+    grad_initial = torch.empty((call.batch, *A.shape)) if has_initial else None
+    grad_last = packed(grad_last_state)
+    call.run(
+        scan_kernel.scan_backward.address,
+        [None, checkpoints, grad_last, per_sequence, partial[0], partial[1], channel[0], channel[1], grad_initial],
+        [kernel_dtype(grad_out), grad_u, grad_delta, grad_z],
+        backward=True,
+    )
+    # Sums, not views: the outputs of an operator must not share storage.
+    grad_b, grad_c = partial[0].sum(1), partial[1].sum(1)
+    grad_d, grad_bias = channel[0].sum(0), channel[1].sum(0)
+    gradients = (grad_u, grad_delta, per_sequence.sum(0), grad_b, grad_c, grad_d, grad_z, grad_bias, grad_initial)
+    return tuple(
+        None if tensor is None or gradient is None else gradient.to(tensor.dtype)
+        for tensor, gradient in zip(inputs[:9], gradients)
+    )
+
+
+BACKEND = ScanBackend(
+    forward=forward,
+    backward=backward,
+    devices=("cpu",),
+    dtypes=(torch.float32, torch.bfloat16),
+    checkpoint_shape=checkpoint_shape,
+)
