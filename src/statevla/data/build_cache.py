@@ -57,7 +57,7 @@ def open_frame_cache(config: Config, progress: bool = True, num_processes: int |
         num_processes: that build; by default all cores, fewer for small data sets.
 
     Raises:
-        UserError: the data set is missing or damaged (file and episode are named) or lacks a camera, or the disk is full.
+        UserError: the data set is missing, damaged (file and episode are named) or lacks a camera, or the disk is full.
     """
     with open_reader(config.data.path, config.data.format, config.data.orientation) as reader:
         cameras = tuple(config.model.cameras)

@@ -136,8 +136,8 @@ class TransitionDataset(_CachedSamples):
         if not len(self):
             longest = max((cache.episodes[i].num_steps for i in episode_ids), default=0)
             raise UserError(
-                f"training.phase1: a window of {num_frames} frames every {skip} steps needs {span + 1} steps, the longest "
-                f"of {len(episode_ids)} episodes has {longest}; lower num_frames or frame_skip"
+                f"training.phase1: a window of {num_frames} frames every {skip} steps needs {span + 1} steps, the "
+                f"longest of {len(episode_ids)} episodes has {longest}; lower num_frames or frame_skip"
             )
         self._frame_offsets = torch.arange(num_frames) * skip
         self._action_offsets = torch.arange(span).view(num_frames - 1, skip)

@@ -21,6 +21,7 @@ import numpy as np
 
 from statevla.data.episodes import DataFormat, EpisodeArrays, EpisodeInfo, EpisodeReader, check_cameras, check_episode
 from statevla.errors import UserError
+from statevla.language import normalize_instruction
 from statevla.types import CONTROL_FREQ_HZ, ImageOrientation, RobotStateLayout
 
 ORIENTATION_ATTRIBUTE = "image_orientation"
@@ -109,7 +110,7 @@ class LiberoReader(EpisodeReader):
             if not keys:
                 raise UserError(f"data {file}: no 'data/demo_<i>' group; expected LIBERO's HDF5 layout")
             stored = orientation or _declared_orientation(data, file)
-            instruction, fps = _instruction(data, file), _fps(data)
+            instruction, fps = normalize_instruction(_instruction(data, file)), _fps(data)
             task = file.stem.removesuffix("_demo")
             cameras: tuple[str, ...] | None = None
             for key in keys:
