@@ -129,6 +129,7 @@ class Trainer:
             is_best = False
             if is_last or self.step % settings.validate_every_steps == 0:
                 is_best = self._validate(is_last)
+                self.log.pause_clock()
             if save or is_best:
                 self._save(is_best)
                 saved_at = time.monotonic()

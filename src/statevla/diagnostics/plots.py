@@ -1,0 +1,107 @@
+"""Pictures of an evaluation, as PNG files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from statevla.diagnostics.actions import ChunkSamples
+from statevla.training.storage import writing
+
+DIM_NAMES = ("x", "y", "z", "roll", "pitch", "yaw")
+NUM_CHUNKS = 4
+
+
+def draw_all(results: dict[str, Any], samples: ChunkSamples | None, folder: Path) -> list[Path]:
+    """Write every picture that the results have data for; returns their paths."""
+    written = []
+    if "actions" in results:
+        written.append(_draw_errors(results["actions"], folder / "action_errors.png"))
+    if samples is not None:
+        written.append(_draw_chunks(samples, folder / "chunks.png"))
+    if results.get("world_model"):
+        written.append(_draw_world_model(results["world_model"], folder / "world_model.png"))
+    if results.get("probes"):
+        written.append(_draw_probes(results["probes"], folder / "probes.png"))
+    return written
+
+
+def dim_names(count: int) -> list[str]:
+    """Names of the continuous dims: those of OSC_POSE where there are six."""
+    return list(DIM_NAMES) if count == len(DIM_NAMES) else [f"dim {i}" for i in range(count)]
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    with writing(path):
+        figure.savefig(path, dpi=110)
+    return path
+
+
+def _draw_errors(actions: dict[str, Any], path: Path) -> Path:
+    figure, axes = _figure(1, 2, (10, 3.5))
+    normalized = actions["normalized"]
+    steps = [np.nan if value is None else value for value in normalized["mae_per_step"]]
+    axes[0][0].plot(range(len(steps)), steps, marker="o")
+    axes[0][0].set(xlabel="step of the chunk", ylabel="mean absolute error (normalised)", ylim=(0, None))
+    names = dim_names(len(normalized["mse_per_dim"]))
+    axes[0][1].bar(names, normalized["mse_per_dim"])
+    axes[0][1].axhline(normalized["mse_of_mean_action"], color="black", linestyle="--", label="mean action")
+    axes[0][1].set(ylabel="mean squared error (normalised)")
+    axes[0][1].legend()
+    return _save(figure, path)
+
+
+def _draw_chunks(samples: ChunkSamples, path: Path) -> Path:
+    """A row per frame, a column per dim: the demonstrated chunk and every sampled one, normalised."""
+    rows = np.linspace(0, len(samples.truth) - 1, min(NUM_CHUNKS, len(samples.truth))).astype(int)
+    num_dims = samples.truth.shape[-1]
+    names = [*dim_names(num_dims - 1), "gripper"]
+    figure, axes = _figure(len(rows), num_dims, (2.0 * num_dims, 1.6 * len(rows)))
+    for line, index in zip(axes, rows):
+        valid = samples.valid[index]
+        for dim, axis in enumerate(line):
+            for chunk in samples.sampled[:, index]:
+                axis.plot(chunk[valid, dim], color="tab:blue", alpha=0.5, linewidth=1)
+            axis.plot(samples.truth[index, valid, dim], color="black", linewidth=1.5)
+            axis.set_title(names[dim], fontsize=8)
+            axis.tick_params(labelsize=6)
+    figure.suptitle("demonstrated (black) and sampled (blue) chunks", fontsize=9)
+    return _save(figure, path)
+
+
+def _draw_world_model(values: dict[str, float], path: Path) -> Path:
+    figure, axes = _figure(1, 2, (10, 3.5))
+    for axis, name, trivial, label in (
+        (axes[0][0], "copy_skill", 0.0, "copying the present"),
+        (axes[0][1], "action_sensitivity", 1.0, "ignoring actions"),
+    ):
+        points = {int(key.rpartition("_")[2]): value for key, value in values.items() if key.startswith(name)}
+        axis.plot(list(points), list(points.values()), marker="o")
+        axis.axhline(trivial, color="black", linestyle="--", label=label)
+        axis.set(xlabel="retained steps ahead", ylabel=name.replace("_", " "))
+        axis.legend()
+    return _save(figure, path)
+
+
+def _draw_probes(probes: dict[str, dict[str, float]], path: Path) -> Path:
+    figure, axes = _figure(1, 1, (10, 4))
+    kinds = list(next(iter(probes.values())))
+    width = 0.8 / len(kinds)
+    for offset, kind in enumerate(kinds):
+        heights = [max(scores[kind], -0.2) for scores in probes.values()]
+        axes[0][0].bar(np.arange(len(probes)) + offset * width, heights, width, label=kind.replace("_", " "))
+    axes[0][0].set_xticks(np.arange(len(probes)) + 0.4 - width / 2, [name.replace("_", " ") for name in probes])
+    axes[0][0].set(ylabel="R² on held-out episodes (cut at -0.2)", ylim=(-0.2, 1))
+    axes[0][0].legend(fontsize=8)
+    return _save(figure, path)

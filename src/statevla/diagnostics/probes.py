@@ -1,0 +1,201 @@
+"""What can be read out of z: ridge and MLP probes on held-out episodes, beside baselines that need no world model.
+
+A probe is trained on training episodes and scored on held-out ones, by R² = 1 − SSE / SST. The baselines say what the
+number is worth: the robot state alone, the episode's mean z (which episode is it?), and an encoder with random weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from statevla.data import CachedEpisode, FrameCache
+from statevla.diagnostics.sequences import Subject, encode_frames, retained_frames
+from statevla.statevla_model import StateVLA
+from statevla.types import RobotStateLayout
+
+RIDGE_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Relative to the number of samples, on standardised features."""
+MLP_HIDDEN_DIM, MLP_STEPS, MLP_BATCH = 256, 400, 512
+MAX_EPISODES, MAX_FRAMES = 40, 4_000
+MIN_STD = 1e-4
+"""A target that moves less (0.1 mm) says nothing."""
+SEED = 0
+
+Targets = dict[str, np.ndarray]
+
+
+def run_probes(subject: Subject, train: Sequence[int], held_out: Sequence[int]) -> dict[str, dict[str, float]]:
+    """R² of each probe for each target.
+
+    Args:
+        train, held_out: episodes to fit and to score on; at most `MAX_EPISODES` of each are taken, evenly.
+
+    Returns:
+        target → {ridge, mlp, robot_state, episode_mean, random_encoder}; empty where either side has no episode.
+    """
+    train, held_out = _thin(train), _thin(held_out)
+    if not train or not held_out:
+        return {}
+    frames = [_frames(subject, episodes) for episodes in (train, held_out)]
+    targets = [probe_targets(subject.cache, wanted.numpy()) for wanted in frames]
+    groups = _episode_of(subject.cache, frames[0].numpy())
+    sides = (train, held_out)
+    z = [encode_frames(subject, episodes, wanted).numpy() for episodes, wanted in zip(sides, frames)]
+    robot = [_robot_state(subject, wanted) for wanted in frames]
+    mean = [_episode_mean(x, _episode_of(subject.cache, wanted.numpy())) for x, wanted in zip(z, frames)]
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        random_subject = replace(subject, model=StateVLA(subject.config).to(subject.device).eval())
+    random = [encode_frames(random_subject, episodes, wanted).numpy() for episodes, wanted in zip(sides, frames)]
+    features = {"ridge": z, "robot_state": robot, "episode_mean": mean, "random_encoder": random}
+    results: dict[str, dict[str, float]] = {}
+    for name in targets[0].keys() & targets[1].keys():
+        y_train, y_test = targets[0][name], targets[1][name]
+        known_train, known_test = np.isfinite(y_train).all(1), np.isfinite(y_test).all(1)
+        if not known_train.any() or not known_test.any() or y_test[known_test].std(0).max() < MIN_STD:
+            continue
+        data = (y_train[known_train], y_test[known_test])
+        scores = {
+            kind: _score_ridge(x[0][known_train], data[0], x[1][known_test], data[1], groups[known_train])
+            for kind, x in features.items()
+        }
+        predicted = fit_mlp(z[0][known_train], data[0], z[1][known_test])
+        results[name] = {"ridge": scores["ridge"], "mlp": r_squared(predicted, data[1]), **scores}
+    return {name: results[name] for name in targets[0] if name in results}
+
+
+def probe_targets(cache: FrameCache, frames: np.ndarray) -> Targets:
+    """What probes should recover at these frames, name → float64 `[M, dim]`; NaN where an episode does not tell.
+
+    Positions in metres, gripper width in metres, progress from 0 to 1.
+    """
+    targets: Targets = {}
+    some_state = next(iter(cache.robot_states.values()))[frames].astype(np.float64)
+    hand = cache.robot_states.get(RobotStateLayout.EE_GRIPPER)
+    if hand is not None:
+        targets["end_effector"] = hand[frames, :3].astype(np.float64)
+    targets["gripper_width"] = (some_state[:, -2] - some_state[:, -1])[:, None]
+    if cache.object_poses is not None:
+        position = np.full((len(frames), 3), np.nan)
+        episode_of = _episode_of(cache, frames)
+        for index in np.unique(episode_of):
+            column = target_object(cache.episodes[index], cache.instructions[cache.episodes[index].instruction])
+            if column is not None:
+                rows = episode_of == index
+                position[rows] = cache.object_poses[frames[rows]][:, 7 * column : 7 * column + 3]
+        targets["target_object"] = position
+        if hand is not None:
+            targets["object_from_hand"] = position - targets["end_effector"]
+    progress = np.empty((len(frames), 1))
+    for row, (frame, index) in enumerate(zip(frames, _episode_of(cache, frames))):
+        episode = cache.episodes[index]
+        progress[row] = (frame - episode.start) / max(episode.num_steps - 1, 1)
+    targets["progress"] = progress
+    return targets
+
+
+def target_object(episode: CachedEpisode, instruction: str) -> int | None:
+    """Which of an episode's objects the instruction is about: the one whose name it mentions first, or None.
+
+    Names are the simulator's (`salad_dressing_1`). An object mentioned in full goes before one mentioned in part.
+    """
+    words = re.findall(r"[a-z0-9]+", instruction.lower())
+    best: tuple[float, int] | None = None
+    choice = None
+    for number, name in enumerate(episode.object_names):
+        parts: list[str] = re.findall(r"[a-z]+", name.lower())
+        found = [words.index(part) for part in parts if part in words]
+        if found:
+            rank = (-len(found) / len(parts), min(found))
+            if best is None or rank < best:
+                best, choice = rank, number
+    return choice
+
+
+def r_squared(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """1 − SSE / SST, summed over dims; SST about the mean of `truth`. Both `[M, dim]`."""
+    sse = float(((predicted - truth) ** 2).sum())
+    return 1.0 - sse / max(float(((truth - truth.mean(0)) ** 2).sum()), 1e-12)
+
+
+def fit_ridge(x: np.ndarray, y: np.ndarray, penalty: float) -> Mapping[str, np.ndarray]:
+    """Closed-form ridge regression on standardised features: `x` `[M, F]`, `y` `[M, dim]`; see `apply_ridge`."""
+    shift, scale = x.mean(0), np.maximum(x.std(0), 1e-6)
+    features, centre = (x - shift) / scale, y.mean(0)
+    gram = features.T @ features + penalty * len(x) * np.eye(x.shape[1])
+    weights = np.linalg.solve(gram, features.T @ (y - centre))
+    return {"shift": shift, "scale": scale, "weights": weights, "centre": centre}
+
+
+def apply_ridge(fit: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+    """Predictions `[M, dim]`."""
+    return (x - fit["shift"]) / fit["scale"] @ fit["weights"] + fit["centre"]
+
+
+def fit_mlp(x: np.ndarray, y: np.ndarray, x_test: np.ndarray) -> np.ndarray:
+    """Predictions for `x_test` of a two-layer MLP (fixed steps and seed) fitted to `x` `[M, F]`, `y` `[M, dim]`."""
+    shift, scale = x.mean(0), np.maximum(x.std(0), 1e-6)
+    centre, spread = y.mean(0), np.maximum(y.std(0), 1e-9)
+
+    def features(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(((values - shift) / scale).astype(np.float32))
+
+    inputs, outputs = features(x), torch.from_numpy(((y - centre) / spread).astype(np.float32))
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        model = nn.Sequential(nn.Linear(x.shape[1], MLP_HIDDEN_DIM), nn.GELU(), nn.Linear(MLP_HIDDEN_DIM, y.shape[1]))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2)
+        for _ in range(MLP_STEPS):
+            rows = torch.randint(len(inputs), (min(MLP_BATCH, len(inputs)),))
+            optimizer.zero_grad()
+            (model(inputs[rows]) - outputs[rows]).square().mean().backward()
+            optimizer.step()
+    with torch.no_grad():
+        return model(features(x_test)).numpy().astype(np.float64) * spread + centre
+
+
+def _score_ridge(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, groups: np.ndarray) -> float:
+    """R² on the test side; the penalty is chosen on a fifth of the training episodes."""
+    x, x_test = x.astype(np.float64), x_test.astype(np.float64)
+    inner = np.isin(groups, np.unique(groups)[::5])
+    penalty = 1.0
+    if inner.any() and not inner.all():
+        trials = {
+            p: r_squared(apply_ridge(fit_ridge(x[~inner], y[~inner], p), x[inner]), y[inner]) for p in RIDGE_PENALTIES
+        }
+        penalty = max(trials, key=lambda p: trials[p])
+    return r_squared(apply_ridge(fit_ridge(x, y, penalty), x_test), y_test)
+
+
+def _thin(episodes: Sequence[int]) -> list[int]:
+    if len(episodes) <= MAX_EPISODES:
+        return list(episodes)
+    return [episodes[i] for i in np.linspace(0, len(episodes) - 1, MAX_EPISODES).round().astype(int)]
+
+
+def _frames(subject: Subject, episodes: Sequence[int]) -> Tensor:
+    frames = torch.cat([retained_frames(subject, episode) for episode in episodes])
+    return frames[:: -(-len(frames) // MAX_FRAMES)]
+
+
+def _episode_of(cache: FrameCache, frames: np.ndarray) -> np.ndarray:
+    starts = np.array([episode.start for episode in cache.episodes])
+    return np.searchsorted(starts, frames, side="right") - 1
+
+
+def _robot_state(subject: Subject, frames: Tensor) -> np.ndarray:
+    layout = subject.config.model.robot_state_layout
+    return np.asarray(subject.cache.robot_states[layout][frames.numpy()], np.float64)
+
+
+def _episode_mean(x: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    mean = np.empty_like(x)
+    for group in np.unique(groups):
+        mean[groups == group] = x[groups == group].mean(0)
+    return mean
