@@ -64,7 +64,10 @@ def _draw_errors(actions: dict[str, Any], path: Path) -> Path:
 
 def _draw_chunks(samples: ChunkSamples, path: Path) -> Path:
     """A row per frame, a column per dim: the demonstrated chunk and every sampled one, normalised."""
-    rows = np.linspace(0, len(samples.truth) - 1, min(NUM_CHUNKS, len(samples.truth))).astype(int)
+    # Whole chunks say most; the ends of episodes are cut short.
+    whole = np.flatnonzero(samples.valid.all(axis=1))
+    whole = whole if len(whole) else np.arange(len(samples.truth))
+    rows = whole[np.linspace(0, len(whole) - 1, min(NUM_CHUNKS, len(whole))).astype(int)]
     num_dims = samples.truth.shape[-1]
     names = [*dim_names(num_dims - 1), "gripper"]
     figure, axes = _figure(len(rows), num_dims, (2.0 * num_dims, 1.6 * len(rows)))

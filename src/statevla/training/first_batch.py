@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 from statevla.training.storage import writing
 from statevla.types import ChunkBatch, ModelInput, TransitionBatch
@@ -24,11 +23,12 @@ def describe(batch: TransitionBatch | ChunkBatch) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in tensors.items()}
 
 
-def draw_observations(observation: ModelInput, titles: list[str], path: Path) -> None:
-    """Write a PNG: a row per sample and retained frame, a column per camera, as the model gets them.
+def draw_observations(observation: ModelInput, cameras: Sequence[str], titles: Sequence[str], path: Path) -> None:
+    """Write a PNG: a row per sample, a column per retained frame and camera, as the model gets them.
 
     Args:
         observation: leading dims `[B]` or `[B, T]`.
+        cameras: names, in the order of the axis `V`.
         titles: one per sample, such as episode ids.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -36,19 +36,17 @@ def draw_observations(observation: ModelInput, titles: list[str], path: Path) ->
 
     images = observation.images.detach().float().cpu()
     images = images.unsqueeze(1) if images.ndim == 5 else images
-    count, time, cameras = min(len(images), MAX_SAMPLES), images.shape[1], images.shape[2]
-    figure = Figure(figsize=(2.0 * cameras * time, 2.3 * count), layout="constrained")
+    count, time = min(len(images), MAX_SAMPLES), images.shape[1]
+    figure = Figure(figsize=(2.0 * len(cameras) * time, 2.4 * count), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(count, cameras * time, squeeze=False)
-    for sample in range(count):
-        for step in range(time):
-            for camera in range(cameras):
-                axis = axes[sample][step * cameras + camera]
-                axis.imshow(((images[sample, step, camera] + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy())
-                axis.set_axis_off()
-                axis.set_title(f"frame {step}, camera {camera}", fontsize=7)
-        axes[sample][0].text(0, 1.25, titles[sample], fontsize=7, transform=axes[sample][0].transAxes)
-    low, high = torch.aminmax(images)
-    figure.suptitle(f"model input, values {low:.2f} to {high:.2f}", fontsize=8)
+    rows = figure.subfigures(count, 1, squeeze=False)[:, 0]
+    for sample, row in enumerate(rows):
+        row.suptitle(titles[sample], fontsize=8)
+        axes = row.subplots(1, time * len(cameras), squeeze=False)[0]
+        for place, axis in enumerate(axes):
+            step, camera = divmod(place, len(cameras))
+            axis.imshow(((images[sample, step, camera] + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy())
+            axis.set_axis_off()
+            axis.set_title(f"{cameras[camera]}, frame {step}", fontsize=7)
     with writing(path):
         figure.savefig(path, dpi=110)
