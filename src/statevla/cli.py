@@ -14,6 +14,7 @@ from statevla.errors import UserError
 COMMANDS: dict[str, tuple[str, str]] = {
     "collect": ("statevla.sim.cli:collect", "demonstrations of the scripted expert, in LIBERO's HDF5 layout"),
     "replay": ("statevla.sim.cli:replay", "recorded actions in the simulator: do they succeed?"),
+    "serve": ("statevla.serving.cli:serve", "a checkpoint as a policy server (openpi's protocol)"),
     "info": ("statevla.info:info", "parameters, shapes and tokens of a configuration"),
 }
 

@@ -1,0 +1,4 @@
+"""A policy over the wire: server (needs torch), light client (`statevla.serving.client`, without it), shared codec.
+
+Nothing is imported here, so that the client stays light.
+"""

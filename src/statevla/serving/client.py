@@ -1,0 +1,172 @@
+"""A light client of the policy server: NumPy, msgpack and websockets, no torch.
+
+with PolicyClient(port=8000) as policy:
+    policy.reset(episode=0)
+    while not done:
+        action = policy.act(observe() if policy.needs_observation() else None)
+"""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.sync.client import ClientConnection, connect
+
+from statevla.errors import UserError
+from statevla.serving import protocol
+from statevla.serving.wire import WireError, pack, unpack
+from statevla.types import ActionChunk, Observation
+
+MAX_ANSWER_BYTES = 2**20
+_RETRY_S = 0.2
+
+
+class PolicyClient:
+    """A policy on a server, with the verbs of `StateVLAPolicy`: `reset`, `needs_observation`, `act`, `act_chunk`.
+
+    Args:
+        host: name or address, or a whole `ws://` or `wss://` address.
+        port: of the server.
+        api_key: sent as `Authorization: Api-Key ...`.
+        timeout_s: of connecting, and of each answer.
+        wait_s: how long to go on trying while no server is there yet.
+
+    Attributes:
+        metadata: what the server says about itself and its model.
+
+    Raises:
+        UserError: no server is there, it refuses the client, or it speaks another protocol.
+    """
+
+    def __init__(
+        self,
+        host: str = protocol.DEFAULT_HOST,
+        port: int = protocol.DEFAULT_PORT,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 30.0,
+        wait_s: float = 0.0,
+    ) -> None:
+        self._address = host if host.startswith(("ws://", "wss://")) else f"ws://{host}:{port}"
+        self._timeout_s = timeout_s
+        self._connection = self._connect(api_key, time.monotonic() + wait_s)
+        self._needs_observation = True
+        self.metadata = self._receive()
+
+    def reset(self, episode: int | None = None) -> None:
+        """Begin an episode; `episode` chooses the noise (the same one by default)."""
+        chosen = {} if episode is None else {protocol.EPISODE: int(episode)}
+        self.infer({protocol.RESET: True, **chosen})
+        self._needs_observation = True
+
+    def needs_observation(self) -> bool:
+        """Whether `act` wants a fresh observation now."""
+        return self._needs_observation
+
+    def act(self, observation: Observation | None = None) -> np.ndarray:
+        """The next action, float32 `[A]`, from the queue that the server keeps; see `StateVLAPolicy.act`.
+
+        Raises:
+            UserError: the server refuses; its message says why.
+        """
+        message = {} if observation is None or not self._needs_observation else request_of(observation)
+        answer = self.infer({protocol.MODE: protocol.ACT, **message})
+        self._needs_observation = bool(answer[protocol.NEEDS_OBSERVATION])
+        return answer[protocol.ACTION]
+
+    def act_chunk(self, observation: Observation) -> ActionChunk:
+        """A whole chunk.
+
+        Raises:
+            UserError: the server refuses; its message says why.
+        """
+        return ActionChunk(self.infer(request_of(observation))[protocol.ACTIONS])
+
+    def infer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send one request (`statevla.serving.protocol` has the keys) and wait for its answer.
+
+        Raises:
+            UserError: the server refuses, is gone, or takes too long.
+        """
+        try:
+            self._connection.send(pack(request))
+        except WireError as error:
+            raise UserError(str(error)) from None
+        except ConnectionClosed as error:
+            raise self._gone(error) from None
+        return self._receive()
+
+    def close(self) -> None:
+        """Say goodbye; calling it twice does no harm."""
+        self._connection.close()
+
+    def __enter__(self) -> PolicyClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _connect(self, api_key: str | None, deadline: float) -> ClientConnection:
+        headers = {"Authorization": f"{protocol.API_KEY_SCHEME} {api_key}"} if api_key else None
+        while True:
+            try:
+                return connect(
+                    self._address,
+                    additional_headers=headers,
+                    compression=None,
+                    max_size=MAX_ANSWER_BYTES,
+                    open_timeout=self._timeout_s,
+                    proxy=None,
+                )
+            except InvalidStatus as error:
+                body = (error.response.body or b"").decode("utf-8", "replace").strip()
+                raise UserError(
+                    f"policy server {self._address}: refused with status {error.response.status_code} ({body})"
+                ) from None
+            except (OSError, WebSocketException, ValueError) as error:
+                if time.monotonic() >= deadline or isinstance(error, ValueError):
+                    reason = " ".join(str(error).split())
+                    raise UserError(
+                        f"policy server {self._address}: not reachable ({reason}); start it with `statevla serve`"
+                    ) from None
+            time.sleep(_RETRY_S)
+
+    def _receive(self) -> dict[str, Any]:
+        try:
+            data = self._connection.recv(self._timeout_s)
+        except ConnectionClosed as error:
+            raise self._gone(error) from None
+        except TimeoutError:
+            # A late answer would be taken for that of the next request.
+            self.close()
+            raise UserError(
+                f"policy server {self._address}: no answer within {self._timeout_s:g} s; raise timeout_s"
+            ) from None
+        if isinstance(data, str):
+            raise UserError(data)
+        try:
+            return unpack(data, MAX_ANSWER_BYTES)
+        except WireError as error:
+            self.close()
+            raise UserError(f"policy server {self._address}: not its protocol ({error})") from None
+
+    def _gone(self, error: ConnectionClosed) -> UserError:
+        frame = error.rcvd
+        reason = f"code {int(frame.code)}, {frame.reason or 'no reason given'}" if frame else "without a goodbye"
+        return UserError(f"policy server {self._address}: closed the connection ({reason}); connect again")
+
+
+def request_of(observation: Observation) -> dict[str, Any]:
+    """An observation as a request in StateVLA's own names."""
+    return {
+        **{protocol.IMAGE_PREFIX + camera: image for camera, image in observation.images.items()},
+        protocol.ROBOT_STATE: observation.robot_state,
+        protocol.ROBOT_STATE_LAYOUT: observation.robot_state_layout.value,
+        protocol.INSTRUCTION: observation.instruction,
+    }

@@ -1,0 +1,69 @@
+"""`statevla serve` as a process: it answers, ends gracefully on signals, and turns bad input into one line."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tiny_server import HORIZON
+
+from statevla.serving.client import PolicyClient
+from statevla.types import Observation
+
+
+@contextlib.contextmanager
+def command(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "statevla", "serve", *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def wait_for_port(process: subprocess.Popen[str]) -> int:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(r"listening on ws://127\.0\.0\.1:(\d+)", line):
+            return int(found[1])
+    raise AssertionError("the server never listened")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serves_and_ends(number: signal.Signals, checkpoint: Path, observe: Callable[..., Observation]) -> None:
+    with command("--checkpoint", str(checkpoint), "--port", "0") as process:
+        with PolicyClient(port=wait_for_port(process)) as client:
+            assert client.metadata["model"] == checkpoint.parent.name
+            assert client.act_chunk(observe()).actions.shape == (HORIZON, 7)
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert "Traceback" not in errors
+
+
+def test_bad_input_is_one_line(tmp_path: Path, checkpoint: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("x" * 32)
+    key.chmod(0o644)
+    for arguments, words in [
+        (["--checkpoint", str(tmp_path / "none")], "not found"),
+        (["--checkpoint", str(checkpoint), "--port", "99999"], "--port: expected 0 to 65535"),
+        (["--checkpoint", str(checkpoint), "--api-key-file", str(key)], "expected permissions 600, got 644"),
+    ]:
+        with command(*arguments) as process:
+            _, errors = process.communicate(timeout=120)
+        assert process.returncode == 2
+        (line,) = errors.splitlines()
+        assert words in line

@@ -1,0 +1,96 @@
+"""A tiny checkpoint with random weights, and servers of it in a thread of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from statevla.config import Config, load_config
+from statevla.policy import StateVLAPolicy
+from statevla.serving.server import PolicyServer, ServerSettings
+from statevla.statevla_model import StateVLA
+from statevla.training.checkpoint import Contents, DataInfo, LanguageInfo, TrainingState, save_checkpoint
+from statevla.transforms import FieldStatistics, Statistics
+from statevla.types import RobotStateLayout
+
+INSTRUCTIONS = ["push the red block", "open the drawer"]
+HORIZON, IMAGE_SIZE = 4, 32
+TINY = [
+    "model.embed_dim=32",
+    "model.encoder_depth=2",
+    "model.state_dim=24",
+    f"model.image_size={IMAGE_SIZE}",
+    "model.language_dim=12",
+    f"model.action_seq_len={HORIZON}",
+    "model.policy.d_state=8",
+    "model.policy.mlp_hidden_dim=32",
+    "training.precision=fp32",
+    "device=cpu",
+]
+
+
+def tiny_config(folder: Path, layout: RobotStateLayout) -> Config:
+    embeddings = folder / "embeddings.npz"
+    rng = np.random.default_rng(0)
+    np.savez(embeddings, **{text: rng.normal(size=12).astype(np.float32) for text in INSTRUCTIONS})
+    state = [f"model.robot_state_layout={layout.value}", f"model.robot_state_dim={layout.dim}"]
+    return load_config("conf/config.yaml", [*TINY, *state, f"language={{encoder: '{embeddings}', zero_pad: false}}"])
+
+
+def save_tiny_checkpoint(folder: Path, layout: RobotStateLayout) -> Path:
+    """A whole checkpoint, `<folder>/last`, of a model nobody trained."""
+    config = tiny_config(folder, layout)
+    torch.manual_seed(0)
+    model = StateVLA(config)
+    rng = np.random.default_rng(1)
+    statistics = Statistics(
+        FieldStatistics.of(rng.uniform(-1, 1, (100, 7))),
+        {layout: FieldStatistics.of(rng.normal(size=(100, layout.dim)))},
+    )
+    contents = Contents(
+        model.state_dict(), config, statistics, LanguageInfo(config.language.encoder, 12, ""), DataInfo("", 0.9, 0)
+    )
+    save_checkpoint(folder, contents, TrainingState({}, {}), is_best=False)
+    return folder / "last"
+
+
+@contextlib.contextmanager
+def serving(policy: StateVLAPolicy, **settings: object) -> Iterator[PolicyServer]:
+    """A running server on a free loopback port; leaving the block ends it gracefully."""
+    started, box = threading.Event(), {}
+
+    async def main() -> None:
+        async with PolicyServer(policy, replace(ServerSettings(port=0), **settings)) as server:
+            box["server"], box["loop"] = server, asyncio.get_running_loop()
+            started.set()
+            await server.wait_stopped()
+
+    def run() -> None:
+        try:
+            asyncio.run(main())
+        except BaseException as error:
+            box["error"] = error
+        finally:
+            started.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    started.wait(60)
+    if "server" not in box:
+        raise box.get("error") or TimeoutError("server did not start")
+    try:
+        yield box["server"]
+    finally:
+        with contextlib.suppress(RuntimeError):  # the loop has ended already
+            box["loop"].call_soon_threadsafe(box["server"].stop)
+        thread.join(60)
+        assert not thread.is_alive(), "the server does not end"
+        if "error" in box:
+            raise box["error"]
