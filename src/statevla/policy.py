@@ -183,6 +183,11 @@ class StateVLAPolicy:
         from statevla.training.checkpoint import load_checkpoint
 
         loaded = load_checkpoint(path)
+        if str(loaded.metrics.get("phase")) == "1":
+            raise UserError(
+                f"checkpoint {path}: phase 1 trains no policy yet; train one on it with "
+                f"train.py --phase 2 --phase1_checkpoint {path}"
+            )
         return cls(
             loaded.model,
             Transform(loaded.config.model, loaded.statistics),
