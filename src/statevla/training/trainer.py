@@ -308,6 +308,5 @@ class Trainer:
         observation = batch.observation
         if observation is None:  # trained on stored states: show the frames that they were made from
             observation = source.dataset.gather_drawn(indices[:MAX_NAMED_EPISODES], None).observation
-        draw_observations(
-            observation, source.episode_ids_of(indices[:MAX_NAMED_EPISODES]), self.run / "first_batch.png"
-        )
+        titles = source.episode_ids_of(indices[:MAX_NAMED_EPISODES])
+        draw_observations(observation, self.setup.cache.cameras, titles, self.run / "first_batch.png")
