@@ -125,9 +125,9 @@ class DataFormat:
 
 def _formats() -> dict[str, DataFormat]:
     # Readers import this module for the interface, and their dependencies may be absent: bind them late.
-    from statevla.data import libero
+    from statevla.data import lerobot, libero
 
-    return {data_format.name: data_format for data_format in (libero.FORMAT,)}
+    return {data_format.name: data_format for data_format in (lerobot.FORMAT, libero.FORMAT)}
 
 
 def open_reader(

@@ -120,7 +120,8 @@ class LiberoReader(EpisodeReader):
                 num_steps = len(actions) - int(after)
                 if num_steps < 1:
                     raise UserError(f"data {file}: {key} has {len(actions)} actions, expected at least 2; drop it")
-                self.episodes.append(EpisodeInfo(f"{file.name}/{key}", task, instruction, num_steps, fps, file))
+                name = file.name if file == self.path else file.relative_to(self.path).as_posix()
+                self.episodes.append(EpisodeInfo(f"{name}/{key}", task, instruction, num_steps, fps, file))
                 self._demos.append(_Demo(file, key, stored, after))
                 present = _cameras_of(demo)
                 cameras = present if cameras is None else tuple(c for c in cameras if c in present)
@@ -170,8 +171,10 @@ class LiberoReader(EpisodeReader):
 
 
 def list_files(path: Path) -> list[Path]:
-    """The HDF5 files at `path` (a file, or a folder searched recursively), sorted; UserError if there is none."""
+    """The HDF5 files at `path`: itself, or what its folders hold, hidden ones left out; UserError if none."""
     files = [path] if path.is_file() else sorted(f for s in _SUFFIXES for f in path.rglob(f"*{s}") if f.is_file())
+    # Folders with a dot hold work in progress.
+    files = [f for f in files if not any(part.startswith(".") for part in f.relative_to(path).parts)]
     if not files:
         raise UserError(f"data {path}: no *.hdf5 file in this folder; point data.path to LIBERO's HDF5 files")
     return files

@@ -1,0 +1,53 @@
+"""From one format to the other, episode by episode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.progress import track
+
+from statevla.config import expand_path
+from statevla.data.episodes import EpisodeArrays, EpisodeInfo, EpisodeReader, open_reader
+from statevla.data.write_lerobot import write_lerobot
+from statevla.data.write_libero import write_libero
+from statevla.errors import UserError
+from statevla.types import ImageOrientation
+
+WRITERS = {"libero": write_libero, "lerobot": write_lerobot}
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    to: str,
+    orientation: ImageOrientation | str = "auto",
+    progress: bool = False,
+) -> Path:
+    """Convert a data set.
+
+    Args:
+        source: LIBERO HDF5 file or folder, or LeRobotDataset v3 folder.
+        target: folder to write.
+        to: `libero` or `lerobot`.
+        orientation: how the source stores its frames, where what it says should be overruled.
+        progress: draw a progress bar.
+
+    Raises:
+        UserError: unknown or same format, target exists, source damaged.
+    """
+    if to not in WRITERS:
+        raise UserError(f"convert: format '{to}', expected one of {', '.join(WRITERS)}")
+    folder = expand_path(target)
+    with open_reader(source, "auto", orientation) as reader:
+        if reader.format == to:
+            raise UserError(f"convert: {reader.path} is in format '{to}' already; nothing to do")
+        WRITERS[to](folder, _episodes(reader, progress))
+    return folder
+
+
+def _episodes(reader: EpisodeReader, progress: bool) -> Iterator[tuple[EpisodeInfo, EpisodeArrays]]:
+    # Sorted by task: LIBERO's files hold one task each.
+    order = sorted(range(len(reader.episodes)), key=lambda index: (reader.episodes[index].task, index))
+    for index in track(order, "converting", disable=not progress):
+        yield reader.episodes[index], reader.read(index)
