@@ -1,0 +1,209 @@
+"""The policy object on a real, tiny checkpoint: queue, replanning, ensembling, determinism, wrong inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from statevla.config import Config
+from statevla.errors import UserError
+from statevla.policy import StateVLAPolicy
+from statevla.statevla_model import StateVLA
+from statevla.training.checkpoint import Contents, DataInfo, LanguageInfo, TrainingState, save_checkpoint
+from statevla.transforms import FieldStatistics, Statistics
+from statevla.types import Gripper, Observation, RobotStateLayout
+
+HORIZON = 4
+TEXTS = ("pick up the red block", "push the green block to the left")
+
+
+@pytest.fixture(scope="module")
+def run(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder whose checkpoint nobody trained, with normalisation that is not the identity."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    statistics = Statistics(
+        FieldStatistics.of(rng.uniform(-0.8, 0.5, (200, 7))),
+        {RobotStateLayout.JOINT_GRIPPER: FieldStatistics.of(rng.normal(1.0, 2.0, (200, 9)))},
+    )
+    language = LanguageInfo(tiny_config.language.encoder, 16, "")
+    folder = tmp_path_factory.mktemp("run")
+    weights = StateVLA(tiny_config).state_dict()
+    contents = Contents(weights, tiny_config, statistics, language, DataInfo("", 0.7, 0), {"phase": "2"})
+    save_checkpoint(folder, contents, TrainingState({}, {}), is_best=True)
+    return folder
+
+
+@pytest.fixture
+def load(run: Path) -> Callable[..., StateVLAPolicy]:
+    return lambda **options: StateVLAPolicy.from_pretrained(run / "checkpoint_best.pt", device="cpu", **options)
+
+
+def observation(seed: int, **changes: object) -> Observation:
+    rng = np.random.default_rng(seed)
+    images = {camera: rng.integers(0, 256, (40, 40, 3), dtype=np.uint8) for camera in ("agentview", "eye_in_hand")}
+    plain = Observation(images, rng.normal(size=9), RobotStateLayout.JOINT_GRIPPER, TEXTS[seed % 2])
+    return replace(plain, **changes)
+
+
+def test_chunk_is_in_the_robots_units(load: Callable[..., StateVLAPolicy]) -> None:
+    policy = load()
+    chunk = policy.act_chunk(observation(0)).actions
+    assert chunk.shape == (HORIZON, 7)
+    assert chunk.dtype == np.float32
+    assert set(np.unique(chunk[:, 6])) <= {float(Gripper.OPEN), float(Gripper.CLOSE)}
+    limits = policy.transform.statistics.actions
+    assert (chunk[:, :6] >= limits.min[:6] - 1e-6).all()
+    assert (chunk[:, :6] <= limits.max[:6] + 1e-6).all()
+    # Denormalised: the model's own samples average zero, the demonstrations' actions do not.
+    many = np.stack([c.actions for c in policy.act_chunk([observation(i) for i in range(32)])])
+    assert abs(many[..., :6].mean() - limits.mean[:6].mean()) < abs(many[..., :6].mean())
+
+
+def test_open_loop_executes_the_whole_chunk_before_looking_again(load: Callable[..., StateVLAPolicy]) -> None:
+    policy = load()
+    expected = policy.act_chunk(observation(0)).actions
+    policy.reset()
+    for step in range(HORIZON):
+        assert policy.needs_observation() == (step == 0)
+        action = policy.act(observation(0) if step == 0 else None)
+        np.testing.assert_array_equal(action, expected[step])
+    assert policy.needs_observation()
+    # A second query draws other noise.
+    assert not np.array_equal(policy.act(observation(0)), expected[0])
+
+
+def test_replanning_looks_again_after_k_steps(load: Callable[..., StateVLAPolicy]) -> None:
+    policy = load(execute_steps=3)
+    looks = []
+    for _ in range(7):
+        looks.append(policy.needs_observation())
+        policy.act(observation(1))
+    assert looks == [True, False, False, True, False, False, True]
+
+
+def test_temporal_ensembling_is_the_weighted_mean_of_overlapping_chunks(load: Callable[..., StateVLAPolicy]) -> None:
+    decay = 0.5
+    session = load(temporal_ensembling=decay).new_session()
+    rng = np.random.default_rng(0)
+    chunks = [rng.normal(size=(HORIZON, 7)).astype(np.float32) for _ in range(7)]
+    for chunk in chunks:
+        chunk[:, 6] = np.sign(chunk[:, 6])
+    for step, chunk in enumerate(chunks):
+        assert session.needs_observation()
+        session.accept(chunk)
+        action = session.next_action()
+        covering = [(start, chunks[start][step - start]) for start in range(max(0, step - HORIZON + 1), step + 1)]
+        weights = np.exp(-decay * np.arange(len(covering)))  # the oldest chunk weighs most
+        votes = np.stack([vote for _, vote in covering])
+        mean = (weights[:, None] * votes).sum(0) / weights.sum()
+        np.testing.assert_allclose(action[:6], mean[:6], rtol=1e-5)
+        assert action[6] == np.sign(mean[6])
+
+
+def test_ensembling_with_longer_execution_blends_each_step(load: Callable[..., StateVLAPolicy]) -> None:
+    session = load(temporal_ensembling=0.0, execute_steps=2).new_session()
+    first, second = np.zeros((HORIZON, 7), np.float32), np.ones((HORIZON, 7), np.float32)
+    first[:, 6] = -1.0
+    session.accept(first)
+    np.testing.assert_array_equal(session.next_actions()[:, :6], np.zeros((2, 6)))
+    session.accept(second)
+    blended = session.next_actions()
+    np.testing.assert_allclose(blended[:, :6], 0.5)
+    assert (blended[:, 6] == 1.0).all()  # a tie goes to the newest chunk
+
+
+def test_noise_depends_on_seed_episode_and_query_alone(load: Callable[..., StateVLAPolicy]) -> None:
+    policy = load(seed=3)
+    alone = policy.new_session(episode=5)
+    policy.query([(alone, observation(0))])
+    together = [policy.new_session(episode=e) for e in (4, 5, 6)]
+    policy.query([(session, observation(0)) for session in together])
+    actions = [session.next_actions() for session in (alone, *together)]
+    # Equal to rounding, not to the last bit: the batch is another one.
+    np.testing.assert_allclose(actions[0], actions[2], atol=1e-5)
+    assert not np.allclose(actions[0], actions[1], atol=1e-3)
+    assert not np.allclose(actions[0], actions[3], atol=1e-3)
+    policy.query([(alone, observation(0))])
+    assert not np.allclose(alone.next_actions(), actions[0], atol=1e-3)
+    for options, same in (({"seed": 3}, True), ({"seed": 4}, False)):
+        fresh = load(**options)
+        session = fresh.new_session(episode=5)
+        fresh.query([(session, observation(0))])
+        assert np.array_equal(session.next_actions(), actions[0]) is same
+
+
+def test_sessions_keep_queues_of_their_own(load: Callable[..., StateVLAPolicy]) -> None:
+    policy = load(execute_steps=2)
+    one, two = policy.new_session(1), policy.new_session(2)
+    policy.act_batch([(one, observation(0))])
+    assert (one.needs_observation(), two.needs_observation()) == (False, True)
+    actions = policy.act_batch([(one, None), (two, observation(1))])
+    assert [action.shape for action in actions] == [(7,), (7,)]
+    assert (one.needs_observation(), two.needs_observation()) == (True, False)
+    with pytest.raises(UserError, match="needs_observation"):
+        policy.act_batch([(one, None)])
+    with pytest.raises(UserError, match="no action left"):
+        one.next_action()
+
+
+def test_instruction_reaches_the_policy(load: Callable[..., StateVLAPolicy]) -> None:
+    policy = load()
+    chunks = []
+    for text in TEXTS:
+        policy.reset()
+        chunks.append(policy.act_chunk(observation(0, instruction=text)).actions)
+    assert not np.array_equal(chunks[0], chunks[1])
+
+
+def test_wrong_inputs_are_named(load: Callable[..., StateVLAPolicy]) -> None:
+    policy = load()
+    images = dict(observation(0).images)
+    with pytest.raises(UserError, match=r"no camera 'eye_in_hand', it has agentview"):
+        policy.act(observation(0, images={"agentview": images["agentview"]}))
+    with pytest.raises(UserError, match=r"'ee_gripper'.*'joint_gripper'"):
+        policy.act(
+            observation(0, robot_state=np.zeros(8), robot_state_layout=RobotStateLayout.EE_GRIPPER),
+        )
+    with pytest.raises(UserError, match="instruction is empty"):
+        policy.act(observation(0, instruction="  "))
+    with pytest.raises(UserError, match="an observation is needed"):
+        policy.act()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"execute_steps": 5}, "expected 1 to 4"),
+        ({"execute_steps": 0}, "expected 1 to 4"),
+        ({"temporal_ensembling": -0.1}, "decay"),
+        ({"num_sampling_steps": 0}, "num_sampling_steps"),
+        ({"precision": "fp8"}, "fp8"),
+    ],
+)
+def test_options_out_of_range(load: Callable[..., StateVLAPolicy], options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(**options)
+
+
+def test_a_phase_1_checkpoint_has_no_policy(run: Path, tmp_path: Path) -> None:
+    from statevla.training.checkpoint import load_checkpoint
+
+    loaded = load_checkpoint(run)
+    parts = (loaded.config, loaded.statistics, loaded.language, loaded.data, {"phase": "1"})
+    save_checkpoint(tmp_path, Contents(loaded.model.state_dict(), *parts), TrainingState({}, {}), is_best=True)
+    with pytest.raises(UserError, match="--phase 2 --phase1_checkpoint"):
+        StateVLAPolicy.from_pretrained(tmp_path)
+
+
+def test_damaged_weights_do_not_move_a_robot(load: Callable[..., StateVLAPolicy]) -> None:
+    policy = load()
+    with torch.no_grad():
+        policy.model.policy.head[-1].bias.fill_(float("nan"))
+    with pytest.raises(UserError, match="NaN"):
+        policy.act(observation(0))
