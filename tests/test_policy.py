@@ -161,6 +161,12 @@ def test_instruction_reaches_the_policy(load: Callable[..., StateVLAPolicy]) -> 
     assert not np.array_equal(chunks[0], chunks[1])
 
 
+def test_warming_up_changes_no_answer(load: Callable[..., StateVLAPolicy]) -> None:
+    policy, warm = load(), load()
+    warm.warm_up(batch_size=2)
+    np.testing.assert_array_equal(policy.act(observation(0)), warm.act(observation(0)))
+
+
 def test_wrong_inputs_are_named(load: Callable[..., StateVLAPolicy]) -> None:
     policy = load()
     images = dict(observation(0).images)

@@ -232,7 +232,7 @@ class StateVLAPolicy:
         observations = [observation] if isinstance(observation, Observation) else list(observation)
         session = self._session
         noise = [self._noise(session.episode, session.num_queries + i) for i in range(len(observations))]
-        chunks = [ActionChunk(chunk) for chunk in self._sample(observations, noise)]
+        chunks = [ActionChunk(chunk) for chunk in self._sample(self._to_model_input(observations), noise)]
         session.num_queries += len(observations)
         return chunks[0] if isinstance(observation, Observation) else chunks
 
@@ -274,7 +274,7 @@ class StateVLAPolicy:
         if not requests:
             return []
         noise = [self._noise(session.episode, session.num_queries) for session, _ in requests]
-        return list(self._sample([observation for _, observation in requests], noise))
+        return list(self._sample(self._to_model_input([observation for _, observation in requests]), noise))
 
     # The model --------------------------------------------------------------------------------------------------------
 
@@ -294,8 +294,11 @@ class StateVLAPolicy:
         settings = self.config.model
         frame = np.zeros((settings.image_size, settings.image_size, 3), np.uint8)
         state = self.transform.statistics.robot_states[settings.robot_state_layout].mean
-        blank = Observation(dict.fromkeys(settings.cameras, frame), state, settings.robot_state_layout, "warm up")
-        self._sample([blank] * batch_size, [self._noise(0, i) for i in range(batch_size)])
+        blank = Observation(dict.fromkeys(settings.cameras, frame), state, settings.robot_state_layout, "")
+        # Embeddings of zeros: a file of precomputed ones may hold no text that could be made up here.
+        language = torch.zeros(batch_size, settings.language_dim)
+        batch = self.transform.observation_to_model_input([blank] * batch_size, language)
+        self._sample(batch.to(self.device), [self._noise(0, i) for i in range(batch_size)])
 
     def _to_model_input(self, observations: Sequence[Observation]) -> ModelInput:
         if not observations:
@@ -304,13 +307,11 @@ class StateVLAPolicy:
         return self.transform.observation_to_model_input(observations, embeddings).to(self.device)
 
     @torch.inference_mode()
-    def _sample(self, observations: Sequence[Observation], noise: Sequence[Tensor]) -> np.ndarray:
+    def _sample(self, batch: ModelInput, noise: Sequence[Tensor]) -> np.ndarray:
         """Chunks in the robot's units, float32 `[B, H, A]`."""
         start = torch.stack(list(noise)).to(self.device)
         with autocast(self.device, self.precision):
-            sampled = self.model.sample_actions(
-                self._to_model_input(observations), self.num_sampling_steps, noise=start
-            )
+            sampled = self.model.sample_actions(batch, self.num_sampling_steps, noise=start)
         actions = self.transform.denormalize_actions(sampled)
         chunks = actions.cpu().numpy().astype(np.float32)
         if not np.isfinite(chunks).all():
