@@ -103,11 +103,12 @@ class FrameCache:
         self._frame_bytes = int(np.prod(self._frame_shape))
         self._open_frames()
 
-    def frames(self, indices: torch.Tensor | np.ndarray) -> torch.Tensor:
-        """Read frames: any shape of indices `[...]` → uint8 `[..., V, P, P, 3]`."""
+    def frames(self, indices: torch.Tensor | np.ndarray, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Read frames: any shape of indices `[...]` → uint8 `[..., V, P, P, 3]`, into `out` if given (contiguous)."""
         wanted = np.asarray(indices, np.int64)
         flat = wanted.reshape(-1)
-        out = torch.empty((flat.size, *self._frame_shape), dtype=torch.uint8)
+        if out is None:
+            out = torch.empty((*wanted.shape, *self._frame_shape), dtype=torch.uint8)
         buffer = memoryview(out.numpy().data).cast("B") if flat.size else memoryview(b"")
         size = self._frame_bytes
         # Neighbouring frames are neighbours on disk: one read per run.
@@ -115,7 +116,7 @@ class FrameCache:
         for first, last in zip([0, *breaks.tolist()], [*breaks.tolist(), flat.size]):
             if first < last:
                 self._read_into(buffer[first * size : last * size], int(flat[first]) * size)
-        return out.reshape(*wanted.shape, *self._frame_shape)
+        return out
 
     def statistics(self, episode_indices: Sequence[int], normalization: ActionNormalization = "mean_std") -> Statistics:
         """Statistics over these episodes: pass the training episodes."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from statevla.config import Phase1Config
+from statevla.data.buffers import ReusedBuffers
 from statevla.data.cache import FrameCache
 from statevla.data.pixels import frames_to_float, num_draws
 from statevla.errors import UserError
@@ -79,6 +80,7 @@ class _CachedSamples:
         self._last_frame = torch.tensor([episode.stop - 1 for episode in cache.episodes])
         self._instruction = torch.tensor([episode.instruction for episode in cache.episodes])
         self._language = language_table.float()
+        self._bytes, self._floats = ReusedBuffers(np.uint8), ReusedBuffers(np.float32)
         layout = transform.model_config.robot_state_layout
         self._states = transform.normalize_robot_state(torch.from_numpy(cache.robot_states[layout]))
 
@@ -101,8 +103,11 @@ class _CachedSamples:
     def _observation(self, frames: torch.Tensor, indices: torch.Tensor, draws: torch.Tensor | None) -> ModelInput:
         """Observations at `frames` `[B, T]` of the cache, leading dims `[B, T]`."""
         language = self._language[self._instruction[self._episode[indices]]]
+        size, cameras = self.cache.image_size, len(self.cache.cameras)
+        stored = self.cache.frames(frames, out=self._bytes.take((*frames.shape, cameras, size, size, 3)))
+        images = self._floats.take((*frames.shape, cameras, 3, size, size))
         return ModelInput(
-            images=frames_to_float(self.cache.frames(frames), self.transform.augmentation, draws),
+            images=frames_to_float(stored, self.transform.augmentation, draws, out=images),
             robot_state=self._states[frames],
             language=language[:, None].expand(-1, frames.shape[1], -1),
         )

@@ -44,7 +44,10 @@ def _mix(value: Any) -> Any:
 
 
 def frames_to_float(
-    frames: torch.Tensor, augmentation: AugmentationConfig | None = None, draws: torch.Tensor | None = None
+    frames: torch.Tensor,
+    augmentation: AugmentationConfig | None = None,
+    draws: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Frames of windows as the model takes them.
 
@@ -52,6 +55,7 @@ def frames_to_float(
         frames: uint8 `[B, T, V, P, P, 3]`, upright.
         augmentation: its ranges; the same draw holds for all `T` frames of a window, shifts differ per camera.
         draws: uniform `[B, num_draws(V)]`; None converts without augmentation.
+        out: where to write the result; made if None.
 
     Returns:
         float32 `[B, T, V, 3, P, P]`, in [-1, 1].
@@ -66,7 +70,8 @@ def frames_to_float(
         offset, gain = signed[:, :1] * augmentation.brightness, 1 + signed[:, 1:] * augmentation.contrast
         # Both are functions of the byte alone, so one table of 256 values per window holds them.
         tables = (tables * gain + offset).clamp_(-1, 1)
-    out = torch.empty((*frames.shape[:3], 3, *frames.shape[3:5]), dtype=torch.float32)
+    if out is None:
+        out = torch.empty((*frames.shape[:3], 3, *frames.shape[3:5]), dtype=torch.float32)
     _convert(frames.numpy(), np.ascontiguousarray(tables.numpy()), shifts, out.numpy())
     return out
 

@@ -1,0 +1,130 @@
+"""Speed and memory of the loader alone, on a synthetic frame cache larger than the memory it may use.
+
+    python benchmarks/bench_loader.py [--size-gb 10] [--num-workers 0] [--out benchmarks/results/loader.json]
+
+Makes a cache in a temporary folder, draws shuffled, augmented batches of both data sets from it, and reports frames per
+second (a frame is one control step with all its cameras) and resident memory. The folder is deleted at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from statevla.config import AugmentationConfig, ConvStem, ModelConfig, Phase1Config
+from statevla.data import BatchSampler, CachedEpisode, ChunkDataset, FrameCache, Prefetcher, TransitionDataset
+from statevla.data.cache import FRAMES_FILE, write_index
+from statevla.transforms import Transform
+from statevla.types import RobotStateLayout
+
+EPISODE_STEPS = 150
+
+
+def make_cache(folder: Path, size_gb: float, image_size: int, cameras: list[str]) -> FrameCache:
+    """A cache of random pictures of about `size_gb`, written frame by frame."""
+    frame_bytes = len(cameras) * image_size**2 * 3
+    num_episodes = max(2, round(size_gb * 1e9 / frame_bytes / EPISODE_STEPS))
+    num_frames = num_episodes * EPISODE_STEPS
+    rng = np.random.default_rng(0)
+    with open(folder / FRAMES_FILE, "wb") as file:
+        for _ in range(num_episodes):
+            file.write(rng.integers(0, 256, EPISODE_STEPS * frame_bytes, dtype=np.uint8).tobytes())
+    episodes = [
+        CachedEpisode(f"episode_{i}", f"task_{i % 10}", i % 10, i * EPISODE_STEPS, EPISODE_STEPS)
+        for i in range(num_episodes)
+    ]
+    arrays = {
+        "actions": rng.uniform(-1, 1, (num_frames, 7)).astype(np.float32),
+        f"robot_state_{RobotStateLayout.JOINT_GRIPPER.value}": rng.normal(size=(num_frames, 9)).astype(np.float32),
+    }
+    write_index(folder, episodes, [f"task {i}" for i in range(10)], cameras, image_size, 20.0, arrays)
+    return FrameCache(folder)
+
+
+def measure(dataset: Any, batch_size: int, frames_per_item: int, num_workers: int, duration_s: float) -> dict[str, Any]:
+    """Draw batches for `duration_s` after a warm-up; frames per second and memory."""
+    process = psutil.Process()
+    sampler = BatchSampler(len(dataset), batch_size, seed=0)
+    with Prefetcher(dataset, sampler, augment=True, num_workers=num_workers) as loader:
+        for _ in range(3):
+            next(loader)
+        start, cpu, batches, peak = time.perf_counter(), time.process_time(), 0, 0
+        while time.perf_counter() - start < duration_s:
+            next(loader)
+            batches += 1
+            peak = max(peak, process.memory_info().rss)
+        elapsed, cpu = time.perf_counter() - start, time.process_time() - cpu
+    frames = batches * batch_size * frames_per_item
+    return {
+        "batch_size": batch_size,
+        "frames_per_item": frames_per_item,
+        "num_workers": num_workers,
+        "frames_per_s": round(frames / elapsed, 1),
+        "frames_per_cpu_s": round(frames / cpu, 1),
+        "frames_read": frames,
+        "rss_peak_mb": round(peak / 2**20),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size-gb", type=float, default=10.0)
+    parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--duration-s", type=float, default=20.0)
+    parser.add_argument("--num-workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, default=None, help="where the temporary cache goes")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/loader.json"))
+    options = parser.parse_args()
+
+    model = ModelConfig(image_size=options.image_size, embed_dim=192, stem=ConvStem(), language_dim=384)
+    phase1 = Phase1Config(frame_skip=4, num_frames=4)
+    runs: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        start = time.perf_counter()
+        cache = make_cache(Path(name), options.size_gb, options.image_size, model.cameras)
+        size_gb = (Path(name) / FRAMES_FILE).stat().st_size / 1e9
+        print(f"cache of {size_gb:.1f} GB, {cache.num_frames} frames, made in {time.perf_counter() - start:.0f} s")
+        episodes = range(len(cache.episodes))
+        augmentation = AugmentationConfig(random_shift_px=6, brightness=0.2, contrast=0.2)
+        transform = Transform(model, cache.statistics(episodes), augmentation=augmentation)
+        language = torch.randn(10, 384)
+        windows = TransitionDataset(cache, episodes, phase1, transform, language)
+        chunks = ChunkDataset(cache, episodes, 16, transform, language)
+        rss_mb = round(psutil.Process().memory_info().rss / 2**20)
+        for num_workers in options.num_workers:
+            runs.append({"data": "windows"} | measure(windows, 32, 4, num_workers, options.duration_s))
+            print(json.dumps(runs[-1]))
+            runs.append({"data": "chunks"} | measure(chunks, 128, 1, num_workers, options.duration_s))
+            print(json.dumps(runs[-1]))
+        cache.close()
+    result = {
+        "command": f"python benchmarks/bench_loader.py --size-gb {options.size_gb:g} --image-size {options.image_size}",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "machine": {"cores": psutil.cpu_count(), "memory_gb": round(psutil.virtual_memory().total / 2**30)},
+        "seed": 0,
+        "threads": torch.get_num_threads(),
+        "cache_gb": round(size_gb, 2),
+        "cameras": len(model.cameras),
+        "image_size": options.image_size,
+        "augmentation": augmentation.model_dump(),
+        "rss_before_mb": rss_mb,
+        "rss_peak_of_process_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "runs": runs,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()
