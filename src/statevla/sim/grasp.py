@@ -21,7 +21,7 @@ TOP_DEPTH_M = 0.027
 RIM_DEPTH_M = 0.018
 _HAND_UNDERSIDE_M = 0.030
 _HAND_HALF = (0.104, 0.034)  # along and across the jaw axis
-_FINGERS_HALF = (0.066, 0.012)  # of the open fingers
+_FINGER_HALF_WIDTH_M = 0.0105
 _FINGER_INNER_M = 0.0375
 _MARGIN_M = 0.006
 
@@ -134,7 +134,7 @@ def plan_rim_grasp(
         if np.ptp(along_ray[rim]) > 0.03:  # a handle
             continue
         spot = centre + outward * along_ray[rim].mean()
-        for shallower in (0.0, 0.004):
+        for shallower in (0.0, 0.004, 0.008):
             height = top - RIM_DEPTH_M - deeper + shallower
             for skew in np.deg2rad((0, 15, -15, 30, -30)):
                 yaw = wrap_half_turn(angle - np.pi / 2 + skew)
@@ -160,7 +160,10 @@ def _near(points: np.ndarray, centre: np.ndarray) -> np.ndarray:
 
 
 def _hits(centre: np.ndarray, height: float, along: np.ndarray, across: np.ndarray, obstacles: np.ndarray) -> float:
-    """Penalty for neighbours in the boxes that the hand and the open fingers fill."""
+    """Penalty for neighbours in the spaces that the hand and the open fingers fill.
+
+    What only touches the outside of a finger costs less than what would come between the fingers.
+    """
     if not len(obstacles):
         return 0.0
     offset = obstacles[:, :2] - centre
@@ -168,13 +171,19 @@ def _hits(centre: np.ndarray, height: float, along: np.ndarray, across: np.ndarr
     underside = height + _HAND_UNDERSIDE_M - _MARGIN_M
     tips = height - FINGER_TIP_M - _MARGIN_M
     hand = (z > underside) & (z < height + 0.25) & (u < _HAND_HALF[0] + _MARGIN_M) & (v < _HAND_HALF[1] + _MARGIN_M)
-    fingers = (z > tips) & (z < height + 0.05) & (u < _FINGERS_HALF[0] + _MARGIN_M) & (v < _FINGERS_HALF[1] + _MARGIN_M)
+    outside = _finger_outside(z - height) + _MARGIN_M
+    fingers = (z > tips) & (z < height + 0.05) & (u < outside) & (v < _FINGER_HALF_WIDTH_M + _MARGIN_M)
     penalty = 0.0
     if hand.any():
         penalty += 0.3 + 10 * (z[hand].max() - underside)
     if fingers.any():
-        penalty += 0.5 + 5 * (z[fingers].max() - tips)
+        penalty += 0.2 + 5 * (z[fingers].max() - tips) + 10 * (outside[fingers] - u[fingers]).max()
     return penalty
+
+
+def _finger_outside(above: np.ndarray) -> np.ndarray:
+    """Distance from the jaws' middle to the outside of an open finger, at heights above the grip site: a wedge."""
+    return 0.053 + 0.011 * np.clip((above + 0.0056) / 0.0318, 0.0, 1.0)
 
 
 def _own_hits(centre: np.ndarray, height: float, along: np.ndarray, across: np.ndarray, points: np.ndarray) -> float:
@@ -182,5 +191,5 @@ def _own_hits(centre: np.ndarray, height: float, along: np.ndarray, across: np.n
     offset = points[:, :2] - centre
     u, v, z = np.abs(offset @ along), np.abs(offset @ across), points[:, 2]
     hand = (z > height + _HAND_UNDERSIDE_M + 0.001) & (u < _HAND_HALF[0]) & (v < _HAND_HALF[1])
-    fingers = (z > height - FINGER_TIP_M) & (u > _FINGER_INNER_M) & (u < _FINGERS_HALF[0]) & (v < 0.011)
+    fingers = (z > height - FINGER_TIP_M) & (u > _FINGER_INNER_M) & (u < 0.066) & (v < _FINGER_HALF_WIDTH_M)
     return 0.3 * float(hand.any()) + 0.4 * float(fingers.any())

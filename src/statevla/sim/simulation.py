@@ -36,8 +36,9 @@ class Snapshot:
 
     Attributes:
         state: `[1 + nq + nv]`, time, positions and velocities (LIBERO's flattened state).
-        hidden: `[nv + 2 + 9 + 7]`, what LIBERO's state leaves out: the solver's warm start, the gripper's ramped
-            command, the controller's goal orientation, and the arm posture that its null space pulls to.
+        hidden: `[nv + nu + 2 + 9 + 7]`, what LIBERO's state leaves out: the solver's warm start, the last actuator
+            commands, the gripper's ramped command, the controller's goal orientation, and the arm posture that its
+            null space pulls to.
         fixtures: `[F, 7]`, position and quaternion (wxyz) of each immovable fixture, in the order of
             `Simulation.fixture_names`; a reset draws them at random.
     """
@@ -154,7 +155,14 @@ class Simulation:
         """The current state with everything that LIBERO's flattened state leaves out."""
         robot = self.robosuite_env.robots[0]
         fingers = np.broadcast_to(np.asarray(robot.gripper.current_action, dtype=np.float64), (2,))
-        hidden = [self.data.qacc_warmstart, fingers, robot.controller.goal_ori.ravel(), robot.controller.initial_joint]
+        controller = robot.controller
+        hidden = [
+            self.data.qacc_warmstart,
+            self.data.ctrl,
+            fingers,
+            controller.goal_ori.ravel(),
+            controller.initial_joint,
+        ]
         return Snapshot(self.state(), np.concatenate(hidden), self.fixture_poses())
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -163,24 +171,24 @@ class Simulation:
         Raises:
             UserError: the snapshot belongs to another scene.
         """
-        num_dofs = self.model.nv
-        if snapshot.hidden.shape != (num_dofs + 18,) or snapshot.fixtures.shape != (len(self._fixture_bodies), 7):
+        sizes = (self.model.nv, self.model.nu, 2, 9, 7)
+        if snapshot.hidden.shape != (sum(sizes),) or snapshot.fixtures.shape != (len(self._fixture_bodies), 7):
             raise UserError(
-                f"snapshot for task '{self.task.name}': expected {num_dofs + 18} hidden numbers and "
+                f"snapshot for task '{self.task.name}': expected {sum(sizes)} hidden numbers and "
                 f"{len(self._fixture_bodies)} fixtures, got {snapshot.hidden.shape} and {snapshot.fixtures.shape}; "
                 "restore snapshots of the same task only"
             )
         self._place_fixtures(snapshot.fixtures)
         self._write_state(snapshot.state)
-        warmstart, fingers, goal, posture = np.split(snapshot.hidden, np.cumsum([num_dofs, 2, 9]))
+        warmstart, commands, fingers, goal, posture = np.split(snapshot.hidden, np.cumsum(sizes)[:-1])
         robot = self.robosuite_env.robots[0]
         robot.gripper.current_action = fingers.copy()
         robot.controller.goal_ori = goal.reshape(3, 3).copy()
         robot.controller.initial_joint = posture.copy()
         robot.controller.new_update = True
-        self.data.qacc_warmstart[:] = warmstart
+        self.data.ctrl[:] = commands
         mujoco.mj_forward(self.model, self.data)
-        self.data.qacc_warmstart[:] = warmstart
+        self.data.qacc_warmstart[:] = warmstart  # the forward pass has moved it on
         self.robosuite_env._post_process()
         self._stepper = FastStepper(self.robosuite_env)
 
