@@ -82,6 +82,7 @@ class MambaBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, L, d_model] -> [B, L, d_model]`; output t depends on inputs 0 … t."""
         signal, gate = self.in_proj(x).chunk(2, dim=-1)
+        assert self.conv1d.bias is not None
         u = causal_conv1d_silu(signal, self.conv1d.weight, self.conv1d.bias, self.backend)
         delta, B, C = self._selection(u)
         y = selective_scan(

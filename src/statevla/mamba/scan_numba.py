@@ -6,37 +6,16 @@ import torch
 from torch import Tensor
 
 from statevla.mamba.backends import Gradients, ScanBackend, ScanInputs, ScanOutputs
-from statevla.mamba.kernels import load_kernels
-from statevla.mamba.kernels.threads import num_threads, run_kernel
-
-load_kernels("scan_kernel")
-from statevla.mamba.kernels import scan_kernel  # noqa: E402 (compiled by load_kernels)
-from statevla.mamba.kernels.simd import LANES  # noqa: E402
-from statevla.mamba.kernels.staging import BFLOAT16, FLOAT32, TENSOR  # noqa: E402
-
-_DTYPES = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
-_ABSENT = (0,) * TENSOR
-
-
-def tensor_slots(tensor: Tensor | None) -> tuple[int, ...]:
-    """Parameter slots of a strided `[B, L, columns]` tensor of float32 or bfloat16."""
-    if tensor is None:
-        return _ABSENT
-    return (tensor.data_ptr(), _DTYPES[tensor.dtype], *tensor.stride())
-
-
-def kernel_dtype(tensor: Tensor | None) -> Tensor | None:
-    """The tensor itself if the kernels can read it, else in float32."""
-    return tensor if tensor is None or tensor.dtype in _DTYPES else tensor.float()
-
-
-def packed(tensor: Tensor | None) -> Tensor | None:
-    """Contiguous float32, as parameters and states are passed."""
-    return None if tensor is None else tensor.detach().float().contiguous()
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+from statevla.mamba.kernel_call import (
+    LANES,
+    address,
+    channel_groups,
+    packed,
+    readable,
+    run_kernel,
+    scan_kernel,
+    tensor_slots,
+)
 
 
 def checkpoint_shape(batch: int, length: int, inner: int, states: int) -> tuple[int, ...]:
@@ -45,32 +24,22 @@ def checkpoint_shape(batch: int, length: int, inner: int, states: int) -> tuple[
     return batch, blocks, vectors, scan_kernel.padded_states(states), LANES
 
 
-def _groups(batch: int, inner: int) -> tuple[int, int]:
-    """Channel groups per sequence and vectors per group: enough tasks to balance the threads, but no more."""
-    vectors = -(-inner // LANES)
-    threads = num_threads()
-    wanted = 1 if threads == 1 else min(vectors, -(-4 * threads // batch))
-    per_group = -(-vectors // wanted)
-    return -(-vectors // per_group), per_group
-
-
 class _Call:
     """Sizes and parameter slots that forward and backward share. Holds what the kernel points at."""
 
     def __init__(self, inputs: ScanInputs) -> None:
         self.batch, self.length, self.inner = inputs.u.shape
         self.states = inputs.A.shape[1]
-        self.groups, self.vectors_per_group = _groups(self.batch, self.inner)
+        self.groups, self.vectors_per_group = channel_groups(self.batch, self.inner)
         self.softplus = int(inputs.delta_softplus)
         self.arrays = [packed(t) for t in (inputs.A, inputs.D, inputs.delta_bias, inputs.initial_state)]
-        self.tensors = [kernel_dtype(t) for t in (inputs.u, inputs.delta, inputs.z, inputs.B, inputs.C)]
+        self.tensors = [readable(t) for t in (inputs.u, inputs.delta, inputs.z, inputs.B, inputs.C)]
 
     def run(
         self, kernel: int | None, arrays: list[Tensor | None], tensors: list[Tensor | None], backward: bool
     ) -> None:
-        assert kernel is not None
         parameters = [self.length, self.inner, self.states, self.groups, self.vectors_per_group, self.softplus]
-        parameters.extend(_address(array) for array in [*self.arrays, *arrays])
+        parameters.extend(address(array) for array in [*self.arrays, *arrays])
         for tensor in [*self.tensors, *tensors]:
             parameters.extend(tensor_slots(tensor))
         scratch = scan_kernel.scratch_bytes(self.states, self.vectors_per_group, backward)
@@ -87,7 +56,7 @@ def forward(inputs: ScanInputs, keep_for_backward: bool, return_last_state: bool
     kept = checkpoints if keep_for_backward else None
     absent: list[Tensor | None] = [None] * 7
     call.run(
-        scan_kernel.scan_forward.address,
+        scan_kernel.scan_forward,
         [last if return_last_state else None, kept, *absent],
         [out, None, None, None],
         backward=False,
@@ -107,9 +76,9 @@ def backward(grad_out: Tensor, grad_last_state: Tensor | None, inputs: ScanInput
     grad_initial = torch.empty((call.batch, *A.shape)) if has_initial else None
     grad_last = packed(grad_last_state)
     call.run(
-        scan_kernel.scan_backward.address,
+        scan_kernel.scan_backward,
         [None, checkpoints, grad_last, per_sequence, partial[0], partial[1], channel[0], channel[1], grad_initial],
-        [kernel_dtype(grad_out), grad_u, grad_delta, grad_z],
+        [readable(grad_out), grad_u, grad_delta, grad_z],
         backward=True,
     )
     # Sums, not views: the outputs of an operator must not share storage.

@@ -14,8 +14,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+
+CFunc = Any  # numba's compiled function, with its `address`
 
 _ALIGNMENT = 64
 _HEADER = 5
@@ -64,8 +67,8 @@ def _openmp_parallel() -> Callable[[int, int, int, int], None] | None:
 
 
 @cache
-def _as_function(kernel: int) -> Callable[[int], None]:
-    return _KERNEL_TYPE(kernel)
+def _as_function(address: int) -> Callable[[int], None]:
+    return _KERNEL_TYPE(address)
 
 
 def num_threads() -> int:
@@ -81,11 +84,11 @@ def describe_threads() -> str:
     return f"{threads} threads ({'PyTorch OpenMP' if _openmp_parallel() else 'Python threads'})"
 
 
-def run_kernel(kernel: int, parameters: Sequence[int], num_tasks: int, scratch_bytes: int) -> None:
+def run_kernel(kernel: CFunc, parameters: Sequence[int], num_tasks: int, scratch_bytes: int) -> None:
     """Run all tasks of a kernel.
 
     Args:
-        kernel: address of the compiled function.
+        kernel: a function `void (int64 *)`, compiled by `numba.cfunc`.
         parameters: what follows the header in its parameter block.
         num_tasks: tasks to draw.
         scratch_bytes: scratch memory per thread; allocated per call, so concurrent callers do not meet.
@@ -95,13 +98,13 @@ def run_kernel(kernel: int, parameters: Sequence[int], num_tasks: int, scratch_b
     scratch = torch.empty(threads * scratch_bytes + _ALIGNMENT, dtype=torch.uint8)
     base = -(-scratch.data_ptr() // _ALIGNMENT) * _ALIGNMENT
     block = (ctypes.c_int64 * (_HEADER + len(parameters)))(0, num_tasks, 0, base, scratch_bytes, *parameters)
-    address = ctypes.addressof(block)
+    function, data = kernel.address, ctypes.addressof(block)
     if threads == 1:
-        _as_function(kernel)(address)
+        _as_function(function)(data)
     elif (parallel := _openmp_parallel()) is not None:
-        parallel(kernel, address, threads, 0)
+        parallel(function, data, threads, 0)
     else:
-        function = _as_function(kernel)
-        others = [_executor().submit(function, address) for _ in range(threads - 1)]
-        function(address)
+        call = _as_function(function)
+        others = [_executor().submit(call, data) for _ in range(threads - 1)]
+        call(data)
         wait(others)
