@@ -32,7 +32,7 @@ ORIENTATIONS: Mapping[str, tuple[ImageOrientation, ...]] = {
 MIN_IMAGE_PX, MAX_IMAGE_PX = 8, 4096
 MAX_INSTRUCTION_CHARS = 1024
 MAX_EPISODE = 2**32 - 1
-_HARMLESS_KEY = re.compile(r"[\w./-]{1,40}", re.ASCII)
+_HARMLESS_KEY = re.compile(r"(?:images/|observation/)?[\w.-]{1,40}", re.ASCII)
 _COMMON_KEYS = {protocol.MODE, protocol.RESET, protocol.EPISODE}
 
 
@@ -88,7 +88,7 @@ def read_request(message: Mapping[str, Any], model: ModelConfig) -> Request:
         UserError: it does not fit the model; one line with expected, got and the fix, safe to send to the client.
     """
     mode = message.get(protocol.MODE, protocol.CHUNK)
-    if mode not in (protocol.CHUNK, protocol.ACT):
+    if not isinstance(mode, str) or mode not in (protocol.CHUNK, protocol.ACT):
         raise UserError("mode: expected 'chunk' or 'act', got something else; leave it out for whole chunks")
     reset = message.get(protocol.RESET, False)
     if not isinstance(reset, bool):
@@ -163,7 +163,7 @@ def _expected_keys(model: ModelConfig) -> str:
 
 def _read_layout(value: Any) -> RobotStateLayout:
     names = [layout.value for layout in RobotStateLayout]
-    if value not in names:
+    if not isinstance(value, str) or value not in names:
         raise UserError(f"robot_state_layout: expected one of {', '.join(names)}, got something else")
     return RobotStateLayout(value)
 
