@@ -74,6 +74,7 @@ class EpisodeReader(ABC):
         episodes: what there is to read.
         cameras: those that every episode has.
         orientation: how frames are stored.
+        notes: what was assumed or mended in reading, a sentence each.
     """
 
     format: ClassVar[str]
@@ -81,6 +82,7 @@ class EpisodeReader(ABC):
     episodes: list[EpisodeInfo]
     cameras: tuple[str, ...]
     orientation: ImageOrientation
+    notes: list[str]
 
     @abstractmethod
     def read(self, index: int, cameras: Sequence[str] | None = None) -> EpisodeArrays:

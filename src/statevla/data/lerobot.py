@@ -60,6 +60,7 @@ class LeRobotReader(EpisodeReader):
         self._columns = [
             key for key in (STATE_KEY, JOINT_KEY, GRIPPER_KEY, ACTION_KEY, EXECUTED_KEY, OBJECTS_KEY) if key in features
         ]
+        self.notes = []
         self.orientation = orientation or self._stored_orientation()
         self.episodes = []
         self._places: list[_Place] = []
@@ -118,7 +119,9 @@ class LeRobotReader(EpisodeReader):
                     f"data {self.path / INFO_PATH}: image_orientation '{declared}', expected one of {allowed}"
                 ) from None
         libero = self.cameras == ("agentview", "eye_in_hand")
-        return ImageOrientation.ROTATED_180 if libero else ImageOrientation.UPRIGHT
+        custom = ImageOrientation.ROTATED_180 if libero else ImageOrientation.UPRIGHT
+        self.notes.append(f"info.json declares no orientation; frames are taken as {custom.value}")
+        return custom
 
     def _list_episodes(self) -> None:
         import pyarrow.parquet as pq

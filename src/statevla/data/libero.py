@@ -56,6 +56,7 @@ class LiberoReader(EpisodeReader):
         self._open_file: tuple[Path, h5py.File] | None = None
         self.episodes = []
         self._demos: list[_Demo] = []
+        self.notes = []
         cameras: tuple[str, ...] | None = None
         for file in self._files:
             found = self._scan(file, orientation)
@@ -110,9 +111,12 @@ class LiberoReader(EpisodeReader):
             if not keys:
                 raise UserError(f"data {file}: no 'data/demo_<i>' group; expected LIBERO's HDF5 layout")
             stored = orientation or _declared_orientation(data, file)
+            if orientation is None and ORIENTATION_ATTRIBUTE not in data.attrs:
+                self.notes.append(f"{file.name} declares no orientation; frames are taken as {stored.value}")
             instruction, fps = normalize_instruction(_instruction(data, file)), _fps(data)
             task = file.stem.removesuffix("_demo")
             cameras: tuple[str, ...] | None = None
+            shifted = 0
             for key in keys:
                 demo = data[key]
                 actions = _dataset(demo, "actions", f"data {file}: {key}")
@@ -123,8 +127,13 @@ class LiberoReader(EpisodeReader):
                 name = file.name if file == self.path else file.relative_to(self.path).as_posix()
                 self.episodes.append(EpisodeInfo(f"{name}/{key}", task, instruction, num_steps, fps, file))
                 self._demos.append(_Demo(file, key, stored, after))
+                shifted += int(after)
                 present = _cameras_of(demo)
                 cameras = present if cameras is None else tuple(c for c in cameras if c in present)
+            if shifted:
+                self.notes.append(
+                    f"{file.name}: observations follow their actions in {shifted} episodes; moved by one step"
+                )
         return cameras or ()
 
     def _arrays(self, demo: h5py.Group, place: _Demo, cameras: Sequence[str] | None, source: str) -> EpisodeArrays:
