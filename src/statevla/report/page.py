@@ -1,0 +1,240 @@
+"""The page itself: sections out of what was found, in plain HTML that a phone can show."""
+
+from __future__ import annotations
+
+import base64
+import html
+import math
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from statevla.report.charts import copy_skill_curves, success_bars, training_curves
+from statevla.report.sources import Run, Sources, Tree
+
+MAX_VIDEOS = 16
+PHASES = {"1": "Phase 1: temporal JEPA", "2": "Phase 2: flow matching", "bc": "Behaviour cloning, end to end"}
+_PICTURES = {
+    "action_errors.png": "Errors per step of the chunk and per dimension",
+    "chunks.png": "Demonstrated chunks and sampled ones",
+    "world_model.png": "World model",
+    "probes.png": "Probes",
+}
+_STYLE = """
+:root { --ink: #1d232a; --soft: #5b6570; --line: #dfe3e8; --paper: #ffffff; --tile: #f4f6f8; --accent: #0072B2; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.2rem 1rem 4rem; max-width: 62rem; color: var(--ink); background: var(--paper);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+h1 { font-size: 1.7rem; margin: .4rem 0 .2rem; } h2 { font-size: 1.25rem; margin: 2.4rem 0 .6rem;
+  padding-top: .6rem; border-top: 1px solid var(--line); } h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
+p, li { max-width: 46rem; } .soft, figcaption, caption { color: var(--soft); font-size: .88rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .7rem; margin: 1rem 0; }
+.tile { background: var(--tile); border-radius: .5rem; padding: .7rem .9rem; }
+.tile b { display: block; font-size: 1.5rem; line-height: 1.25; color: var(--accent); }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; margin: .4rem 0 1rem; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 9rem; }
+th { font-weight: 600; } caption { text-align: left; padding-bottom: .2rem; }
+figure { margin: .6rem 0 1.2rem; } img, svg { max-width: 100%; height: auto; }
+svg { width: 100%; } svg text { font-family: inherit; }
+.videos { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1rem; }
+video { width: 100%; border-radius: .4rem; background: #181a1e; }
+pre { background: var(--tile); padding: .7rem .9rem; border-radius: .5rem; overflow-x: auto; font-size: .82rem; }
+"""
+
+
+def build_page(sources: Sources, title: str) -> str:
+    """The whole page as one string that refers to nothing outside itself."""
+    sections: list[str] = [f"<h1>{_text(title)}</h1>", _tiles(sources)]
+    for rollout in sources.rollouts:
+        sections += _rollout(rollout)
+    for evaluation in sources.evaluations:
+        sections += _evaluation(evaluation)
+    for run in sources.runs:
+        sections += _run(run)
+    sections += _provenance(sources)
+    body = "\n".join(section for section in sections if section)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _tiles(sources: Sources) -> str:
+    """The few numbers that one looks for first."""
+    tiles: list[tuple[str, str]] = []
+    for rollout in sources.rollouts:
+        total = rollout.values["total"]
+        if total["success_rate"] is not None:
+            low, high = total["interval_95"]
+            text = f"success in {total['episodes']} simulated episodes (95 %: {low:.0%} to {high:.0%})"
+            tiles.append((f"{total['success_rate']:.0%}", text))
+        if latency := rollout.values.get("policy_latency_ms"):
+            tiles.append((f"{latency['p50']:.0f} ms", f"per policy query (95th percentile {latency['p95']:.0f} ms)"))
+    for evaluation in sources.evaluations:
+        world_model = evaluation.values.get("world_model") or {}
+        if world_model.get("copy_skill_1") is not None:
+            tiles.append((f"{world_model['copy_skill_1']:.2f}", "copy skill one frame ahead (0 is copying, 1 perfect)"))
+        if actions := evaluation.values.get("actions"):
+            share = actions["normalized"]["mse"] / actions["normalized"]["mse_of_mean_action"]
+            tiles.append((f"{share:.0%}", "of the mean action's error on held-out frames"))
+    if sources.commands:
+        tiles.append((f"{sum(seconds for _, seconds in sources.commands) / 60:.0f} min", "from nothing to this page"))
+    cells = "".join(f'<div class="tile"><b>{_text(value)}</b>{_text(label)}</div>' for value, label in tiles)
+    return f'<div class="tiles">{cells}</div>' if cells else ""
+
+
+def _rollout(rollout: Tree) -> Iterator[str]:
+    summary, folder = rollout.values, rollout.folder
+    settings, total = summary["settings"], summary["total"]
+    yield f"<h2>Success in simulation: {_text(settings['task_suite'])}</h2>"
+    how = f"{settings['execute_steps']} actions per query, {settings['num_sampling_steps']} solver steps"
+    if settings.get("temporal_ensembling") is not None:
+        how += f", temporal ensembling with decay {settings['temporal_ensembling']}"
+    yield (
+        f"<p>{_text(settings['init_states'].capitalize())} initial states; {_text(how)}. Success is the environment's "
+        "own check; lines are Wilson's 95 % intervals. An exception is an error, never a failed episode.</p>"
+    )
+    if not summary.get("complete"):
+        yield "<p><b>Not complete:</b> some of the planned episodes are missing.</p>"
+    rows = [(task["instruction"], task) for task in summary["tasks"]]
+    yield _figure(success_bars([*rows, ("all tasks", total)]))
+    header = ["task", "success", "rate", "95 % interval", "steps to success", "errors"]
+    yield _table(header, [[name, *_rate_cells(rates)] for name, rates in [*rows, ("all tasks", total)]])
+    for error in summary.get("errors", []):
+        yield f"<p class='soft'>Error in task {error['task']}, trial {error['trial']}: {_text(error['error'])}</p>"
+    yield _picture(folder / "contact_sheet.png", "Recorded episodes: one row each, from start to end")
+    yield _videos(folder)
+
+
+def _rate_cells(rates: dict[str, Any]) -> list[str]:
+    low, high = rates["interval_95"]
+    rate, steps = rates["success_rate"], rates["mean_steps_to_success"]
+    return [
+        f"{rates['successes']}/{rates['episodes']}",
+        "–" if rate is None else f"{rate:.1%}",
+        f"{low:.1%} to {high:.1%}",
+        "–" if steps is None else f"{steps:.0f}",
+        str(rates["errors"]),
+    ]
+
+
+def _videos(folder: Path) -> str:
+    files = sorted((folder / "videos").glob("*.mp4"))
+    if not files:
+        return ""
+    items = []
+    for path in files[:MAX_VIDEOS]:
+        source = f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        items.append(
+            f'<figure><video controls muted playsinline preload="metadata" src="{source}"></video>'
+            f"<figcaption>{_text(path.stem.replace('_', ' '))}</figcaption></figure>"
+        )
+    more = f"<p class='soft'>{len(files) - MAX_VIDEOS} more in {_text(folder.name)}/videos.</p>"
+    return f'<h3>Videos</h3><div class="videos">{"".join(items)}</div>' + (more if len(files) > MAX_VIDEOS else "")
+
+
+def _evaluation(evaluation: Tree) -> Iterator[str]:
+    results = evaluation.values
+    yield f"<h2>Offline evaluation: {results.get('num_episodes', '?')} {_text(results.get('split', ''))} episodes</h2>"
+    if actions := results.get("actions"):
+        yield from _actions(actions)
+    if world_model := results.get("world_model"):
+        passed = results.get("go_no_go", {})
+        verdict = {True: "ok", False: "too low", None: ""}
+        rows = [[_label(name), _number(value), verdict[passed.get(name)]] for name, value in world_model.items()]
+        yield "<h3>World model</h3>"
+        yield _table(["measure", "value", ""], rows)
+    if probes := results.get("probes"):
+        kinds = list(next(iter(probes.values())))
+        yield "<h3>What can be read out of the state</h3>"
+        caption = "R² on held-out episodes; the columns beside the probes of z are baselines"
+        rows = [[_label(name), *(_number(scores[kind]) for kind in kinds)] for name, scores in probes.items()]
+        yield _table(["target", *map(_label, kinds)], rows, caption)
+    for name, text in _PICTURES.items():
+        yield _picture(evaluation.folder / name, text)
+
+
+def _actions(actions: dict[str, Any]) -> Iterator[str]:
+    normalized, real, gripper = actions["normalized"], actions["real"], actions["gripper"]
+    names = ["x", "y", "z", "roll", "pitch", "yaw"]
+    if len(names) != len(normalized["mse_per_dim"]):
+        names = [f"dim {i}" for i in range(len(normalized["mse_per_dim"]))]
+    columns = (normalized["mse_per_dim"], normalized["mae_per_dim"], real["mae_per_dim"], actions["spread"])
+    rows = [[name, *(_number(column[i]) for column in columns)] for i, name in enumerate(names)]
+    rows.append(["all", _number(normalized["mse"]), _number(normalized["mae"]), _number(real["mae"]), ""])
+    rows.append(["always the mean action", _number(normalized["mse_of_mean_action"]), "", "", ""])
+    yield "<h3>Actions</h3>"
+    header = ["dimension", "MSE, normalised", "MAE, normalised", "MAE, real units", "spread of samples"]
+    yield _table(header, rows)
+    yield f"<p>Gripper: accuracy {gripper['accuracy']:.3f}, F1 of closing {gripper['f1']:.3f}.</p>"
+
+
+def _run(run: Run) -> Iterator[str]:
+    yield f"<h2>{_text(PHASES.get(run.phase, f'Training, phase {run.phase}'))}</h2>"
+    train = run.records("train")
+    rates = [entry["samples_per_s"] for entry in train if entry.get("samples_per_s")]
+    if train:
+        rate = sorted(rates)[len(rates) // 2] if rates else 0.0
+        yield (
+            f"<p>{train[-1]['step']:,} optimizer steps, {rate:,.0f} samples per second (median), seed "
+            f"{run.info.get('seed')}, on {_text(str(run.info.get('device')))}.</p>"
+        )
+    yield _figure(training_curves(run), "Loss terms; a logarithmic scale where they span more than a factor of thirty")
+    yield _figure(copy_skill_curves(run), "Better than copying the present? Held-out episodes")
+    yield _picture(run.folder / "first_batch.png", "What the model saw: the first batch, augmented as in training")
+
+
+def _provenance(sources: Sources) -> Iterator[str]:
+    yield "<h2>How this was made</h2>"
+    if sources.commands:
+        lines = [f"{command}   # {seconds / 60:.1f} min" for command, seconds in sources.commands]
+    else:
+        trees = [run.info for run in sources.runs] + [rollout.values for rollout in sources.rollouts]
+        lines = [shlex.join(map(str, tree["command"])) for tree in trees if isinstance(tree.get("command"), list)]
+    if lines:
+        yield f"<pre>{_text(chr(10).join(lines))}</pre>"
+    trees = [tree.values for tree in (*sources.rollouts, *sources.evaluations)] + [run.info for run in sources.runs]
+    merged: dict[str, list[str]] = {}
+    for tree in trees:
+        facts = {**tree.get("versions", {}), **tree.get("machine", {}), "commit": tree.get("git_commit")}
+        for name, value in facts.items():
+            if value is not None and str(value) not in merged.setdefault(name, []):
+                merged[name].append(str(value))
+    yield _table(["what", "version"], [[_label(name), ", ".join(values)] for name, values in merged.items() if values])
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
+    head = "".join(f"<th>{_text(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    title = f"<caption>{_text(caption)}</caption>" if caption else ""
+    return f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _figure(content: str, caption: str = "") -> str:
+    if not content:
+        return ""
+    return f"<figure>{content}{f'<figcaption>{_text(caption)}</figcaption>' if caption else ''}</figure>"
+
+
+def _picture(path: Path, caption: str) -> str:
+    if not path.is_file():
+        return ""
+    source = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return _figure(f'<img src="{source}" alt="{_text(caption)}">', caption)
+
+
+def _label(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _number(value: Any) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    return f"{value:.3g}" if isinstance(value, int | float) else str(value)
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))

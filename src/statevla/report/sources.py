@@ -1,0 +1,105 @@
+"""Find and read the results that a page shows: training runs, offline evaluations, simulated evaluations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from statevla.errors import UserError
+
+_SKIPPED = {"training_state", "tensorboard", "frame_cache", "videos"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: `info` is its `run.json`, `log` the records of `log.jsonl`."""
+
+    folder: Path
+    info: dict[str, Any]
+    log: list[dict[str, Any]]
+
+    @property
+    def phase(self) -> str:
+        return str(self.info.get("phase", "?"))
+
+    def records(self, kind: str) -> list[dict[str, Any]]:
+        return [entry for entry in self.log if entry.get("kind") == kind]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A folder with one JSON file that says it all: `evaluation.json` or `summary.json`."""
+
+    folder: Path
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """All that was found, oldest first."""
+
+    runs: list[Run]
+    evaluations: list[Tree]
+    rollouts: list[Tree]
+    commands: list[tuple[str, float]]
+    """Commands of a demo's stages, with the seconds they took."""
+
+
+def find_sources(folders: Sequence[Path]) -> Sources:
+    """Look through folders and what is below them.
+
+    Raises:
+        UserError: a folder is absent, a file is damaged, or there is nothing to show.
+    """
+    runs: list[Run] = []
+    evaluations: list[Tree] = []
+    rollouts: list[Tree] = []
+    commands: list[tuple[str, float]] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"report {folder}: no such folder; give the folder of a run, of a demo, or of rollouts")
+        for path in sorted(_json_files(folder), key=lambda file: file.stat().st_mtime):
+            if path.name == "run.json":
+                runs.append(Run(path.parent, _read(path), _read_log(path.parent / "log.jsonl")))
+            elif path.name == "evaluation.json":
+                evaluations.append(Tree(path.parent, _read(path)))
+            elif path.name == "summary.json" and "settings" in (summary := _read(path)):
+                rollouts.append(Tree(path.parent, summary))
+            elif path.parent.name == "stages" and "command" in (mark := _read(path)):
+                commands.append((str(mark["command"]), float(mark.get("seconds", 0.0))))
+    if not (runs or evaluations or rollouts):
+        names = ", ".join(map(str, folders))
+        raise UserError(f"report {names}: nothing to show; expected run.json, evaluation.json or summary.json below it")
+    return Sources(runs, evaluations, rollouts, commands)
+
+
+def _json_files(folder: Path) -> Iterable[Path]:
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and not entry.is_symlink() and entry.name not in _SKIPPED:
+            yield from _json_files(entry)
+        elif entry.suffix == ".json":
+            yield entry
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"report {path}: not readable as JSON ({error}); delete it or make it anew") from None
+    return tree if isinstance(tree, dict) else {}
+
+
+def _read_log(path: Path) -> list[dict[str, Any]]:
+    """Records of a log; the last line may be cut short where training still runs."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
