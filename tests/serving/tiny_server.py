@@ -46,6 +46,7 @@ def tiny_config(folder: Path, layout: RobotStateLayout) -> Config:
 
 def save_tiny_checkpoint(folder: Path, layout: RobotStateLayout) -> Path:
     """A whole checkpoint, `<folder>/last`, of a model nobody trained."""
+    folder.mkdir(parents=True, exist_ok=True)
     config = tiny_config(folder, layout)
     torch.manual_seed(0)
     model = StateVLA(config)
