@@ -19,6 +19,9 @@ FINGER_TIP_M = 0.0095
 TOP_DEPTH_M = 0.027
 """How far below an object's top the grip site goes: deeper, and the hand would meet the object."""
 RIM_DEPTH_M = 0.018
+REACH_M = 0.72
+"""Distance from the base, seen from above, up to which the hand moves well while it points down. At 0.79 the elbow
+is straight: there the controller can no longer pull the hand back."""
 _HAND_UNDERSIDE_M = 0.030
 _HAND_HALF = (0.104, 0.034)  # along and across the jaw axis
 _FINGER_HALF_WIDTH_M = 0.0105
@@ -58,7 +61,12 @@ def is_rim_object(name: str) -> bool:
 
 
 def plan_grasp(
-    scene: Scene, name: str, obstacles: np.ndarray, deeper: float = 0.0, yaw_from: float = 0.0
+    scene: Scene,
+    name: str,
+    obstacles: np.ndarray,
+    deeper: float = 0.0,
+    yaw_from: float = 0.0,
+    place: np.ndarray | None = None,
 ) -> Grasp | None:
     """The cheapest grasp of an object, or None where there is none at all.
 
@@ -68,9 +76,11 @@ def plan_grasp(
         obstacles: `[P, 3]`, points of everything else.
         deeper: metres below the usual depth, for a second attempt.
         yaw_from: the yaw to turn as little as possible from.
+        place: `[2]`, where the object will be put down; the hand, off centre at a rim, has to reach there too.
     """
-    plan = plan_rim_grasp if is_rim_object(name) else plan_top_grasp
-    return plan(scene, name, obstacles, deeper, yaw_from)
+    if is_rim_object(name):
+        return plan_rim_grasp(scene, name, obstacles, deeper, yaw_from, place)
+    return plan_top_grasp(scene, name, obstacles, deeper, yaw_from)
 
 
 def plan_top_grasp(
@@ -114,7 +124,12 @@ def plan_top_grasp(
 
 
 def plan_rim_grasp(
-    scene: Scene, name: str, obstacles: np.ndarray, deeper: float = 0.0, yaw_from: float = 0.0
+    scene: Scene,
+    name: str,
+    obstacles: np.ndarray,
+    deeper: float = 0.0,
+    yaw_from: float = 0.0,
+    place: np.ndarray | None = None,
 ) -> Grasp | None:
     """Grasp the rim, one finger inside and one outside, the jaws radial within 30°; keeps clear of handles."""
     points = scene.points(name)
@@ -134,11 +149,13 @@ def plan_rim_grasp(
         if np.ptp(along_ray[rim]) > 0.03:  # a handle
             continue
         spot = centre + outward * along_ray[rim].mean()
+        hand_places = [spot] if place is None else [spot, place + spot - centre]
+        beyond = sum(max(float(np.linalg.norm(where - scene.base())) - REACH_M, 0.0) for where in hand_places)
         for shallower in (0.0, 0.004, 0.008):
             height = top - RIM_DEPTH_M - deeper + shallower
             for skew in np.deg2rad((0, 15, -15, 30, -30)):
                 yaw = wrap_half_turn(angle - np.pi / 2 + skew)
-                cost = 0.03 * abs(yaw - yaw_from) + 0.15 * abs(skew) + 4 * shallower
+                cost = 0.03 * abs(yaw - yaw_from) + 0.15 * abs(skew) + 4 * shallower + 8 * beyond
                 if best is not None and cost >= best.cost:
                     continue
                 along, across = _axes(yaw)

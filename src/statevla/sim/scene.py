@@ -36,6 +36,10 @@ class Scene:
         """Position `[3]` and rotation `[3, 3]` of the grip site; the jaws open along the rotation's first column."""
         return self.data.site_xpos[self._site].copy(), self.data.site_xmat[self._site].reshape(3, 3).copy()
 
+    def base(self) -> np.ndarray:
+        """Position `[2]` of the arm's base."""
+        return self.data.body("robot0_base").xpos[:2].copy()
+
     def jaw_opening(self) -> float:
         """Distance between the fingers (m)."""
         first, second = self.simulation.finger_positions()

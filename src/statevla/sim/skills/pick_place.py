@@ -83,7 +83,7 @@ class PickPlace:
     def _plan(self) -> bool:
         scene, rng = self.scene, self.arm.rng
         obstacles = scene.obstacles([self.name])
-        grasp = plan_grasp(scene, self.name, obstacles, self.deeper, self.yaw)
+        grasp = plan_grasp(scene, self.name, obstacles, self.deeper, self.yaw, self.place)
         if grasp is None:
             return False
         scatter = np.clip(rng.standard_normal(4), -2, 2)
@@ -161,7 +161,7 @@ class PickPlace:
         here = self.scene.hand()[0]
         hang = here[2] - self.scene.points(self.name)[:, 2].min()
         self.release_height = self.destination.surface + self.destination.drop + hang
-        before, blocked = np.zeros(3), 0
+        before, blocked, raised = np.zeros(3), 0, 0
         for _ in range(120):
             here = self.scene.hand()[0]
             wanted = self._over_place()
@@ -171,11 +171,11 @@ class PickPlace:
             before = here
             if sideways < 0.012 and here[2] - self.release_height < 0.008:
                 return
-            if blocked >= 4 and sideways < 0.015:
+            if blocked >= 4 and (sideways < 0.015 or raised >= 3):
                 return
             if blocked >= 4:  # it stands on something beside its place: over that
                 self.release_height += 0.01
-                blocked = 0
+                blocked, raised = 0, raised + 1
             far = sideways > 0.03
             goal = np.r_[wanted, self.release_height + funnel]
             yield self.arm.toward(goal, self.rotation, Gripper.CLOSE, self._speed(far), far)

@@ -1,0 +1,136 @@
+"""How often the scripted expert solves each task from the benchmark's official initial states (physics only).
+
+    python benchmarks/measure_expert.py --suite libero_object --episodes 50 --workers 2
+
+Writes `benchmarks/results/expert.json`, `{suite: {task: {"successes", "episodes", "failed_states"}}}`, after every task,
+and beside it `expert_settings.json` with seed, noise and versions. Tasks that are there already are skipped, so that
+a long measurement can be done in pieces (`--time-limit-s`).
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from statevla.command import run_command
+from statevla.errors import UserError
+from statevla.sim.backend import versions
+from statevla.sim.tasks import find_task, load_init_states, parse_task_indices
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Args:
+    """Measure the scripted expert on official initial states."""
+
+    suite: str = "libero_object"
+    """LIBERO or LIBERO-PRO suite."""
+    tasks: str = "all"
+    """`all`, `0,3,5` or `0-4`."""
+    episodes: int = 50
+    """Initial states per task, from the first."""
+    workers: int = 1
+    """Worker processes."""
+    noise: float = 0.1
+    """Execution noise, as in collection."""
+    seed: int = 0
+    """Base of the random draws."""
+    again: bool = False
+    """Measure again what is there already."""
+    time_limit_s: float = float("inf")
+    """Start no further task after this time."""
+
+
+def measure_task(suite: str, index: int, episodes: int, noise: float, seed: int) -> dict[str, Any]:
+    """Successes of one task."""
+    from statevla.sim.rollout import run_expert
+    from statevla.sim.simulation import Simulation
+
+    task = find_task(suite, index)
+    simulation = Simulation(task)
+    states = load_init_states(task)[:episodes]
+    failed, lengths = [], []
+    for number, state in enumerate(states):
+        simulation.reset(seed, state)
+        rollout = run_expert(simulation, np.random.default_rng([seed, index, number]), noise, task.max_steps)
+        lengths.append(len(rollout))
+        if not rollout.success:
+            failed.append(number)
+    simulation.close()
+    return {
+        "successes": len(states) - len(failed),
+        "episodes": len(states),
+        "mean_steps": round(float(np.mean(lengths)), 1),
+        "failed_states": failed,
+    }
+
+
+def load(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def store(path: Path, content: dict[str, Any]) -> None:
+    part = path.with_suffix(".tmp")
+    part.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    os.replace(part, path)
+
+
+def measure(args: Args) -> int:
+    """Measure the scripted expert on official initial states."""
+    RESULTS.mkdir(exist_ok=True)
+    path, settings_path = RESULTS / "expert.json", RESULTS / "expert_settings.json"
+    settings = {"seed": args.seed, "noise": args.noise, "versions": versions()}
+    before = load(settings_path)
+    if before and before != settings and not args.again:
+        raise UserError(f"{settings_path.name}: results were measured with {before}; use the same, or delete them")
+    store(settings_path, settings)
+    done = load(path).get(args.suite, {})
+    pending = [
+        find_task(args.suite, index)
+        for index in parse_task_indices(args.suite, args.tasks)
+        if args.again or done.get(find_task(args.suite, index).name, {}).get("episodes", 0) < args.episodes
+    ]
+    started, console = time.monotonic(), Console()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.workers, mp_context=context) as pool:
+        running: dict[Future[dict[str, Any]], Any] = {}
+        while pending or running:
+            if time.monotonic() - started > args.time_limit_s:
+                pending = []
+            while pending and len(running) < args.workers:
+                task = pending.pop(0)
+                future = pool.submit(measure_task, task.suite, task.index, args.episodes, args.noise, args.seed)
+                running[future] = task
+            for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
+                task, result = running.pop(future), future.result()
+                results = load(path)
+                results.setdefault(args.suite, {})[task.name] = result
+                store(path, results)
+                console.print(f"{task.suite} {task.index} {task.name}: {result}", soft_wrap=True, highlight=False)
+    print_table(console, args.suite, load(path).get(args.suite, {}))
+    return 0
+
+
+def print_table(console: Console, suite: str, results: dict[str, Any]) -> None:
+    table = Table("task", "successes", "mean steps", title=suite)
+    for name, result in results.items():
+        table.add_row(name, f"{result['successes']}/{result['episodes']}", str(result.get("mean_steps", "")))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    run_command(lambda: measure(tyro.cli(Args, description=__doc__)))
