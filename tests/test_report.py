@@ -1,0 +1,152 @@
+"""The report shows what the files of a real, tiny run hold, and refers to nothing outside itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from statevla.config import Config
+from statevla.errors import UserError
+from statevla.report import ReportArgs, report, write_report
+from statevla.report.sources import find_sources
+
+VOID = {"meta", "img", "br", "link", "path", "use", "input"}
+
+
+class Outline(HTMLParser):
+    """Collects tags and attributes, and checks that tags nest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def outline(path: Path) -> Outline:
+    parser = Outline()
+    parser.feed(path.read_text())
+    assert parser.open == []
+    return parser
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phase 1 and 2 of the tiny model, really trained for a few steps, and an offline evaluation of it."""
+    from statevla.diagnostics.cli import EvalArgs, offline
+    from statevla.training.run import train
+
+    folder = tmp_path_factory.mktemp("report")
+    config = tiny_config.model_copy(update={"output_dir": str(folder)})
+    phase1 = train(config, "1")
+    phase2 = train(config, "2", phase1_checkpoint=phase1)
+    offline(EvalArgs(str(phase2), out=str(folder / "evaluation"), num_seeds=2))
+    return folder
+
+
+@pytest.fixture
+def rollouts(tmp_path: Path) -> Path:
+    """Results of an evaluation in simulation, written by the code that writes them."""
+    from statevla.sim.rollout_results import EpisodeResult, summarize, write_json
+
+    results = [
+        EpisodeResult(0, trial, "soup", "pick up the <soup>", trial, 1, trial < 3, None, 120, 1, 3.0, policy_ms=[9.0])
+        for trial in range(4)
+    ]
+    results.append(EpisodeResult(0, 4, "soup", "pick up the <soup>", 4, 1, None, "worker gone", 0, 2, 3.0))
+    settings = {
+        "task_suite": "libero_object",
+        "init_states": "official",
+        "execute_steps": 8,
+        "num_sampling_steps": 4,
+        "temporal_ensembling": None,
+    }
+    summary = {
+        "settings": settings,
+        **summarize(results, 6),
+        "versions": {"mujoco": "3.3.2"},
+        "command": ["run", "a b"],
+    }
+    write_json(tmp_path / "rollouts" / "summary.json", summary)
+    (tmp_path / "rollouts" / "videos").mkdir()
+    (tmp_path / "rollouts" / "videos" / "task00_trial000_success.mp4").write_bytes(b"\0\0\0\x18ftypmp42")
+    return tmp_path
+
+
+def test_page_of_a_trained_run_is_whole_and_self_contained(trained: Path, tmp_path: Path) -> None:
+    page = write_report([trained], tmp_path / "page.html", title="tiny & small")
+    text = page.read_text()
+    seen = outline(page)
+    for heading in ("Phase 1: temporal JEPA", "Phase 2: flow matching", "Offline evaluation", "How this was made"):
+        assert heading in text
+    assert "tiny &amp; small" in text
+    assert sum(tag == "svg" for tag, _ in seen.tags) >= 3  # curves of both phases and the copy skill
+    pictures = [attributes["src"] or "" for tag, attributes in seen.tags if tag == "img"]
+    assert len(pictures) >= 3
+    assert all(source.startswith("data:image/png;base64,") for source in pictures)
+    for _, attributes in seen.tags:
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "data:").startswith(("data:", "#"))
+    evaluation = json.loads((trained / "evaluation" / "evaluation.json").read_text())
+    assert f"{evaluation['actions']['normalized']['mse']:.3g}" in text
+    assert evaluation["versions"]["torch"] in text
+    # Every id is defined once: charts do not borrow each other's clip paths.
+    ids = re.findall(r'<clipPath id="([^"]+)"', text)
+    assert len(ids) == len(set(ids)) > 0
+
+
+def test_rollouts_are_shown_with_intervals_and_errors(rollouts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(ReportArgs([str(rollouts)])) == 0
+    page = rollouts / "report.html"
+    assert capsys.readouterr().out.strip() == str(page)
+    text = page.read_text()
+    outline(page)
+    assert "3/4" in text
+    assert "75.0%" in text
+    assert "30.1% to 95.4%" in text  # Wilson's interval of 3 in 4
+    assert "worker gone" in text
+    assert "pick up the &lt;soup&gt;" in text
+    assert "pick up the <soup>" not in text
+    assert "Not complete" in text
+    assert "data:video/mp4;base64,AAAAGGZ0eXBtcDQy" in text
+    assert "run &#x27;a b&#x27;" in text
+
+
+def test_nothing_to_show_and_damage_are_input_errors(rollouts: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        find_sources([tmp_path / "absent"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="nothing to show"):
+        find_sources([tmp_path / "empty"])
+    with pytest.raises(UserError, match="at least one folder"):
+        report(ReportArgs([]))
+    (rollouts / "rollouts" / "summary.json").write_text("{")
+    with pytest.raises(UserError, match="not readable as JSON"):
+        find_sources([rollouts])
+
+
+def test_a_running_log_is_read_up_to_its_torn_line(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    source = trained / "phase1_temporal_jepa"
+    (run / "run.json").write_text((source / "run.json").read_text())
+    lines = (source / "log.jsonl").read_text().splitlines()
+    (run / "log.jsonl").write_text("\n".join(lines) + '\n{"kind": "train", "st')
+    (found,) = find_sources([tmp_path]).runs
+    assert len(found.log) == len(lines)
+    assert found.phase == "1"
