@@ -2,7 +2,7 @@
 
     python benchmarks/measure_expert.py --suite libero_object --episodes 50 --workers 2
 
-Writes `benchmarks/results/expert.json`, `{suite: {task: {"successes", "episodes", "failed_states"}}}`, after every task,
+Writes `benchmarks/results/expert.json`, `{suite: {task: {"successes", "episodes", ...}}}`, after every task,
 and beside it `expert_settings.json` with seed, noise and versions. Tasks that are there already are skipped, so that
 a long measurement can be done in pieces (`--time-limit-s`).
 """
