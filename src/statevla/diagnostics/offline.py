@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from statevla.data import open_frame_cache, split_episodes
 from statevla.device import resolve_device
 from statevla.diagnostics.actions import ChunkSamples, action_metrics, sample_chunks
@@ -53,6 +55,8 @@ def evaluate(
         UserError: checkpoint or data are missing or do not fit each other.
     """
     loaded = load_checkpoint(checkpoint, resolve_device(device))
+    if loaded.config.num_threads:
+        torch.set_num_threads(loaded.config.num_threads)
     subject = _subject(loaded, data)
     train, held_out = split_episodes(subject.cache, loaded.data.train_split, loaded.data.split_seed)
     episodes = {"validation": held_out, "train": train, "all": sorted([*train, *held_out])}[split]

@@ -1,0 +1,147 @@
+"""`eval.py` on a trained checkpoint, and the metrics behind it."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from statevla.config import Config
+from statevla.data import open_frame_cache, split_episodes
+from statevla.diagnostics.actions import ChunkSamples, action_metrics, gripper_metrics
+from statevla.diagnostics.offline import evaluate
+from statevla.diagnostics.sequences import Subject, encode_sequences
+from statevla.errors import UserError
+from statevla.training.checkpoint import load_checkpoint
+from statevla.training.run import train
+from statevla.training.setup import embed_instructions
+from statevla.transforms import Transform
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    config = tiny_config.model_copy(update={"output_dir": str(tmp_path_factory.mktemp("runs"))})
+    phase1 = train(config, "1")
+    return {"1": phase1, "2": train(config, "2", phase1), "bc": train(config, "bc")}
+
+
+def make_subject(run: Path) -> Subject:
+    loaded = load_checkpoint(run)
+    cache = open_frame_cache(loaded.config, progress=False)
+    table, _ = embed_instructions(loaded.config, cache)
+    transform = Transform(loaded.config.model, loaded.statistics)
+    return Subject(loaded.model, loaded.config, cache, transform, table, torch.device("cpu"))
+
+
+def test_eval_py_writes_numbers_tables_and_pictures(runs: dict[str, Path], tmp_path: Path) -> None:
+    checkpoint = runs["2"] / "checkpoint_best.pt"
+    command = [sys.executable, str(ROOT / "eval.py"), "--checkpoint", str(checkpoint), "--device", "cpu"]
+    done = subprocess.run([*command, "--max-samples", "40"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    out = runs["2"] / "evaluation_best"
+    results = json.loads((out / "evaluation.json").read_text())
+    assert results["phase"] == "2"
+    assert results["actions"]["num_samples"] == 40
+    assert math.isfinite(results["actions"]["real"]["mse"])
+    assert len(results["actions"]["normalized"]["mae_per_dim"]) == 6
+    assert len(results["actions"]["normalized"]["mae_per_step"]) == 4
+    assert {"copy_skill_1", "copy_skill_8", "surprise_p_value"} <= results["world_model"].keys()
+    assert {"ridge", "mlp", "robot_state", "episode_mean", "random_encoder"} == results["probes"]["end_effector"].keys()
+    for picture in ("action_errors", "chunks", "world_model", "probes"):
+        assert (out / f"{picture}.png").stat().st_size > 5_000
+    assert "gripper: accuracy" in done.stdout
+    # The robot's joints hold the hand's position in this world: the baseline must find it.
+    assert results["probes"]["end_effector"]["robot_state"] > 0.99
+
+
+def test_every_phase_is_evaluated_for_what_it_learnt(runs: dict[str, Path]) -> None:
+    found = {phase: evaluate(run, max_samples=20, probes=False, device="cpu") for phase, run in runs.items()}
+    assert "actions" not in found["1"].results
+    assert "world_model" in found["1"].results
+    assert "world_model" not in found["bc"].results
+    assert found["bc"].results["actions"]["num_seeds"] == 4
+    # The encoder is frozen in phase 2: it is the same world model.
+    assert found["2"].results["world_model"] == found["1"].results["world_model"]
+
+
+def test_evaluation_is_repeatable(runs: dict[str, Path]) -> None:
+    first, second = (evaluate(runs["bc"], max_samples=30, probes=False, device="cpu").results for _ in range(2))
+    assert first["actions"] == second["actions"]
+
+
+def test_held_out_means_held_out(runs: dict[str, Path]) -> None:
+    subject = make_subject(runs["1"])
+    data = load_checkpoint(runs["1"]).data
+    train_ids, held_out = split_episodes(subject.cache, data.train_split, data.split_seed)
+    result = evaluate(runs["1"], probes=False, device="cpu").results
+    assert result["num_episodes"] == len(held_out)
+    assert not set(train_ids) & set(held_out)
+
+
+def test_errors_of_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "eval.py"), "--checkpoint", str(tmp_path / "checkpoint_best.pt")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_other_embeddings_are_refused(runs: dict[str, Path], tmp_path: Path) -> None:
+    loaded = load_checkpoint(runs["2"])
+    path = Path(loaded.config.language.encoder)
+    before = path.read_bytes()
+    changed = {key: value * 2 for key, value in np.load(path).items()}
+    try:
+        np.savez(path, **changed)
+        with pytest.raises(UserError, match="language fingerprint"):
+            evaluate(runs["2"], probes=False, device="cpu")
+    finally:
+        path.write_bytes(before)
+
+
+def test_sequences_pair_latents_with_the_actions_between_them(runs: dict[str, Path]) -> None:
+    subject = make_subject(runs["1"])
+    (sequence,) = encode_sequences(subject, [2])
+    episode = subject.cache.episodes[2]
+    assert sequence.frames[0] == episode.start
+    assert len(sequence.z) == len(sequence.target) == episode.num_steps
+    raw = torch.from_numpy(subject.cache.executed_actions[episode.start : episode.stop - 1])
+    torch.testing.assert_close(sequence.actions, subject.transform.normalize_actions(raw))
+
+
+def test_action_metrics_of_known_errors(runs: dict[str, Path]) -> None:
+    subject = make_subject(runs["bc"])
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(30, 4, 7)).astype(np.float32)
+    truth[..., -1] = np.sign(truth[..., -1])
+    sampled = np.stack([truth, truth])
+    sampled[0, ..., 0] += 0.5
+    sampled[1, ..., 0] -= 0.5
+    valid = np.ones((30, 4), bool)
+    valid[:10, 2:] = False
+    sampled[:, :10, 2:] += 100.0  # padding must not count
+    metrics = action_metrics(ChunkSamples(truth, sampled, valid, np.arange(30)), subject)
+    assert metrics["normalized"]["mse_per_dim"] == pytest.approx([0.25, 0, 0, 0, 0, 0], abs=1e-6)
+    assert metrics["normalized"]["mae"] == pytest.approx(0.5 / 6, rel=1e-5)
+    assert metrics["normalized"]["mae_per_step"] == pytest.approx([0.5 / 6] * 4, rel=1e-5)
+    scale = subject.transform.statistics.actions.std[0]
+    assert metrics["real"]["mae_per_dim"][0] == pytest.approx(0.5 * scale, rel=1e-4)
+    assert metrics["spread"][0] == pytest.approx(0.5 * scale, rel=1e-4)
+    assert metrics["gripper"]["accuracy"] == 1.0
+
+
+def test_gripper_metrics_by_hand() -> None:
+    predicted = np.array([[1.0, 1.0, -1.0, -1.0, 1.0]])
+    truth = np.array([[1.0, -1.0, -1.0, 1.0, 1.0]])
+    valid = np.array([[True, True, True, True, False]])
+    metrics = gripper_metrics(predicted, truth, valid)
+    assert metrics == {"accuracy": 0.5, "precision": 0.5, "recall": 0.5, "f1": 0.5}
+    open_only = -np.ones((1, 5))
+    assert gripper_metrics(open_only, open_only, valid)["f1"] == 1.0
