@@ -8,11 +8,12 @@ import math
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from statevla.report.charts import copy_skill_curves, success_bars, training_curves
 from statevla.report.sources import Run, Sources, Tree
 
+_Kind = Literal["numbers", "words"]
 MAX_VIDEOS = 16
 PHASES = {"1": "Phase 1: temporal JEPA", "2": "Phase 2: flow matching", "bc": "Behaviour cloning, end to end"}
 _PICTURES = {
@@ -34,6 +35,7 @@ p, li { max-width: 46rem; } .soft, figcaption, caption { color: var(--soft); fon
 .tile b { display: block; font-size: 1.5rem; line-height: 1.25; color: var(--accent); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; margin: .4rem 0 1rem; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+.words th, .words td { text-align: left; white-space: normal; }
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 9rem; }
 th { font-weight: 600; } caption { text-align: left; padding-bottom: .2rem; }
 figure { margin: .6rem 0 1.2rem; } img, svg { max-width: 100%; height: auto; }
@@ -130,10 +132,15 @@ def _videos(folder: Path) -> str:
         source = f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
         items.append(
             f'<figure><video controls muted playsinline preload="metadata" src="{source}"></video>'
-            f"<figcaption>{_text(path.stem.replace('_', ' '))}</figcaption></figure>"
+            f"<figcaption>{_text(_video_caption(path))}</figcaption></figure>"
         )
     more = f"<p class='soft'>{len(files) - MAX_VIDEOS} more in {_text(folder.name)}/videos.</p>"
     return f'<h3>Videos</h3><div class="videos">{"".join(items)}</div>' + (more if len(files) > MAX_VIDEOS else "")
+
+
+def _video_caption(path: Path) -> str:
+    task, trial, outcome = path.stem.split("_")
+    return f"{outcome}: task {int(task.removeprefix('task'))}, trial {int(trial.removeprefix('trial'))}"
 
 
 def _evaluation(evaluation: Tree) -> Iterator[str]:
@@ -203,14 +210,21 @@ def _provenance(sources: Sources) -> Iterator[str]:
         for name, value in facts.items():
             if value is not None and str(value) not in merged.setdefault(name, []):
                 merged[name].append(str(value))
-    yield _table(["what", "version"], [[_label(name), ", ".join(values)] for name, values in merged.items() if values])
+    rows = [[_label(name), ", ".join(values)] for name, values in merged.items() if values]
+    yield _table(["what", "version"], rows, kind="words")
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
+def _table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    caption: str = "",
+    kind: Literal["numbers", "words"] = "numbers",
+) -> str:
     head = "".join(f"<th>{_text(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     title = f"<caption>{_text(caption)}</caption>" if caption else ""
-    return f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    table = f'<table class="{kind}">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="scroll">{table}</div>'
 
 
 def _figure(content: str, caption: str = "") -> str:

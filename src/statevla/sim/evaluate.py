@@ -178,6 +178,7 @@ class _Running:
     session: PolicySession
     attempt: int
     started: float = field(default_factory=time.monotonic)
+    policy_s: float = 0.0
     policy_ms: list[float] = field(default_factory=list)
     filming: bool = False
 
@@ -198,6 +199,7 @@ class _Running:
             setup_s=round(ended.setup_s, 3) if ended else 0.0,
             physics_s=round(ended.physics_s, 3) if ended else 0.0,
             render_s=round(ended.render_s, 3) if ended else 0.0,
+            policy_s=round(self.policy_s, 4),
             policy_ms=self.policy_ms,
         )
 
@@ -251,9 +253,10 @@ class _Evaluation:
             return
         began = time.perf_counter()
         self._policy.query([(run.session, look.observation) for run, _, look in looking])
-        took_ms = 1000.0 * (time.perf_counter() - began)
+        took_s = time.perf_counter() - began
         for run, worker, _ in looking:
-            run.policy_ms.append(round(took_ms, 3))
+            run.policy_s += took_s / len(looking)
+            run.policy_ms.append(round(1000.0 * took_s, 3))
             worker.send(Execute(run.session.next_actions()))
 
     def _settle(self, run: _Running, worker: Worker, message: Any, pool: WorkerPool) -> None:

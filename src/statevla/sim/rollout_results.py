@@ -32,7 +32,8 @@ class EpisodeResult:
         error: what went wrong with the simulator or its process; not the policy's failure.
         num_steps: control steps executed.
         num_attempts: 2 if its worker died once.
-        setup_s, physics_s, render_s: of the worker; policy_ms: of each query's forward, shared by its batch.
+        setup_s, physics_s, render_s: what the worker's time went to; policy_s: this episode's share of the policy's.
+        policy_ms: latency of each query, whatever its batch.
         wall_s: from start to end.
     """
 
@@ -50,6 +51,7 @@ class EpisodeResult:
     setup_s: float = 0.0
     physics_s: float = 0.0
     render_s: float = 0.0
+    policy_s: float = 0.0
     policy_ms: list[float] = field(default_factory=list)
 
     @property
@@ -165,7 +167,8 @@ def summarize(results: Iterable[EpisodeResult], num_planned: int) -> dict[str, A
         for index, group in by_task.items()
     ]
     latencies = np.array([ms for result in episodes for ms in result.policy_ms])
-    spent = {name: sum(getattr(result, name) for result in episodes) for name in ("setup_s", "physics_s", "render_s")}
+    kinds = ("setup", "physics", "render", "policy")
+    spent = {kind: round(sum(getattr(result, f"{kind}_s") for result in episodes), 2) for kind in kinds}
     return {
         "complete": len(episodes) == num_planned,
         "planned": num_planned,
@@ -173,7 +176,7 @@ def summarize(results: Iterable[EpisodeResult], num_planned: int) -> dict[str, A
         "tasks": tasks,
         "policy_latency_ms": _percentiles(latencies),
         "num_queries": len(latencies),
-        "environment_time_s": {name.removesuffix("_s"): round(value, 2) for name, value in spent.items()},
+        "time_s": spent,
         "errors": [
             {"task": result.task, "trial": result.trial, "error": result.error} for result in episodes if result.error
         ],

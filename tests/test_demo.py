@@ -1,0 +1,98 @@
+"""The demo's stages: run once, continued where they were killed, made anew when settings change."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from statevla import demo as module
+from statevla.demo import DemoArgs, Stage, demo, find_config, outcome_table, plan, run_stage
+from statevla.errors import UserError
+
+# Writes its arguments, one line per call, and ends with the status that the file `status` holds.
+SCRIPT = """
+import pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+with open(folder / "calls", "a") as file:
+    print(*sys.argv[2:], file=file)
+sys.exit(int((folder / "status").read_text()))
+"""
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    monkeypatch.setitem(module._ENTRY, "echo", ["-c", SCRIPT, str(tmp_path)])
+    (tmp_path / "status").write_text("0")
+    return Stage("one", "echo", ["work"], resume=lambda: ["--resume"], fresh=lambda: ["--overwrite"])
+
+
+def calls(folder: Path) -> list[str]:
+    return (folder / "calls").read_text().splitlines()
+
+
+def test_a_stage_runs_once_per_settings(stage: Stage, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO())
+    for key in ("a", "a", "b", "a"):
+        run_stage(stage, key, tmp_path, "[1/1]", console)
+    # Done is done; other settings start anew.
+    assert calls(tmp_path) == ["work --overwrite"] * 3
+    assert "done already" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_failed_stage_is_continued(stage: Stage, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO())
+    (tmp_path / "status").write_text("2")
+    with pytest.raises(UserError, match="stage 'one' ended with status 2"):
+        run_stage(stage, "a", tmp_path, "[1/1]", console)
+    (tmp_path / "status").write_text("0")
+    run_stage(stage, "a", tmp_path, "[1/1]", console)
+    assert calls(tmp_path) == ["work --overwrite", "work --resume"]
+    mark = json.loads((tmp_path / "stages" / "one.json").read_text())
+    assert mark["done"]
+    assert mark["seconds"] > 0
+    assert mark["command"] == "echo work --resume"
+
+
+def test_the_plan_follows_the_flags(tmp_path: Path) -> None:
+    stages = {stage.name: stage for stage in plan(DemoArgs(tasks="0,2", phase2_steps=7, trials=3), tmp_path)}
+    assert list(stages) == ["collect", "phase1", "phase2", "offline", "rollout"]
+    assert "--training.phase2.max_steps 7" in stages["phase2"].shown([])
+    assert "max_steps" not in stages["phase1"].shown([])
+    assert "--num_trials 3" in stages["rollout"].shown([])
+    assert str(tmp_path / "checkpoints" / "phase1_temporal_jepa") in stages["phase2"].shown([])
+    with pytest.raises(UserError, match="at least 1"):
+        plan(DemoArgs(trials=0), tmp_path)
+
+
+def test_the_preset_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_config("conf/demo.yaml").is_file()
+    with pytest.raises(UserError, match="no such file"):
+        find_config("conf/absent.yaml")
+    assert outcome_table(tmp_path).row_count == 0  # nothing has run yet
+
+
+@pytest.mark.slow
+def test_the_whole_way_with_a_tiny_model(tmp_path: Path) -> None:
+    pytest.importorskip("libero")
+    tree = yaml.safe_load(find_config("conf/demo.yaml").read_text())
+    tree["model"] |= {"embed_dim": 32, "encoder_depth": 1, "image_size": 64, "state_dim": 32}
+    tree["model"]["stem"] = {"kind": "conv", "channels": [16, 32], "strides": [8, 2]}
+    tree["training"]["validate_every_steps"] = 5
+    for phase in ("phase1", "phase2"):
+        tree["training"][phase] |= {"max_steps": 5, "batch_size": 8, "warmup_steps": 2}
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    args = DemoArgs(dir=str(tmp_path / "demo"), config=str(config), tasks="0", demos=2, trials=1, videos=1, workers=1)
+    assert demo(args) == 0
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert "Success in simulation: libero_object" in page
+    assert "data:video/mp4" in page
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").rglob("*.safetensors")}
+    assert demo(args) == 0  # everything is done already
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").rglob("*.safetensors")}
