@@ -73,15 +73,20 @@ def write_official_file(
             obs["object_states"].attrs["names"] = json.dumps(["block_1"])
 
 
-@pytest.fixture(scope="session")
-def libero_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of two tasks in LIBERO's official HDF5 layout: 5 and 4 episodes of 20 to 30 steps, 64 px."""
-    folder = tmp_path_factory.mktemp("libero")
+def make_libero_dir(folder: Path) -> Path:
+    """Write two tasks in LIBERO's official HDF5 layout: 5 and 4 episodes of 20 to 30 steps, 64 px."""
+    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for (task, color), num_episodes in zip(TASKS.items(), (5, 4)):
         episodes = [smooth_episode(rng, int(rng.integers(20, 31)), 64, color) for _ in range(num_episodes)]
         write_official_file(folder / f"{task}_demo.hdf5", task.replace("_", " "), episodes)
     return folder
+
+
+@pytest.fixture(scope="session")
+def libero_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set in LIBERO's official HDF5 layout, see `make_libero_dir`."""
+    return make_libero_dir(tmp_path_factory.mktemp("libero"))
 
 
 @pytest.fixture(autouse=True, scope="session")
