@@ -43,7 +43,7 @@ def environment(folder: Path) -> Path:
 def small_dataset(folder: Path) -> Path:
     """The data set of the tests' `libero_dir`."""
     sys.path.insert(0, str(TESTS))
-    from conftest import make_libero_dir
+    from libero_files import make_libero_dir
 
     return make_libero_dir(folder)
 

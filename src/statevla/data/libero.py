@@ -311,10 +311,10 @@ def _is_after_action(data: h5py.Group, demo: h5py.Group, file: Path) -> bool:
     states, joints = demo.get("states"), demo.get("obs/joint_states")
     if not isinstance(states, h5py.Dataset) or not isinstance(joints, h5py.Dataset):
         return False
-    if states.ndim != 2 or states.shape[1] < 8 or joints.ndim != 2 or len(joints) != len(states) or len(states) < 3:
+    if states.ndim != 2 or states.shape[1] < 8 or joints.shape != (len(states), 7) or len(states) < 3:
         return False
     # A flattened MuJoCo state starts with the time, then the arm's seven joint positions.
-    recorded, seen = states[:, 1:8], joints[:, :7]
+    recorded, seen = states[:, 1:8], joints[()]
     same_step = np.abs(seen - recorded).mean()
     next_step = np.abs(seen[:-1] - recorded[1:]).mean()
     return bool(next_step < 0.5 * same_step)
