@@ -73,12 +73,13 @@ class TaskProgress:
         The kept episodes are the first `wanted` successes in the order of their indices, so that the result does not
         depend on which worker was quicker.
         """
-        if self.hopeless or len(self._first()) + len(self.running) >= self.wanted:
+        if self.hopeless or len(self.first()) + len(self.running) >= self.wanted:
             return None
         taken = self.kept.keys() | self.failed | self.running
         return next(index for index in range(len(taken) + 1) if index not in taken)
 
-    def _first(self) -> list[int]:
+    def first(self) -> list[int]:
+        """Indices of the episodes that are kept in the end."""
         return sorted(self.kept)[: self.wanted]
 
     @property
@@ -92,7 +93,7 @@ class TaskProgress:
 
     def join(self, settings: CollectSettings) -> None:
         """Write the task's file from the episodes, and remove the single ones."""
-        first = self._first()
+        first = self.first()
         if first and [self.kept[index][0] for index in first] != [self.file] * len(first):
             failed = sorted(index for index in self.failed if index < first[-1])
             join_episodes(self.file, self.task, [self.kept[i] for i in first], settings.as_dict(), failed)
@@ -137,12 +138,12 @@ def collect(
     jobs = [_open_task(find_task(settings.suite, index), num_demos, out, settings) for index in task_indices]
     console = console or Console()
     with _progress(console) as progress:
-        bar = progress.add_task("episodes", total=num_demos * len(jobs), completed=sum(len(j._first()) for j in jobs))
+        bar = progress.add_task("episodes", total=num_demos * len(jobs), completed=sum(len(j.first()) for j in jobs))
         for _ in _run(jobs, settings, num_workers):
-            progress.update(bar, completed=sum(len(job._first()) for job in jobs))
+            progress.update(bar, completed=sum(len(job.first()) for job in jobs))
     if (out / _PARTS).is_dir() and not any((out / _PARTS).iterdir()):
         (out / _PARTS).rmdir()
-    return [TaskSummary(job.task, job.file, len(job._first()), len(job.failed)) for job in jobs]
+    return [TaskSummary(job.task, job.file, len(job.first()), len(job.failed)) for job in jobs]
 
 
 def summary_table(summaries: list[TaskSummary]) -> Table:

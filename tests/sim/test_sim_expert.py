@@ -1,0 +1,87 @@
+"""The scripted expert in the simulator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("libero")
+
+from statevla.sim.episodes import CollectSettings, make_simulation, run_episode
+from statevla.sim.placement import REACH_X_M, REACH_Y_M, wide_init_state
+from statevla.sim.rollout import run_expert
+from statevla.sim.scene import Scene
+from statevla.sim.simulation import Simulation
+from statevla.sim.tasks import find_task, load_init_states
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.ci
+def test_expert_solves_an_object_task() -> None:
+    simulation = Simulation(find_task("libero_object", 7))
+    for number, state in enumerate(load_init_states(simulation.task)[:2]):
+        simulation.reset(0, state)
+        rollout = run_expert(simulation, np.random.default_rng(number), noise=0.1)
+        assert rollout.success
+        assert len(rollout) < simulation.task.max_steps
+        assert rollout.actions.shape == rollout.executed_actions.shape == (len(rollout), 7)
+        assert set(rollout.actions[:, 6]) == {-1.0, 1.0}
+        assert np.abs(rollout.actions).max() <= 1.0
+        assert np.abs(rollout.actions - rollout.executed_actions)[:, :3].max() > 0.05  # noise was executed
+        np.testing.assert_array_equal(rollout.actions[:, 3:], rollout.executed_actions[:, 3:])
+    simulation.close()
+
+
+def test_expert_takes_a_bowl_out_of_a_drawer() -> None:
+    simulation = Simulation(find_task("libero_spatial", 4))
+    simulation.reset(0, load_init_states(simulation.task)[0])
+    assert run_expert(simulation, np.random.default_rng(0)).success
+    simulation.close()
+
+
+def test_episodes_are_pure_functions_of_settings_and_index() -> None:
+    task = find_task("libero_object", 0)
+    first, second = make_simulation(task), make_simulation(task)
+    settings = CollectSettings("libero_object", seed=3, wide=True)
+    run_episode(first, settings, 0)  # another episode before, in one of them only
+    one, two = run_episode(first, settings, 1), run_episode(second, settings, 1)
+    np.testing.assert_array_equal(one.states, two.states)
+    np.testing.assert_array_equal(one.executed_actions, two.executed_actions)
+    other = run_episode(first, CollectSettings("libero_object", seed=4, wide=True), 1)
+    assert other.states.shape != one.states.shape or np.abs(other.states - one.states).max() > 0.01
+    first.close()
+    second.close()
+
+
+def test_play_moves_objects_and_ends_on_time() -> None:
+    simulation = make_simulation(find_task("libero_object", 0))
+    rollout = run_episode(simulation, CollectSettings("libero_object", play=True), 0)
+    np.testing.assert_array_equal(rollout.actions, rollout.executed_actions)
+    assert len(rollout) == 200
+    assert np.abs(rollout.states[-1] - rollout.states[0])[8:].max() > 0.03
+    simulation.close()
+
+
+def test_wide_placement_is_wide_and_free() -> None:
+    simulation = make_simulation(find_task("libero_object", 0))
+    places = []
+    for seed in range(6):
+        simulation.reset(seed, wide_init_state(simulation, seed))
+        scene = Scene(simulation)
+        for name in simulation.object_names:
+            others = scene.points(name)
+            gaps = [
+                np.linalg.norm(others[:, None, :2] - scene.points(other)[None, ::3, :2], axis=-1).min()
+                for other in simulation.object_names
+                if other != name
+            ]
+            assert min(gaps) > 0.02, name
+        places.append([scene.position(name)[:2] for name in simulation.object_names if name != "basket_1"])
+    spread = np.array(places).reshape(-1, 2)
+    assert spread[:, 0].min() >= REACH_X_M[0] - 0.02
+    assert spread[:, 1].max() <= REACH_Y_M[1] + 0.02
+    assert spread[:, 0].std() > 0.08
+    assert spread[:, 1].std() > 0.12
+    np.testing.assert_array_equal(wide_init_state(simulation, 1), wide_init_state(simulation, 1))
+    simulation.close()
