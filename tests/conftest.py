@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from libero_files import make_libero_dir
+from libero_files import TASKS, make_libero_dir
+from statevla.config import Config, config_from_dict
 
 
 @pytest.fixture(scope="session")
