@@ -1,0 +1,255 @@
+"""What the model sees: orientation, size, normalisation, and that live frames equal cached ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from statevla.config import AugmentationConfig, ModelConfig, config_from_dict
+from statevla.data import open_frame_cache, open_reader
+from statevla.data.pixels import frames_to_float, num_draws
+from statevla.errors import UserError
+from statevla.transforms import (
+    STD_FLOOR,
+    FieldStatistics,
+    Statistics,
+    Transform,
+    from_upright,
+    pixel_table,
+    resize_frames,
+    to_upright,
+)
+from statevla.types import ImageOrientation, Observation, RobotStateLayout
+
+
+def make_statistics(seed: int = 0, action_dim: int = 7) -> Statistics:
+    rng = np.random.default_rng(seed)
+    actions = rng.normal(0.1, 0.3, (200, action_dim))
+    actions[:, -1] = np.sign(actions[:, -1])
+    states = {layout: FieldStatistics.of(rng.normal(1, 2, (200, layout.dim))) for layout in RobotStateLayout}
+    return Statistics(FieldStatistics.of(actions), states)
+
+
+@pytest.fixture
+def model() -> ModelConfig:
+    return ModelConfig(image_size=32)
+
+
+def observation(size: int = 32, **changes: object) -> Observation:
+    rng = np.random.default_rng(0)
+    frames = {c: rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for c in ("agentview", "eye_in_hand")}
+    fields = {
+        "images": frames,
+        "robot_state": rng.normal(size=9),
+        "robot_state_layout": RobotStateLayout.JOINT_GRIPPER,
+        "instruction": "pick",
+    }
+    return Observation(**(fields | changes))
+
+
+@pytest.mark.parametrize("orientation", list(ImageOrientation))
+def test_orientations(orientation: ImageOrientation) -> None:
+    picture = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    upright = to_upright(picture, orientation)
+    corner = {"upright": (0, 0), "flipped_vertically": (1, 0), "rotated_180": (1, 2)}[orientation.value]
+    np.testing.assert_array_equal(upright[0, 0], picture[corner])
+    np.testing.assert_array_equal(from_upright(upright, orientation), picture)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    hnp.arrays(np.uint8, st.tuples(st.integers(1, 4), st.integers(4, 40), st.integers(4, 40), st.just(3))),
+    st.sampled_from([8, 16, 23]),
+)
+def test_resizing_is_the_same_for_one_frame_and_many(frames: np.ndarray, size: int) -> None:
+    together = resize_frames(frames, size)
+    assert together.shape == (len(frames), size, size, 3)
+    assert together.dtype == np.uint8
+    for index in range(len(frames)):
+        np.testing.assert_array_equal(resize_frames(frames[index : index + 1], size)[0], together[index])
+    # Averaging cannot leave the range.
+    assert together.min() >= frames.min()
+    assert together.max() <= frames.max()
+
+
+def test_resizing_antialiases_and_keeps_the_right_size() -> None:
+    stripes = np.zeros((1, 64, 64, 3), np.uint8)
+    stripes[:, :, ::2] = 255
+    inner = resize_frames(stripes, 16)[:, 2:-2, 2:-2]
+    assert np.abs(inner.astype(int) - 127).max() <= 2
+    same = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(resize_frames(same, 16), same)
+
+
+def test_live_frames_equal_cached_frames(libero_dir: Path, tmp_path: Path, model: ModelConfig) -> None:
+    tree = {
+        "model": {"image_size": 32, "stem": {"kind": "patch", "patch_size": 8}},
+        "data": {"path": str(libero_dir), "cache_dir": str(tmp_path)},
+    }
+    cache = open_frame_cache(config_from_dict(tree, "test"), progress=False)
+    transform = Transform(model, cache.statistics(range(9)))
+    with open_reader(libero_dir) as reader:
+        arrays = reader.read(0)
+    live = [
+        Observation(
+            images={c: to_upright(frames[t], arrays.orientation) for c, frames in arrays.images.items()},
+            robot_state=arrays.robot_states[RobotStateLayout.JOINT_GRIPPER][t],
+            robot_state_layout=RobotStateLayout.JOINT_GRIPPER,
+            instruction="x",
+        )
+        for t in range(5)
+    ]
+    given = transform.observation_to_model_input(live, torch.zeros(5, 4))
+    frames = cache.frames(torch.arange(5))
+    assert torch.equal(given.images, transform.images_to_float(frames))
+    # The trainer's fused path, frame by frame of the same window.
+    assert torch.equal(given.images, frames_to_float(frames[None])[0])
+    states = torch.from_numpy(cache.robot_states[RobotStateLayout.JOINT_GRIPPER][:5])
+    assert torch.equal(given.robot_state, transform.normalize_robot_state(states))
+
+
+def test_images_to_float(model: ModelConfig) -> None:
+    transform = Transform(model, make_statistics())
+    images = torch.randint(0, 256, (2, 3, 2, 8, 8, 3), dtype=torch.uint8)
+    floats = transform.images_to_float(images)
+    assert floats.shape == (2, 3, 2, 3, 8, 8)
+    assert torch.equal(floats, images.movedim(-1, -3).float() / 127.5 - 1)
+    assert float(pixel_table()[0]) == -1
+    assert float(pixel_table()[255]) == 1
+    with pytest.raises(UserError, match="expected uint8"):
+        transform.images_to_float(images.float())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(["mean_std", "quantile"]),
+    hnp.arrays(np.float32, (5, 7), elements=st.floats(-1, 1, width=32)),
+    st.integers(0, 20),
+)
+def test_actions_survive_the_round_trip(normalization: str, actions: np.ndarray, seed: int) -> None:
+    transform = Transform(ModelConfig(image_size=32), make_statistics(seed), normalization)
+    raw = torch.from_numpy(actions)
+    normal = transform.normalize_actions(raw)
+    torch.testing.assert_close(transform.denormalize_actions(normal), raw, atol=2e-6, rtol=0)
+    assert torch.equal(normal[:, -1], raw[:, -1])  # the gripper is left alone
+
+
+def test_normalised_training_actions_are_standard(model: ModelConfig) -> None:
+    rng = np.random.default_rng(0)
+    actions = rng.normal(0.2, 0.4, (5000, 7)).astype(np.float32)
+    statistics = Statistics(FieldStatistics.of(actions), make_statistics().robot_states)
+    by_std = Transform(model, statistics, "mean_std").normalize_actions(torch.from_numpy(actions))[:, :6]
+    torch.testing.assert_close(by_std.mean(0), torch.zeros(6), atol=1e-4, rtol=0)
+    torch.testing.assert_close(by_std.std(0), torch.ones(6), atol=1e-3, rtol=0)
+    by_quantile = Transform(model, statistics, "quantile").normalize_actions(torch.from_numpy(actions))[:, :6]
+    inside = (by_quantile.abs() <= 1).float().mean(0)
+    torch.testing.assert_close(inside, torch.full((6,), 0.98), atol=2e-3, rtol=0)
+
+
+def test_dims_that_never_move_stay_small(model: ModelConfig) -> None:
+    actions = np.zeros((50, 7), np.float32)
+    statistics = Statistics(FieldStatistics.of(actions), make_statistics().robot_states)
+    for normalization in ("mean_std", "quantile"):
+        transform = Transform(model, statistics, normalization)
+        nudge = transform.normalize_actions(torch.full((1, 7), 1e-4))
+        assert float(nudge[:, :6].abs().max()) <= 1e-4 / STD_FLOOR * 1.01
+
+
+def test_normalization_travels_with_the_statistics(model: ModelConfig) -> None:
+    base = make_statistics()
+    statistics = Statistics(base.actions, base.robot_states, "quantile")
+    again = Statistics.from_dict(json.loads(json.dumps(statistics.to_dict())))
+    assert again.action_normalization == "quantile"
+    actions = torch.randn(4, 7)
+    expected = Transform(model, statistics, "quantile").normalize_actions(actions)
+    assert torch.equal(Transform(model, again).normalize_actions(actions), expected)
+    np.testing.assert_array_equal(again.actions.q99, statistics.actions.q99)
+
+
+@pytest.mark.parametrize("damage", ["no_actions", "no_mean", "layout", "lengths", "normalization", "list"])
+def test_malformed_statistics(damage: str) -> None:
+    tree: dict = make_statistics().to_dict()
+    if damage == "no_actions":
+        del tree["actions"]
+    elif damage == "no_mean":
+        del tree["actions"]["mean"]
+    elif damage == "layout":
+        tree["robot_states"]["tail"] = tree["actions"]
+    elif damage == "lengths":
+        tree["actions"]["std"] = [1.0]
+    elif damage == "normalization":
+        tree["action_normalization"] = "log"
+    else:
+        tree["robot_states"] = []
+    with pytest.raises(UserError, match=r"^statistics here\.json"):
+        Statistics.from_dict(tree, "here.json")
+
+
+def test_misfits_are_refused(model: ModelConfig) -> None:
+    statistics = make_statistics()
+    only_ee = Statistics(statistics.actions, {RobotStateLayout.EE_GRIPPER: statistics.robot_states["ee_gripper"]})
+    with pytest.raises(UserError, match=r"robot_state_layout is 'joint_gripper' but the data set has ee_gripper"):
+        Transform(model, only_ee)
+    with pytest.raises(UserError, match=r"model.action_dim is 7 but the data set's actions have 6 .*action_dim=6"):
+        Transform(model, make_statistics(action_dim=6))
+    with pytest.raises(UserError, match="expected mean_std or quantile"):
+        Transform(model, statistics, "log")
+    transform = Transform(model, statistics)
+    one_camera = observation(images={"agentview": observation().images["agentview"]})
+    with pytest.raises(UserError, match=r"no camera 'eye_in_hand', it has agentview"):
+        transform.observation_to_model_input([one_camera], torch.zeros(1, 4))
+    other = observation(robot_state=np.zeros(8), robot_state_layout=RobotStateLayout.EE_GRIPPER)
+    with pytest.raises(UserError, match=r"layout 'ee_gripper', this model was trained on 'joint_gripper'"):
+        transform.observation_to_model_input([other], torch.zeros(1, 4))
+    with pytest.raises(UserError, match="one language embedding per observation, got 2 for 1"):
+        transform.observation_to_model_input([observation()], torch.zeros(2, 4))
+
+
+def reference_augmentation(frames: torch.Tensor, config: AugmentationConfig, draws: torch.Tensor) -> torch.Tensor:
+    """The definition, pixel by pixel: shift with repeated edges, then gain and offset around mid-grey, then clip."""
+    batch, _, cameras, height, width, _ = frames.shape
+    out = torch.empty(*frames.shape[:3], 3, height, width)
+    for b in range(batch):
+        for v in range(cameras):
+            reach = config.random_shift_px
+            down, right = (int(draws[b, 2 * v + axis] * (2 * reach + 1)) - reach for axis in (0, 1))
+            rows = (torch.arange(height) - down).clamp(0, height - 1)
+            columns = (torch.arange(width) - right).clamp(0, width - 1)
+            moved = frames[b, :, v][:, rows][:, :, columns].movedim(-1, -3).float() / 127.5 - 1
+            offset = float(2 * draws[b, 2 * cameras] - 1) * config.brightness
+            gain = 1 + float(2 * draws[b, 2 * cameras + 1] - 1) * config.contrast
+            out[b, :, v] = (moved * gain + offset).clamp(-1, 1)
+    return out
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 9), st.floats(0, 0.9), st.floats(0, 0.9), st.integers(0, 2**31))
+def test_augmentation_is_what_it_says(shift: int, brightness: float, contrast: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.randint(0, 256, (3, 2, 2, 12, 12, 3), dtype=torch.uint8, generator=generator)
+    config = AugmentationConfig(random_shift_px=shift, brightness=brightness, contrast=contrast)
+    draws = torch.rand(3, num_draws(2), generator=generator, dtype=torch.float64)
+    got = frames_to_float(frames, config, draws)
+    torch.testing.assert_close(got, reference_augmentation(frames, config, draws), atol=1e-6, rtol=0)
+
+
+def test_shifts_reach_both_ends_and_hold_for_the_whole_window() -> None:
+    config = AugmentationConfig(random_shift_px=2)
+    frame = torch.zeros(1, 1, 1, 9, 9, 3, dtype=torch.uint8)
+    frame[..., 4, 4, :] = 255
+    window = frame.expand(1, 5, 1, 9, 9, 3).contiguous()
+    seen = set()
+    for draw in torch.linspace(0, 0.999, 40, dtype=torch.float64):
+        moved = frames_to_float(window, config, torch.tensor([[draw, draw, 0.5, 0.5]], dtype=torch.float64))
+        assert (moved == moved[:, :1]).all()
+        row, column = (moved[0, 0, 0, 0] == 1).nonzero()[0].tolist()
+        assert row == column
+        seen.add(row - 4)
+    assert seen == {-2, -1, 0, 1, 2}
