@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from statevla.data import BatchSampler, Prefetcher
 from statevla.device import autocast
 from statevla.diagnostics.sequences import Subject
-from statevla.diagnostics.world_model import measure_world_model
+from statevla.diagnostics.world_model import THRESHOLDS, measure_world_model
 from statevla.errors import UserError
 from statevla.training.checkpoint import Contents, TrainingState, load_strict, load_training_state, save_checkpoint
 from statevla.training.distributed import gather_rows
@@ -235,7 +235,8 @@ class Trainer:
             self.metrics["world_model"] = world_model
             values = values | world_model
         self.log.record("validation", self.step, values)
-        self.log.say(f"step {self.step}: validation " + " ".join(f"{k} {v:.4g}" for k, v in values.items()))
+        shown = {**self.metrics["validation"], **{k: v for k, v in values.items() if k in THRESHOLDS}}
+        self.log.say(f"step {self.step}: validation " + " ".join(f"{k} {v:.4g}" for k, v in shown.items()))
         if not math.isfinite(self.metrics["validation"]["loss"]):
             raise UserError(
                 f"validation at step {self.step}: the loss is not finite; lower the learning rate or set "

@@ -1,0 +1,148 @@
+"""Phase 2 on stored states against encoding every batch anew: samples per second of the real training loop.
+
+    python benchmarks/bench_phase2_latents.py [--config conf/config.yaml] [--out benchmarks/results/phase2_latents.json]
+
+Both runs use the same `Trainer`, batch size and precision, on a synthetic frame cache (speed does not depend on what
+pictures show) in a temporary folder. Encoding every frame once is timed as well, and the number of epochs after which
+it has paid for itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench_loader import make_cache
+from statevla.config import Config, load_config
+from statevla.data import ChunkDataset
+from statevla.statevla_model import StateVLA
+from statevla.training.checkpoint import DataInfo, LanguageInfo
+from statevla.training.distributed import Processes
+from statevla.training.latents import LatentSamples, open_latents
+from statevla.training.provenance import git_commit, versions
+from statevla.training.run_log import LOG_FILE
+from statevla.training.setup import Setup
+from statevla.training.trainer import Trainer
+from statevla.transforms import Transform
+
+
+def make_setup(config: Config, folder: Path, size_gb: float) -> Setup:
+    """A phase-2 setup on random frames; `train` is still the data set of images."""
+    cache = make_cache(folder, size_gb, config.model.image_size, config.model.cameras)
+    episodes = list(range(len(cache.episodes)))
+    transform = Transform(config.model, cache.statistics(episodes))
+    table = torch.randn(len(cache.instructions), config.model.language_dim)
+    torch.manual_seed(0)
+    model = StateVLA(config)
+    model.freeze_encoder()
+    frames = ChunkDataset(cache, episodes, config.model.action_seq_len, transform, table)
+    return Setup(
+        config=config,
+        phase="2",
+        model=model,
+        cache=cache,
+        transform=transform,
+        language_table=table,
+        language=LanguageInfo("random", config.model.language_dim, ""),
+        data=DataInfo("synthetic", 1.0, 0),
+        train=frames,
+        validation=None,
+        train_episodes=episodes,
+        validation_episodes=[],
+        device=torch.device("cpu"),
+        processes=Processes(),
+        say=print,
+    )
+
+
+def samples_per_s(setup: Setup, num_steps: int, log_every: int, folder: Path) -> list[float]:
+    """Throughput between log lines of a real run, the first interval (warm-up) left out."""
+    phase2 = setup.config.training.phase2.model_copy(update={"max_steps": num_steps})
+    training = setup.config.training.model_copy(update={"phase2": phase2, "log_every_steps": log_every})
+    config = setup.config.model_copy(update={"training": training})
+    Trainer(replace(setup, config=config), folder).fit()
+    records = [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
+    return [record["samples_per_s"] for record in records if record["kind"] == "train"][1:]
+
+
+class ImageSamples:
+    """The data set of images under the interface that the first batch's picture expects of phase 2."""
+
+    def __init__(self, dataset: ChunkDataset) -> None:
+        self.dataset, self.num_draws = dataset, dataset.num_draws
+        self.gather_drawn, self.episode_ids_of = dataset.gather_drawn, dataset.episode_ids_of
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="conf/config.yaml")
+    parser.add_argument("--size-gb", type=float, default=0.4, help="of the synthetic frame cache")
+    parser.add_argument("--encoding-steps", type=int, default=8)
+    parser.add_argument("--latent-steps", type=int, default=300)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/phase2_latents.json"))
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "frames").mkdir()
+        config = load_config(args.config, [f"data.cache_dir={folder}", "device=cpu", f"output_dir={folder}"])
+        if config.num_threads:
+            torch.set_num_threads(config.num_threads)
+        setup = make_setup(config, folder / "frames", args.size_gb)
+        encoding = samples_per_s(
+            replace(setup, train=ImageSamples(setup.train)), args.encoding_steps, 2, folder / "encoding"
+        )
+        started = time.perf_counter()
+        states = open_latents(
+            setup.model.eval(), config, setup.cache, setup.transform, setup.language_table, setup.device,
+            setup.processes, print,
+        )  # fmt: skip
+        encode_s = time.perf_counter() - started
+        stored = samples_per_s(
+            replace(setup, train=LatentSamples(setup.train, states)), args.latent_steps, 25, folder / "stored"
+        )
+    result = summarize(encoding, stored, encode_s, setup.cache.num_frames)
+    result |= {
+        "config": args.config,
+        "batch_size": config.training.phase2.batch_size,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "seed": config.seed,
+        "num_threads": torch.get_num_threads(),
+        "machine": platform.platform(),
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"encoding every batch: {result['encoding_samples_per_s']:.1f} samples/s")
+    print(f"stored states:        {result['stored_samples_per_s']:.1f} samples/s ({result['ratio']:.0f} times)")
+    print(f"encoding once pays for itself after {result['epochs_to_break_even']:.2f} epochs; {args.out}")
+
+
+def summarize(encoding: list[float], stored: list[float], encode_s: float, num_frames: int) -> dict[str, Any]:
+    """Medians, their ratio, and the epochs after which encoding once is the cheaper way."""
+    slow, fast = statistics.median(encoding), statistics.median(stored)
+    return {
+        "encoding_samples_per_s": slow,
+        "stored_samples_per_s": fast,
+        "ratio": fast / slow,
+        "encode_once_frames_per_s": num_frames / encode_s,
+        "epochs_to_break_even": encode_s / (num_frames / slow - num_frames / fast),
+        "raw": {"encoding": encoding, "stored": stored},
+    }
+
+
+if __name__ == "__main__":
+    main()
