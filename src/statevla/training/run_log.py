@@ -140,7 +140,7 @@ def _jsonable(value: Any) -> Any:
         return {key: _jsonable(item) for key, item in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return round(value, 8) if isinstance(value, float) else value
+    return float(f"{value:.8g}") if isinstance(value, float) else value
 
 
 def _duration(seconds: float) -> str:
