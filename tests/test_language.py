@@ -117,6 +117,7 @@ def clip_folder(folder: Path) -> Path:
     (folder / "merges.txt").write_text("#version: 0.2\n")
     CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    small["projection_dim"] = 12
     end = len(tokens) - 1
     text = small | {
         "vocab_size": len(tokens),
