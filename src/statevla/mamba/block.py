@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from statevla.errors import UserError
 from statevla.mamba.conv import causal_conv1d_silu
+from statevla.mamba.inference import PackedLinear, PreparedModule
 from statevla.mamba.selective_scan import selective_scan
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 0.1, 1e-4
@@ -26,7 +27,7 @@ class MambaCache(NamedTuple):
     state: Tensor
 
 
-class MambaBlock(nn.Module):
+class MambaBlock(PreparedModule):
     """Selective state-space mixer (Gu & Dao 2023), without norm and residual.
 
     Args:
@@ -79,21 +80,62 @@ class MambaBlock(nn.Module):
         for parameter in (self.A_log, self.D, self.dt_proj.bias):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, L, d_model] -> [B, L, d_model]`; output t depends on inputs 0 … t."""
-        signal, gate = self.in_proj(x).chunk(2, dim=-1)
+    def forward(self, x: Tensor, last_only: bool = False) -> Tensor:
+        """`[B, L, d_model] -> [B, L, d_model]`; output t depends on inputs 0 … t.
+
+        With `last_only` only the last output is computed, `[B, 1, d_model]`: gate and output projection of the others
+        are three fifths of the block's products.
+        """
+        ready = self.prepared()
+        if last_only and x.shape[1] > 1:
+            return self._forward_last(x, ready)
+        signal, gate = (ready["in_proj"] if ready else self.in_proj)(x).chunk(2, dim=-1)
+        y = self._mix(signal, gate, ready)
+        return (ready["out_proj"] if ready else self.out_proj)(y)
+
+    def _forward_last(self, x: Tensor, ready: dict[str, Any] | None) -> Tensor:
+        if ready:
+            signal, gate = ready["in_signal"](x), ready["in_gate"](x[:, -1:])
+        else:
+            in_signal, in_gate = self.in_proj.weight.chunk(2)
+            signal, gate = F.linear(x, in_signal), F.linear(x[:, -1:], in_gate)
+        y = self._mix(signal, None, ready)[:, -1:] * F.silu(gate)
+        return (ready["out_proj"] if ready else self.out_proj)(y)
+
+    def _mix(self, signal: Tensor, gate: Tensor | None, ready: dict[str, Any] | None) -> Tensor:
+        """Convolution, selection and scan: `[B, L, d_inner]` to the same, gated by `gate` if given."""
         assert self.conv1d.bias is not None
         u = causal_conv1d_silu(signal, self.conv1d.weight, self.conv1d.bias, self.backend)
-        delta, B, C = self._selection(u)
-        y = selective_scan(
-            u, delta, -torch.exp(self.A_log.float()), B, C, self.D, gate, self.dt_proj.bias, True, backend=self.backend
-        )
-        return self.out_proj(y)
+        delta, B, C = self._selection(u, ready)
+        A = ready["A"] if ready else self._decay()
+        y = selective_scan(u, delta, A, B, C, self.D, gate, self.dt_proj.bias, True, backend=self.backend)
+        assert isinstance(y, Tensor)
+        return y
 
-    def _selection(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Input-dependent step (before bias and softplus), B and C of `u` `[B, L, d_inner]`."""
-        low_rank, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        return F.linear(low_rank, self.dt_proj.weight), B, C
+    def _decay(self) -> Tensor:
+        """A, `[d_inner, d_state]`, negative."""
+        return -torch.exp(self.A_log.float())
+
+    def _selection(self, u: Tensor, ready: dict[str, Any] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Input-dependent step (before bias and softplus), B and C of `u` `[..., d_inner]`."""
+        selection = (ready["x_proj"] if ready else self.x_proj)(u)
+        low_rank, B, C = selection.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        return (ready["dt_proj"](low_rank) if ready else F.linear(low_rank, self.dt_proj.weight)), B, C
+
+    @torch.no_grad()
+    def prepare_for_inference(self, dtype: torch.dtype, rows: int) -> None:
+        """See `inference.prepare_for_inference`."""
+        in_signal, in_gate = self.in_proj.weight.chunk(2)
+        weights = {
+            "in_proj": self.in_proj.weight,
+            "in_signal": in_signal,
+            "in_gate": in_gate,
+            "x_proj": self.x_proj.weight,
+            "dt_proj": self.dt_proj.weight,
+            "out_proj": self.out_proj.weight,
+        }
+        values: dict[str, Any] = {name: PackedLinear(weight, dtype, rows) for name, weight in weights.items()}
+        self._set_prepared({**values, "A": self._decay(), "dtype": dtype})
 
     def allocate_cache(self, batch: int) -> MambaCache:
         """An empty cache for `batch` streams, on the block's device."""
@@ -113,7 +155,7 @@ class MambaBlock(nn.Module):
         y, state = selective_scan(
             u[:, None],
             delta[:, None],
-            -torch.exp(self.A_log.float()),
+            self._decay(),
             B[:, None],
             C[:, None],
             self.D,

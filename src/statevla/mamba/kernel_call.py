@@ -40,7 +40,9 @@ def readable(tensor: Tensor | None) -> Tensor | None:
 
 def packed(tensor: Tensor | None) -> Tensor | None:
     """Contiguous float32, as parameters and states are passed."""
-    return None if tensor is None else tensor.detach().float().contiguous()
+    if tensor is None or (tensor.dtype == torch.float32 and tensor.is_contiguous()):
+        return tensor
+    return tensor.detach().float().contiguous()
 
 
 def channel_groups(batch: int, channels: int) -> tuple[int, int]:

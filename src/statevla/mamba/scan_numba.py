@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -35,9 +37,7 @@ class _Call:
         self.arrays = [packed(t) for t in (inputs.A, inputs.D, inputs.delta_bias, inputs.initial_state)]
         self.tensors = [readable(t) for t in (inputs.u, inputs.delta, inputs.z, inputs.B, inputs.C)]
 
-    def run(
-        self, kernel: int | None, arrays: list[Tensor | None], tensors: list[Tensor | None], backward: bool
-    ) -> None:
+    def run(self, kernel: Any, arrays: list[Tensor | None], tensors: list[Tensor | None], backward: bool) -> None:
         parameters = [self.length, self.inner, self.states, self.groups, self.vectors_per_group, self.softplus]
         parameters.extend(address(array) for array in [*self.arrays, *arrays])
         for tensor in [*self.tensors, *tensors]:

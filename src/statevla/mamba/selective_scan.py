@@ -57,31 +57,27 @@ def selective_scan(
 
 def _check_shapes(inputs: ScanInputs) -> None:
     u, A = inputs.u, inputs.A
-    if u.dim() != 3 or A.dim() != 2:
+    if u.dim() != 3 or A.dim() != 2 or u.shape[1] < 1:
         raise UserError(
-            f"selective_scan: expected u [B, L, d_inner] and A [d_inner, d_state], got {list(u.shape)} and "
+            f"selective_scan: expected u [B, L >= 1, d_inner] and A [d_inner, d_state], got {list(u.shape)} and "
             f"{list(A.shape)}; the layout is channel-last"
         )
-    batch, length, inner = u.shape
-    state = A.shape[1]
-    wanted = {
-        "delta": (batch, length, inner),
-        "A": (inner, state),
-        "B": (batch, length, state),
-        "C": (batch, length, state),
-        "D": (inner,),
-        "z": (batch, length, inner),
-        "delta_bias": (inner,),
-        "initial_state": (batch, inner, state),
-    }
-    for name, shape in wanted.items():
-        tensor = getattr(inputs, name)
+    sequence, selection = u.shape, (u.shape[0], u.shape[1], A.shape[1])
+    channel = sequence[2:]
+    for name, tensor, shape in (
+        ("delta", inputs.delta, sequence),
+        ("A", A, (sequence[2], selection[2])),
+        ("B", inputs.B, selection),
+        ("C", inputs.C, selection),
+        ("D", inputs.D, channel),
+        ("z", inputs.z, sequence),
+        ("delta_bias", inputs.delta_bias, channel),
+        ("initial_state", inputs.initial_state, (sequence[0], sequence[2], selection[2])),
+    ):
         if tensor is not None and tensor.shape != shape:
             raise UserError(
                 f"selective_scan: expected {name} {list(shape)}, got {list(tensor.shape)}; the layout is channel-last"
             )
-    if length < 1:
-        raise UserError("selective_scan: expected at least one step, got length 0; pass [B, L >= 1, d_inner]")
 
 
 @torch.library.custom_op("statevla::selective_scan", mutates_args=())

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statevla.mamba.block import MambaBlock, MambaCache
+from statevla.mamba.inference import PackedLinear, PreparedModule
 from statevla.mamba.norm import RMSNorm, add_rms_norm
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(PreparedModule):
     """`fc2(value * silu(gate))` with `value, gate = fc1(x)`; no biases (SwiGLU, Shazeer 2020)."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
@@ -22,8 +24,17 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., D] -> [..., D]`."""
-        value, gate = self.fc1(x).chunk(2, dim=-1)
-        return self.fc2(value * F.silu(gate))
+        ready = self.prepared()
+        value, gate = (ready["fc1"] if ready else self.fc1)(x).chunk(2, dim=-1)
+        return (ready["fc2"] if ready else self.fc2)(value * F.silu(gate))
+
+    def prepare_for_inference(self, dtype: torch.dtype, rows: int) -> None:
+        """See `inference.prepare_for_inference`."""
+        values: dict[str, Any] = {
+            "fc1": PackedLinear(self.fc1.weight, dtype, rows),
+            "fc2": PackedLinear(self.fc2.weight, dtype, rows),
+        }
+        self._set_prepared({**values, "dtype": dtype})
 
 
 class MambaLayer(nn.Module):
@@ -75,9 +86,19 @@ class MambaStack(nn.Module):
     def _typed_layers(self) -> list[MambaLayer]:
         return list(self.layers)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, L, D] -> [B, L, D]` in the dtype of `x`; output t depends on inputs 0 … t."""
-        return self._run(x, [layer.mixer for layer in self._typed_layers()])
+    def forward(self, x: Tensor, last_only: bool = False) -> Tensor:
+        """`[B, L, D] -> [B, L, D]` in the dtype of `x`; output t depends on inputs 0 … t.
+
+        With `last_only`, the last output alone, `[B, D]`: equal to `forward(x)[:, -1]`, for less.
+        """
+        layers = self._typed_layers()
+        if not last_only:
+            return self._run(x, [layer.mixer for layer in layers])
+
+        def mix_last(y: Tensor) -> Tensor:
+            return layers[-1].mixer(y, last_only=True)
+
+        return self._run(x, [*(layer.mixer for layer in layers[:-1]), mix_last])[:, -1]
 
     def allocate_cache(self, batch: int) -> list[MambaCache]:
         """One empty cache per layer for `batch` streams."""
@@ -98,13 +119,21 @@ class MambaStack(nn.Module):
         mixers = [stepping(layer.mixer, past) for layer, past in zip(self._typed_layers(), cache)]
         return self._run(x_t, mixers), following
 
-    def _run(self, x: Tensor, mixers: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+    def _branch_dtype(self, x: Tensor) -> torch.dtype:
+        """What the branches compute in: as prepared for inference, as autocast says, or the dtype of `x`."""
+        if ready := self._typed_layers()[0].mixer.prepared():
+            return ready["dtype"]
         device = x.device.type
-        branch_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+    def _run(self, x: Tensor, mixers: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+        branch_dtype = self._branch_dtype(x)
         residual, update = x, None
         for layer, mixer in zip(self._typed_layers(), mixers):
             residual, y = self._norm(layer.norm, residual, update, branch_dtype)
             update = mixer(y)
+            if update.shape != residual.shape:  # a mixer that gave the last output only
+                residual = residual[:, -1:]
             if layer.mlp is not None:
                 residual, y = self._norm(layer.norm2, residual, update, branch_dtype)
                 update = layer.mlp(y)
