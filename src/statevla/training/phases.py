@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from statevla.config import Config, _PhaseConfig
+from statevla.config import BcConfig, Config, Phase1Config, Phase2Config
 from statevla.statevla_model import StateVLA
 from statevla.types import ChunkBatch, TransitionBatch
 
@@ -24,9 +24,14 @@ Batch = TransitionBatch | ChunkBatch
 PHASE_NAMES = {"1": "temporal JEPA", "2": "flow matching", "bc": "behaviour cloning"}
 
 
-def phase_config(config: Config, phase: str) -> _PhaseConfig:
+def phase_config(config: Config, phase: str) -> Phase1Config | Phase2Config | BcConfig:
     """The section of the configuration that is about `phase`."""
-    return {"1": config.training.phase1, "2": config.training.phase2, "bc": config.training.bc}[phase]
+    sections: dict[str, Phase1Config | Phase2Config | BcConfig] = {
+        "1": config.training.phase1,
+        "2": config.training.phase2,
+        "bc": config.training.bc,
+    }
+    return sections[phase]
 
 
 class PhaseLoss(nn.Module):

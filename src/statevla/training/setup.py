@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,11 @@ def prepare(
         training = config.training.model_copy(update={"phase1": phase1.config.training.phase1})
         config = config.model_copy(update={"training": training})
     cache = open_frame_cache(config, progress=processes.is_main)
-    data = DataInfo(cache.folder.name, config.data.train_split, config.seed) if phase1 is None else phase1.data
-    data = DataInfo(cache.folder.name, data.train_split, data.split_seed)
+    # Episodes that phase 1 held out stay held out.
+    split = (
+        (config.data.train_split, config.seed) if phase1 is None else (phase1.data.train_split, phase1.data.split_seed)
+    )
+    data = DataInfo(cache.folder.name, *split)
     train_episodes, validation_episodes = split_episodes(cache, data.train_split, data.split_seed)
     statistics = cache.statistics(train_episodes, config.data.action_normalization)
     language_table, language = embed_instructions(config, cache)
@@ -89,35 +92,27 @@ def prepare(
     if phase1 is not None:
         load_strict(model.state_encoder, phase1.model.state_encoder.state_dict(), f"checkpoint {phase1.path}")
     model = model.to(device)
-
-    def samples(episodes: list[int]) -> Any:
-        if phase == "1":
-            return TransitionDataset(cache, episodes, config.training.phase1, transform, language_table)
-        return ChunkDataset(cache, episodes, config.model.action_seq_len, transform, language_table)
-
-    train, validation = samples(train_episodes), samples(validation_episodes) if validation_episodes else None
+    train = _samples(config, phase, cache, train_episodes, transform, language_table)
+    validation = None
+    if validation_episodes:
+        validation = _samples(config, phase, cache, validation_episodes, transform, language_table)
     if phase == "2":
         model.freeze_encoder()
         states = open_latents(model.eval(), config, cache, transform, language_table, device, processes, say)
         train = LatentSamples(train, states)
         validation = LatentSamples(validation, states) if validation is not None else None
     return Setup(
-        config=config,
-        phase=phase,
-        model=model,
-        cache=cache,
-        transform=transform,
-        language_table=language_table,
-        language=language,
-        data=data,
-        train=train,
-        validation=validation,
-        train_episodes=train_episodes,
-        validation_episodes=validation_episodes,
-        device=device,
-        processes=processes,
-        say=say,
-    )
+        config, phase, model, cache, transform, language_table, language, data, train, validation,
+        train_episodes, validation_episodes, device, processes, say,
+    )  # fmt: skip
+
+
+def _samples(
+    config: Config, phase: str, cache: FrameCache, episodes: list[int], transform: Transform, language_table: Tensor
+) -> Any:
+    if phase == "1":
+        return TransitionDataset(cache, episodes, config.training.phase1, transform, language_table)
+    return ChunkDataset(cache, episodes, config.model.action_seq_len, transform, language_table)
 
 
 def embed_instructions(config: Config, cache: FrameCache) -> tuple[Tensor, LanguageInfo]:
