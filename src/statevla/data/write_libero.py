@@ -48,7 +48,10 @@ def write_libero(folder: Path, episodes: Iterable[tuple[EpisodeInfo, EpisodeArra
                 current = _start(folder / f"{task}_demo.hdf5", info, written)
             _write_demo(current["data"], arrays)
         _finish(current, written)
-    except OSError as error:
+    except BaseException as error:
+        _discard(current, written)
+        if not isinstance(error, OSError):
+            raise
         raise UserError(
             f"{folder}: cannot write ({error.strerror or error}); make room or choose another folder"
         ) from None
@@ -77,6 +80,15 @@ def _finish(file: h5py.File | None, written: list[Path]) -> None:
     if file is not None:
         file.close()
         os.replace(_part(written[-1]), written[-1])
+
+
+def _discard(file: h5py.File | None, written: list[Path]) -> None:
+    """Leave nothing of a conversion that failed: half a data set looks like a whole one."""
+    if file is not None:
+        file.close()
+    for path in written:
+        path.unlink(missing_ok=True)
+        _part(path).unlink(missing_ok=True)
 
 
 def _part(path: Path) -> Path:
