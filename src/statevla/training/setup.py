@@ -74,11 +74,10 @@ def prepare(
         training = config.training.model_copy(update={"phase1": phase1.config.training.phase1})
         config = config.model_copy(update={"training": training})
     cache = open_frame_cache(config, progress=processes.is_main)
-    # Episodes that phase 1 held out stay held out.
-    split = (
-        (config.data.train_split, config.seed) if phase1 is None else (phase1.data.train_split, phase1.data.split_seed)
-    )
-    data = DataInfo(cache.folder.name, *split)
+    data = DataInfo(cache.folder.name, config.data.train_split, config.seed)
+    if phase1 is not None:
+        # Episodes that phase 1 held out stay held out.
+        data = replace(phase1.data, cache=cache.folder.name)
     train_episodes, validation_episodes = split_episodes(cache, data.train_split, data.split_seed)
     statistics = cache.statistics(train_episodes, config.data.action_normalization)
     language_table, language = embed_instructions(config, cache)
