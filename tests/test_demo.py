@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+import psutil
 import pytest
 import yaml
 from rich.console import Console
@@ -14,6 +21,7 @@ from statevla import demo as module
 from statevla.demo import DemoArgs, Stage, demo, find_config, outcome_table, plan, run_stage
 from statevla.errors import UserError
 
+T = TypeVar("T")
 # Writes its arguments, one line per call, and ends with the status that the file `status` holds.
 SCRIPT = """
 import pathlib, sys
@@ -56,6 +64,29 @@ def test_a_failed_stage_is_continued(stage: Stage, tmp_path: Path) -> None:
     assert mark["done"]
     assert mark["seconds"] > 0
     assert mark["command"] == "echo work --resume"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_demo_leaves_no_stage_running(tmp_path: Path, how: signal.Signals) -> None:
+    """Else the next run of the demo would train beside the last one's stage, in the same folder."""
+    write = f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))"
+    child = f"import os, pathlib, time; {write}; time.sleep(60)"
+    parent = f"import sys; from statevla.demo import call; call([sys.executable, '-c', {child!r}])"
+    process = subprocess.Popen([sys.executable, "-c", parent])
+    pid = wait_for(lambda: int((tmp_path / "pid").read_text() or 0) if (tmp_path / "pid").exists() else 0)
+    assert psutil.pid_exists(pid)
+    process.send_signal(how)
+    process.wait(30)
+    assert wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+
+
+def wait_for(condition: Callable[[], T], timeout_s: float = 30.0) -> T:
+    """What the condition gives as soon as it is true; at the end whatever it gives."""
+    end = time.monotonic() + timeout_s
+    while not (value := condition()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return value
 
 
 def test_the_plan_follows_the_flags(tmp_path: Path) -> None:

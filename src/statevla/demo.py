@@ -6,10 +6,12 @@ that was killed goes on with the stage it was in, and that stage with what it ha
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -179,13 +181,38 @@ def run_stage(stage: Stage, key: str, folder: Path, number: str, console: Consol
     began = time.monotonic()
     status = None
     try:
-        process = subprocess.run([sys.executable, *_ENTRY[stage.command], *stage.arguments, *more], check=False)
-        status = process.returncode
+        status = call([sys.executable, *_ENTRY[stage.command], *stage.arguments, *more])
     finally:
         spent_s += time.monotonic() - began
         write_mark(path, {"key": key, "done": status == 0, "seconds": spent_s, "command": command})
     if status != 0:
         raise UserError(f"demo: stage '{stage.name}' ended with status {status}; mend what it says and run it again")
+
+
+def call(command: list[str]) -> int:
+    """Run a command to its end; it does not outlive this process, however that dies (on Linux, else if it can)."""
+
+    def stop(number: int, _: object) -> None:
+        sys.exit(128 + number)  # as an exception, so that the child is ended on the way out
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        return subprocess.run(command, check=False, preexec_fn=_die_with_parent()).returncode
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    """For a child to call before it begins: Linux then ends it when its parent is gone."""
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG in <sys/prctl.h>
+
+    def ask() -> None:
+        libc.prctl(set_parent_death_signal, signal.SIGTERM)
+
+    return ask
 
 
 def mark_path(folder: Path, stage: Stage) -> Path:
