@@ -24,7 +24,7 @@ class TrainArgs:
     phase: Literal["1", "2", "bc"] = "1"
     """1: world model (temporal JEPA); 2: policy on the frozen encoder (flow matching); bc: both, without phase 1."""
     phase1_checkpoint: str | None = None
-    """What phase 2 builds on: a checkpoint folder, a run folder, or .../checkpoint_best.pt."""
+    """What phase 2 builds on: a checkpoint folder, a run folder, or .../checkpoint_best.pt; not needed to resume."""
     resume: bool = False
     """Continue the run in the output folder exactly where its last checkpoint was written."""
     overwrite: bool = False

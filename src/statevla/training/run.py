@@ -30,7 +30,7 @@ def train(
     Args:
         config: the whole configuration.
         phase: `1` (temporal JEPA), `2` (flow matching) or `bc` (behaviour cloning).
-        phase1_checkpoint: what phase 2 builds on.
+        phase1_checkpoint: what phase 2 builds on; a resumed run has it already.
         resume: continue `<run>/last` exactly.
         overwrite: start anew in a folder that holds checkpoints; they stay until the first new one is written.
 
@@ -47,6 +47,9 @@ def train(
         raise UserError("--resume and --overwrite exclude each other; give one")
     if not (resume or overwrite) and whole_folder(run / LAST) is not None:
         raise UserError(f"{run}: holds a run already; continue it with --resume, or give --overwrite or --output_dir")
+    if resume and phase == "2" and whole_folder(run / LAST) is not None:
+        # The run carries its encoder: another one would not fit the policy that was trained on it.
+        phase1_checkpoint = run / LAST
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     with join_processes(resolve_device(config.device)) as (processes, device):
