@@ -24,6 +24,7 @@ from torch import Tensor
 
 from statevla.device import autocast, resolve_device
 from statevla.errors import UserError
+from statevla.mamba import prepare_for_inference
 from statevla.transforms import Transform
 from statevla.types import ActionChunk, Gripper, ModelInput, Observation
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from statevla.language import LanguageEncoder
     from statevla.statevla_model import StateVLA
 
-MIN_TOKENS_FOR_BF16 = 128
-"""On a CPU, shorter sequences lose more time to conversions than their matrix products win."""
 MAX_CACHED_INSTRUCTIONS = 1024
 
 
@@ -151,6 +150,9 @@ class StateVLAPolicy:
                 f"encoder '{language.name}' gives {language.dim}; use the encoder it was trained with"
             )
         self.model = model.to(self.device).eval()
+        if self.device.type == "cpu":
+            dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+            prepare_for_inference(self.model, dtype, rows=settings.num_tokens)
         self.config = model.config
         self.transform = transform
         self.language = language
@@ -348,11 +350,11 @@ def _choose_precision(name: str, device: torch.device, model: StateVLA) -> str:
     if model.config.training.precision == "fp32" or device.type == "mps":
         return "fp32"
     if device.type == "cpu":
-        long_enough = model.config.model.num_tokens >= MIN_TOKENS_FOR_BF16
-        return "bf16" if long_enough and _cpu_multiplies_bf16() else "fp32"
+        return "bf16" if _cpu_multiplies_bf16() else "fp32"
     return "bf16"
 
 
 def _cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for it; without them bf16 is slower than float32."""
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(check() for check in checks if check is not None)
