@@ -39,7 +39,7 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align:
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 9rem; }
 th { font-weight: 600; } caption { text-align: left; padding-bottom: .2rem; }
 figure { margin: .6rem 0 1.2rem; } img, svg { max-width: 100%; height: auto; }
-svg { width: 100%; } svg text { font-family: inherit; }
+.chart { overflow-x: auto; } .chart svg { width: 100%; min-width: 34rem; } svg text { font-family: inherit; }
 .videos { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1rem; }
 video { width: 100%; border-radius: .4rem; background: #181a1e; }
 pre { background: var(--tile); padding: .7rem .9rem; border-radius: .5rem; overflow-x: auto; font-size: .82rem; }
@@ -102,7 +102,7 @@ def _rollout(rollout: Tree) -> Iterator[str]:
     if not summary.get("complete"):
         yield "<p><b>Not complete:</b> some of the planned episodes are missing.</p>"
     rows = [(task["instruction"], task) for task in summary["tasks"]]
-    yield _figure(success_bars([*rows, ("all tasks", total)]))
+    yield _chart(success_bars([*rows, ("all tasks", total)]))
     header = ["task", "success", "rate", "95 % interval", "steps to success", "errors"]
     yield _table(header, [[name, *_rate_cells(rates)] for name, rates in [*rows, ("all tasks", total)]])
     for error in summary.get("errors", []):
@@ -189,8 +189,8 @@ def _run(run: Run) -> Iterator[str]:
             f"<p>{train[-1]['step']:,} optimizer steps, {rate:,.0f} samples per second (median), seed "
             f"{run.info.get('seed')}, on {_text(str(run.info.get('device')))}.</p>"
         )
-    yield _figure(training_curves(run), "Loss terms; a logarithmic scale where they span more than a factor of thirty")
-    yield _figure(copy_skill_curves(run), "Better than copying the present? Held-out episodes")
+    yield _chart(training_curves(run), "Loss terms; a logarithmic scale where they span more than a factor of thirty")
+    yield _chart(copy_skill_curves(run), "Better than copying the present? Held-out episodes")
     yield _picture(run.folder / "first_batch.png", "What the model saw: the first batch, augmented as in training")
 
 
@@ -231,6 +231,11 @@ def _figure(content: str, caption: str = "") -> str:
     if not content:
         return ""
     return f"<figure>{content}{f'<figcaption>{_text(caption)}</figcaption>' if caption else ''}</figure>"
+
+
+def _chart(svg: str, caption: str = "") -> str:
+    """On a narrow screen a chart scrolls sideways rather than becoming too small to read."""
+    return _figure(f'<div class="chart">{svg}</div>' if svg else "", caption)
 
 
 def _picture(path: Path, caption: str) -> str:
