@@ -24,7 +24,6 @@ from torch import Tensor
 
 from statevla.device import autocast, resolve_device
 from statevla.errors import UserError
-from statevla.mamba import prepare_for_inference
 from statevla.transforms import Transform
 from statevla.types import ActionChunk, Gripper, ModelInput, Observation
 
@@ -137,7 +136,7 @@ class StateVLAPolicy:
             raise UserError(f"num_sampling_steps: expected at least 1, got {num_sampling_steps}")
         if execute_steps is not None and not 1 <= execute_steps <= self.horizon:
             raise UserError(
-                f"execute_steps: expected 1 to {self.horizon} (the chunk of '{name}'), got {execute_steps}; "
+                f"execute_steps (--replan_steps): expected 1 to {self.horizon} (the chunk of '{name}'), got {execute_steps}; "
                 "choose a number in this range"
             )
         if temporal_ensembling is not None and not 0 <= temporal_ensembling < float("inf"):
@@ -151,8 +150,7 @@ class StateVLAPolicy:
             )
         self.model = model.to(self.device).eval()
         if self.device.type == "cpu":
-            dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-            prepare_for_inference(self.model, dtype, rows=settings.num_tokens)
+            self.model.prepare_for_inference(self.precision)
         self.config = model.config
         self.transform = transform
         self.language = language

@@ -61,7 +61,8 @@ class RolloutArgs:
     init_states: Literal["official", "wide"] = "official"
     """Initial states: the benchmark's, or this package's with objects all over the reachable table."""
     out: str | None = None
-    """Results folder; an interrupted evaluation goes on here. Default: $STATEVLA_HOME/rollouts/<checkpoint>-<suite>."""
+    """Results folder; an interrupted evaluation goes on here. By default in $STATEVLA_HOME/rollouts, named after the
+    checkpoint and the suite."""
     seed: int = 0
     """Of fixtures' poses and of the policy's noise."""
     replan_steps: int | None = None
@@ -114,7 +115,7 @@ def evaluate(args: RolloutArgs, console: Console | None = None) -> tuple[Path, d
     with join_processes(torch.device("cpu")) as (processes, _):
         rank, world = processes.rank, processes.world_size
         settings, planned, policy = _prepare(args)
-        folder = results_folder(args)
+        folder = results_folder(args, settings["weights_sha256"])
         if rank == 0:
             claim_folder(folder, settings)
         processes.wait()
@@ -131,13 +132,13 @@ def evaluate(args: RolloutArgs, console: Console | None = None) -> tuple[Path, d
         return folder, _finish(args, folder, planned, settings, time.monotonic() - started, len(mine))
 
 
-def results_folder(args: RolloutArgs) -> Path:
-    """Where the results go: `--out`, or a folder named after checkpoint and suite."""
+def results_folder(args: RolloutArgs, weights_sha256: str) -> Path:
+    """Where the results go: `--out`, or a folder named after checkpoint, suite and weights (training again changes them)."""
     if args.out is not None:
         return expand_path(args.out)
     path = expand_path(args.checkpoint)
     name = "-".join(part.removesuffix(".pt") for part in path.parts[-2:] if part not in ("/", "."))
-    return home_dir() / "rollouts" / f"{name}-{args.task_suite}"
+    return home_dir() / "rollouts" / f"{name}-{args.task_suite}-{weights_sha256[:8]}"
 
 
 def _prepare(args: RolloutArgs) -> tuple[dict[str, Any], list[EpisodeSpec], StateVLAPolicy]:
