@@ -102,9 +102,22 @@ def test_sampling_is_deterministic_given_a_generator(config, solver: str) -> Non
 
 def test_sampler_encodes_once(model: StateVLA, config) -> None:
     calls = []
-    model.state_encoder.encoder.register_forward_hook(lambda *_: calls.append(1))
+    model.state_encoder.tokenizer.register_forward_hook(lambda *_: calls.append(1))
     model.sample_actions(random_input(config, 1), steps=7)
     assert len(calls) == 1
+
+
+def test_prepared_model_answers_alike_and_keeps_its_weights(model: StateVLA, config) -> None:
+    observation, noise = random_input(config, 2), torch.randn(2, 4, 6)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.inference_mode():
+        plain = model.eval().sample_actions(observation, noise=noise)
+        exact = model.prepare_for_inference("fp32").sample_actions(observation, noise=noise)
+        rough = model.prepare_for_inference("bf16").sample_actions(observation, noise=noise)
+    torch.testing.assert_close(exact, plain, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(rough[..., :-1], plain[..., :-1], rtol=0.1, atol=0.1)
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_state_and_observation_give_the_same_loss(model: StateVLA, config) -> None:

@@ -46,13 +46,18 @@ class JepaStateEncoder(nn.Module):
 
     def encode(self, observation: ModelInput) -> Tensor:
         """Observations with leading dims `[...]` → z `[..., Z]`; gradients flow."""
-        return self._project(observation, self._tokens(observation, {}), {})
+        return self._encode(observation, {})
 
     @torch.no_grad()
     def encode_target(self, observation: ModelInput) -> Tensor:
         """z of the target, `[..., Z]`; never any gradient."""
-        parts = dict(self.target.items())
-        return self._project(observation, self._tokens(observation, parts), parts)
+        return self._encode(observation, dict(self.target.items()))
+
+    def _encode(self, observation: ModelInput, parts: dict[str, nn.Module]) -> Tensor:
+        tokens = parts.get("tokenizer", self.tokenizer)(observation.flatten())
+        encoder, projection = parts.get("encoder", self.encoder), parts.get("projection", self.projection)
+        assert isinstance(encoder, Encoder)
+        return projection(encoder.last(tokens)).reshape(*observation.batch_shape, -1)
 
     def encode_for_policy(self, observation: ModelInput) -> Tensor:
         """Observations `[B]` → what the policy is conditioned on, `[B, P]` (`policy_state_dim`).
@@ -61,23 +66,20 @@ class JepaStateEncoder(nn.Module):
         tokens: one flat vector, so that it can be computed once per frame and stored.
         """
         condition = self.config.policy.condition
-        outputs = self._tokens(observation, {})
-        parts = [self._project(observation, outputs, {})]
-        if condition.robot_state:
-            parts.append(observation.robot_state)
-        if condition.language:
-            parts.append(observation.language)
+        camera_tokens = []
         if condition.token_grid:
-            parts.append(self._pool(outputs, condition.token_grid).flatten(1))
+            outputs = self.encoder(self.tokenizer(observation))
+            z = self.projection(outputs[:, -1])
+            camera_tokens.append(self._pool(outputs, condition.token_grid).flatten(1))
+        else:
+            z = self.encode(observation)
+        parts = [
+            z,
+            *([observation.robot_state] if condition.robot_state else []),
+            *([observation.language] if condition.language else []),
+            *camera_tokens,
+        ]
         return torch.cat([part.float() for part in parts], dim=-1)
-
-    def _tokens(self, observation: ModelInput, parts: dict[str, nn.Module]) -> Tensor:
-        """`[..., ]` observations → encoder outputs `[N, tokens, D]`, leading dims merged."""
-        return parts.get("encoder", self.encoder)(parts.get("tokenizer", self.tokenizer)(observation.flatten()))
-
-    def _project(self, observation: ModelInput, outputs: Tensor, parts: dict[str, nn.Module]) -> Tensor:
-        state = parts.get("projection", self.projection)(outputs[:, -1])
-        return state.reshape(*observation.batch_shape, -1)
 
     def _pool(self, outputs: Tensor, grid: int) -> Tensor:
         """Encoder outputs → `[B, V · grid², D]`, average-pooled per camera."""

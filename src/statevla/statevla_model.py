@@ -13,6 +13,7 @@ from statevla.config import Config
 from statevla.errors import UserError
 from statevla.flow import flow_matching_loss, interpolate, l1_loss, sample_flow_time, solve
 from statevla.jepa import JepaLosses, latent_loss, temporal_jepa_loss
+from statevla.mamba import prepare_for_inference
 from statevla.state_encoder import JepaStateEncoder
 from statevla.types import ChunkBatch, ModelInput, TransitionBatch
 
@@ -152,6 +153,18 @@ class StateVLA(nn.Module):
             noise = _randn(shape, state.device, generator) if noise is None else noise
             continuous = solve(velocity, noise, steps or policy.num_sampling_steps, policy.solver)
         return torch.cat([continuous, gripper_command(self.gripper(state)).unsqueeze(-1)], dim=-1)
+
+    def prepare_for_inference(self, precision: str) -> StateVLA:
+        """Evaluation mode, with the weights of all Mamba blocks converted and packed once (state dict unchanged).
+
+        Args:
+            precision: `bf16` or `fp32`.
+        """
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        horizon = self.config.model.action_seq_len
+        prepare_for_inference(self.state_encoder, dtype, self.config.model.num_tokens)
+        prepare_for_inference(self.policy, dtype, self.policy.condition.num_tokens + 1 + horizon)
+        return self.eval()
 
     def freeze_encoder(self) -> None:
         """Phase 2: the state encoder keeps its weights, and stays in evaluation mode whatever `train()` says."""

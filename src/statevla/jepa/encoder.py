@@ -34,6 +34,10 @@ class Encoder(nn.Module):
         """`[B, N, D]` → `[B, N, D]`; output i has seen tokens 0…i."""
         return self.norm(self.stack(tokens))
 
+    def last(self, tokens: Tensor) -> Tensor:
+        """The output at CLS alone, `[B, N, D]` → `[B, D]`: `forward(tokens)[:, -1]` for less."""
+        return self.norm(self.stack(tokens, last_only=True))
+
 
 def ema_momentum(step: int, total_steps: int, base: float, final: float) -> float:
     """Cosine schedule of the target's momentum (BYOL, Grill et al. 2020, section 3.1), from base to final."""
