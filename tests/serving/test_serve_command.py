@@ -35,10 +35,12 @@ def command(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 def wait_for_port(process: subprocess.Popen[str]) -> int:
     assert process.stderr is not None
+    lines = []
     for line in process.stderr:
+        lines.append(line)
         if found := re.search(r"listening on ws://127\.0\.0\.1:(\d+)", line):
             return int(found[1])
-    raise AssertionError("the server never listened")
+    raise AssertionError("the server never listened:\n" + "".join(lines))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -16,12 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from statevla.device import autocast
 from statevla.errors import UserError
 from statevla.policy import PolicySession, StateVLAPolicy
-from statevla.types import ModelInput, Observation
+from statevla.types import Observation
 
 logger = logging.getLogger(__name__)
 
@@ -90,10 +88,10 @@ class Batcher:
             self._thread.shutdown(wait=False)
 
     async def warm_up(self) -> float:
-        """One forward on blank input, so that no client waits for compilation; returns its seconds."""
+        """One made-up forward, so that no client waits for compilation; returns its seconds."""
         loop = asyncio.get_running_loop()
         start = time.perf_counter()
-        await loop.run_in_executor(self._thread, _blank_forward, self._policy)
+        await loop.run_in_executor(self._thread, self._policy.warm_up)
         return time.perf_counter() - start
 
     async def _collect(self) -> list[_Waiting]:
@@ -137,16 +135,3 @@ def _settle(waiting: _Waiting, error: Exception) -> None:
         logger.error("forward failed", exc_info=error)
     if not waiting.answer.done():
         waiting.answer.set_exception(error)
-
-
-@torch.inference_mode()
-def _blank_forward(policy: StateVLAPolicy) -> None:
-    settings = policy.config.model
-    size = settings.image_size
-    blank = ModelInput(
-        images=torch.zeros(1, len(settings.cameras), 3, size, size),
-        robot_state=torch.zeros(1, settings.robot_state_dim),
-        language=torch.zeros(1, settings.language_dim),
-    )
-    with autocast(policy.device, policy.precision):
-        policy.model.sample_actions(blank.to(policy.device), policy.num_sampling_steps)
