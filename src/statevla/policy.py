@@ -136,8 +136,8 @@ class StateVLAPolicy:
             raise UserError(f"num_sampling_steps: expected at least 1, got {num_sampling_steps}")
         if execute_steps is not None and not 1 <= execute_steps <= self.horizon:
             raise UserError(
-                f"execute_steps (--replan_steps): expected 1 to {self.horizon} (the chunk of '{name}'), got {execute_steps}; "
-                "choose a number in this range"
+                f"execute_steps (--replan_steps): expected 1 to {self.horizon} (the chunk of '{name}'), got "
+                f"{execute_steps}; choose a number in this range"
             )
         if temporal_ensembling is not None and not 0 <= temporal_ensembling < float("inf"):
             raise UserError(

@@ -133,7 +133,7 @@ def evaluate(args: RolloutArgs, console: Console | None = None) -> tuple[Path, d
 
 
 def results_folder(args: RolloutArgs, weights_sha256: str) -> Path:
-    """Where the results go: `--out`, or a folder named after checkpoint, suite and weights (training again changes them)."""
+    """Where the results go: `--out`, or a folder named after checkpoint, suite and weights (training changes them)."""
     if args.out is not None:
         return expand_path(args.out)
     path = expand_path(args.checkpoint)
