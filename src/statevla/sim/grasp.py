@@ -22,6 +22,8 @@ RIM_DEPTH_M = 0.018
 REACH_M = 0.72
 """Distance from the base, seen from above, up to which the hand moves well while it points down. At 0.79 the elbow
 is straight: there the controller can no longer pull the hand back."""
+_TURNS = tuple(np.deg2rad((0.0, 30.0, -30.0, 60.0, -60.0, 90.0, -90.0)))
+_MAX_YAW = np.deg2rad(110)
 _HAND_UNDERSIDE_M = 0.030
 _HAND_HALF = (0.104, 0.034)  # along and across the jaw axis
 _FINGER_HALF_WIDTH_M = 0.0105
@@ -45,6 +47,7 @@ class Grasp:
         low: height of the object's lowest point (m).
         high: height of its highest point (m).
         cost: lower is better; over about 0.3 something is in the way.
+        turn: how far to turn the hand on the way (rad), so that it stays within reach over the destination.
     """
 
     position: np.ndarray
@@ -53,6 +56,7 @@ class Grasp:
     low: float
     high: float
     cost: float
+    turn: float = 0.0
 
 
 def is_rim_object(name: str) -> bool:
@@ -149,20 +153,33 @@ def plan_rim_grasp(
         if np.ptp(along_ray[rim]) > 0.03:  # a handle
             continue
         spot = centre + outward * along_ray[rim].mean()
-        hand_places = [spot] if place is None else [spot, place + spot - centre]
-        beyond = sum(max(float(np.linalg.norm(where - scene.base())) - REACH_M, 0.0) for where in hand_places)
-        for shallower in (0.0, 0.004, 0.008):
+        turns = [(0.0, 0.0)]
+        if place is not None:
+            turns = [_carry_cost(scene, place, spot - centre, turn) for turn in _TURNS]
+        for shallower in (0.0, 0.004):
             height = top - RIM_DEPTH_M - deeper + shallower
             for skew in np.deg2rad((0, 15, -15, 30, -30)):
                 yaw = wrap_half_turn(angle - np.pi / 2 + skew)
-                cost = 0.03 * abs(yaw - yaw_from) + 0.15 * abs(skew) + 4 * shallower + 8 * beyond
+                stretched, turn = min(option for option in turns if abs(yaw + option[1]) < _MAX_YAW)
+                cost = 0.03 * abs(yaw - yaw_from) + 0.1 * abs(skew) + 6 * shallower
+                cost += stretched + _beyond_reach(scene, spot)
                 if best is not None and cost >= best.cost:
                     continue
                 along, across = _axes(yaw)
                 cost += _hits(spot, height, along, across, near) + _own_hits(spot, height, along, across, points)
                 if best is None or cost < best.cost:
-                    best = Grasp(np.r_[spot, height], yaw, 0.006, low, high, float(cost))
+                    best = Grasp(np.r_[spot, height], yaw, 0.006, low, high, float(cost), turn)
     return best
+
+
+def _carry_cost(scene: Scene, place: np.ndarray, offset: np.ndarray, turn: float) -> tuple[float, float]:
+    """Cost of holding an object at `offset` from its centre over `place` with the hand turned, and the turn."""
+    held_at = place + rotation_about_z(turn)[:2, :2] @ offset
+    return 8 * _beyond_reach(scene, held_at) + 0.05 * abs(turn), turn
+
+
+def _beyond_reach(scene: Scene, spot: np.ndarray) -> float:
+    return max(float(np.linalg.norm(spot - scene.base())) - REACH_M, 0.0)
 
 
 def _axes(yaw: float) -> tuple[np.ndarray, np.ndarray]:
@@ -192,9 +209,11 @@ def _hits(centre: np.ndarray, height: float, along: np.ndarray, across: np.ndarr
     fingers = (z > tips) & (z < height + 0.05) & (u < outside) & (v < _FINGER_HALF_WIDTH_M + _MARGIN_M)
     penalty = 0.0
     if hand.any():
-        penalty += 0.3 + 10 * (z[hand].max() - underside)
+        overlap = z[hand].max() - underside
+        penalty += 25 * min(overlap, _MARGIN_M)  # near is not yet in the way
+        penalty += 0.3 + 10 * (overlap - _MARGIN_M) if overlap > _MARGIN_M else 0.0
     if fingers.any():
-        penalty += 0.2 + 5 * (z[fingers].max() - tips) + 10 * (outside[fingers] - u[fingers]).max()
+        penalty += 0.3 + 5 * (z[fingers].max() - tips) + 10 * (outside[fingers] - u[fingers]).max()
     return penalty
 
 

@@ -18,6 +18,9 @@ _GRASP_HEIGHT_SCATTER_M = 0.002
 _YAW_SCATTER = 0.03
 _PLACE_SCATTER_M = 0.008
 _TRAVEL_CLEARANCE_M = 0.02
+_SWING_RADIUS_M = 0.68
+_GENTLE_LIFT_M = 0.025
+_GENTLE_LIFT_SPEED = 0.4  # a thin rim slips out of a jerk
 _TIPPED = 0.06  # change of any entry of the object's rotation matrix that makes a plan stale
 
 
@@ -95,6 +98,7 @@ class PickPlace:
         self.yaw = grasp.yaw + scatter[3] * min(_YAW_SCATTER, play)
         self.rotation = facing_down(self.yaw)
         self.tolerance = float(np.clip(0.35 * play, 0.0025, 0.006))
+        self.turn = grasp.turn
         self.width = grasp.width
         self.offset = self.target - scene.position(self.name)
         self.planned_rotation = scene.rotation(self.name)
@@ -146,22 +150,26 @@ class PickPlace:
         for _ in range(60):
             here = self.scene.hand()[0]
             left = self.carry_height - here[2]
-            if left < 0.015 or (here[2] - self.lift_from[2] > 0.04 and not self._in_hand()):
+            if left < 0.015 or (here[2] - self.lift_from[2] > 0.04 and not self._in_hand(0.1)):
                 return
             sideways = self.lift_from[:2] if left > 0.03 else self._over_place()
             wanted = np.r_[sideways, self.carry_height + 0.01]
-            yield self.arm.toward(wanted, self.rotation, Gripper.CLOSE, free=True)
+            started = here[2] - self.lift_from[2] > _GENTLE_LIFT_M
+            speed = self.arm.style.speed if started else _GENTLE_LIFT_SPEED
+            yield self.arm.toward(wanted, self.rotation, Gripper.CLOSE, speed, started)
 
-    def _in_hand(self) -> bool:
+    def _in_hand(self, share: float = 0.4) -> bool:
+        """Whether the object has risen by a share of the hand's rise; a bowl held by its rim tilts first."""
         risen = self.scene.position(self.name)[2] - self.object_from
-        return bool(risen > 0.4 * (self.scene.hand()[0][2] - self.lift_from[2]))
+        return bool(risen > share * (self.scene.hand()[0][2] - self.lift_from[2]))
 
     def _carry(self) -> Motion:
         """To the destination and down to the release height, or until the object stands on something."""
         here = self.scene.hand()[0]
         hang = here[2] - self.scene.points(self.name)[:, 2].min()
         self.release_height = self.destination.surface + self.destination.drop + hang
-        before, blocked, raised = np.zeros(3), 0, 0
+        self.rotation = facing_down(self.yaw + self.turn)
+        before, blocked, raised, push = np.zeros(3), 0, 0, np.zeros(2)
         for _ in range(120):
             here = self.scene.hand()[0]
             wanted = self._over_place()
@@ -173,12 +181,21 @@ class PickPlace:
                 return
             if blocked >= 4 and (sideways < 0.015 or raised >= 3):
                 return
-            if blocked >= 4:  # it stands on something beside its place: over that
+            if blocked >= 4:  # it stands on something beside its place, or the arm is stretched: up and harder
                 self.release_height += 0.01
                 blocked, raised = 0, raised + 1
+                push += np.clip(4 * (wanted - here[:2]), -0.06, 0.06)
             far = sideways > 0.03
-            goal = np.r_[wanted, self.release_height + funnel]
+            goal = np.r_[self._within_reach(here, wanted) + push, self.release_height + funnel]
             yield self.arm.toward(goal, self.rotation, Gripper.CLOSE, self._speed(far), far)
+
+    def _within_reach(self, here: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """The next point `[2]` on the way to `wanted`: swings round the base instead of stretching the arm."""
+        base = self.scene.base()
+        if np.linalg.norm(here[:2] - wanted) < 0.08:
+            return wanted
+        from_base = wanted - base
+        return base + from_base * min(1.0, _SWING_RADIUS_M / float(np.linalg.norm(from_base)))
 
     def _release(self) -> Motion:
         over = self._over_place()
