@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from statevla.sim.motion import Arm, Command, Motion, Style
 from statevla.sim.scene import Scene
 from statevla.sim.simulation import Simulation
+from statevla.sim.skills.articulated import Drawer, Knob
 from statevla.sim.skills.pick_place import Destination, PickPlace
 from statevla.types import CONTINUOUS_DIM
 
 _ORDER = {"open": 0, "turnon": 1, "turnoff": 1, "in": 2, "on": 2, "close": 3}
 """Drawers are opened before things are put into them and closed after."""
-Skill = Callable[[Arm, list[str]], Motion]
 
 
 class Expert:
@@ -46,15 +44,28 @@ class Expert:
 def plan_goals(simulation: Simulation) -> list[list[str]]:
     """The goal's predicates in an order that can be carried out, with drawers opened that must hold something."""
     goals = sorted(simulation.goal, key=lambda goal: _ORDER.get(goal[0], 9))
-    return [goal for goal in goals if not simulation.holds(goal) or goal[0] == "close"]
+    opened = {goal[1] for goal in goals if goal[0] == "open"}
+    needed = {goal[2] for goal in goals if goal[0] == "in" and "cabinet" in goal[2]} - opened
+    return [["open", region] for region in sorted(needed)] + goals
 
 
 def skill_for(arm: Arm, goal: list[str]) -> Motion | None:
-    """The skill that brings a predicate about, or None where the expert has none."""
-    if goal[0] in ("in", "on"):
-        _, name, target = goal
-        destination = destination_of(arm.scene, goal[0], name, target)
-        return PickPlace(arm, name, destination, lambda: arm.scene.simulation.holds(goal)).run()
+    """The skill that brings a predicate about; None where it holds already or the expert has none."""
+    simulation = arm.scene.simulation
+
+    def done() -> bool:
+        return simulation.holds(goal)
+
+    relation, name = goal[0], goal[1]
+    if done():
+        return None
+    if relation in ("in", "on"):
+        return PickPlace(arm, name, destination_of(arm.scene, relation, name, goal[2]), done).run()
+    if relation in ("open", "close") and "cabinet" in name:
+        drawer = Drawer(arm, name, done)
+        return drawer.open() if relation == "open" else drawer.close()
+    if relation in ("turnon", "turnoff"):
+        return Knob(arm, name, done).turn(1.0 if relation == "turnon" else -1.0)
     return None
 
 
