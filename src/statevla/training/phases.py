@@ -4,9 +4,10 @@
     2   flow matching: the policy learns on states of the frozen encoder
     bc  behaviour cloning: encoder and policy together, from scratch (the baseline)
 
-A step's loss does not depend on how its batch is cut over processes and accumulation steps, with two exceptions:
+A step's loss does not depend on how its batch is cut over processes and accumulation steps, with three exceptions:
 phase 1's terms over the batch (variance, covariance, SIGReg) see one micro-batch of all processes, so that accumulation
-makes their batch smaller; and the noise of flow matching is drawn per micro-batch.
+makes their batch smaller; the noise of flow matching is drawn per micro-batch; and batch normalisation, where it is on,
+sees a micro-batch of one process (of all processes on CUDA).
 """
 
 from __future__ import annotations
