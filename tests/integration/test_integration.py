@@ -30,3 +30,9 @@ def run_script(name: str, timeout_s: float) -> None:
 @pytest.mark.ci
 def test_openpi_client() -> None:
     run_script("check_openpi_client.sh", 500)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_lerobot_plugin() -> None:
+    run_script("check_lerobot_plugin.sh", 1100)

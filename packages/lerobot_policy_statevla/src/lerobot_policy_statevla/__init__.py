@@ -1,0 +1,7 @@
+"""StateVLA as a policy of LeRobot. Importing this registers the policy type `statevla`."""
+
+from lerobot_policy_statevla.configuration_statevla import StateVLAConfig
+from lerobot_policy_statevla.modeling_statevla import StateVLAPolicy, export_checkpoint
+from lerobot_policy_statevla.processor_statevla import make_statevla_pre_post_processors
+
+__all__ = ["StateVLAConfig", "StateVLAPolicy", "export_checkpoint", "make_statevla_pre_post_processors"]
