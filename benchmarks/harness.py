@@ -1,0 +1,122 @@
+"""What every benchmark shares: alternating timing, where and with what it ran, raw results, the flat summary."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from statevla.training.provenance import git_commit, versions
+
+RESULTS = Path(__file__).parent / "results"
+INTERESTING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """Command, seed, versions, commit and machine, to stand beside every result."""
+    return {
+        "command": " ".join(["python", *([str(Path("benchmarks") / Path(sys.argv[0]).name), *sys.argv[1:]])]),
+        "seed": seed,
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "machine": {
+            "system": platform.platform(),
+            "cpu": _cpu_field("model name"),
+            "cpu_flags": sorted(set(_cpu_field("flags").split()) & set(INTERESTING_FLAGS)),
+            "num_cpus": os.cpu_count(),
+            "num_threads": torch.get_num_threads(),
+        },
+    }
+
+
+def alternate(
+    cases: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2, budget_s: float = float("inf")
+) -> dict[str, list[float]]:
+    """Time all cases in turn, round after round, so that noise of the machine falls on all of them alike.
+
+    Args:
+        cases: name → what to time.
+        rounds: calls of each case; fewer where `budget_s` is spent first (but at least one).
+        warmup: untimed calls of each case before.
+        budget_s: seconds for the timed rounds.
+
+    Returns:
+        Seconds of every call, by case.
+    """
+    for case in cases.values():
+        for _ in range(warmup):
+            case()
+    samples: dict[str, list[float]] = {name: [] for name in cases}
+    gc.collect()
+    gc.disable()
+    try:
+        begin = time.perf_counter()
+        for _ in range(rounds):
+            for name, case in cases.items():
+                start = time.perf_counter()
+                case()
+                samples[name].append(time.perf_counter() - start)
+            if time.perf_counter() - begin > budget_s:
+                break
+    finally:
+        gc.enable()
+    return samples
+
+
+def median_ms(seconds: Sequence[float]) -> float:
+    """The median of seconds, in milliseconds."""
+    return 1e3 * statistics.median(seconds)
+
+
+def write_results(name: str, tree: Mapping[str, Any]) -> Path:
+    """Write `benchmarks/results/<name>.json`, beside and then renamed."""
+    return _write(RESULTS / f"{name}.json", tree)
+
+
+def update_summary(metrics: Mapping[str, float]) -> None:
+    """Merge metrics into the flat `benchmarks/results/summary.json`."""
+    path = RESULTS / "summary.json"
+    present = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    rounded = {name: float(f"{value:.4g}") for name, value in metrics.items()}
+    _write(path, dict(sorted({**present, **rounded}.items())))
+    console = Console()
+    for name, value in rounded.items():
+        console.print(f"{name} = {value:g}")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows; floats with three significant digits."""
+    table = Table(title=title)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))
+    Console().print(table)
+
+
+def _write(path: Path, tree: Mapping[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, path)
+    return path
+
+
+def _cpu_field(name: str) -> str:
+    """A field of the first processor in /proc/cpuinfo, where there is one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), platform.processor())
