@@ -67,6 +67,12 @@ def rotation_about_z(angle: float) -> np.ndarray:
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
+def about_axis(axis: np.ndarray, angle: float) -> np.ndarray:
+    """Rotation matrix `[3, 3]` about a unit axis (Rodrigues)."""
+    cross = np.array([[0.0, -axis[2], axis[1]], [axis[2], 0.0, -axis[0]], [-axis[1], axis[0], 0.0]])
+    return np.eye(3) + np.sin(angle) * cross + (1.0 - np.cos(angle)) * cross @ cross
+
+
 def facing_down(yaw: float) -> np.ndarray:
     """Rotation of the grip site: hand down, jaw axis at `yaw` from the world's y axis."""
     return rotation_about_z(yaw) @ DOWN

@@ -6,12 +6,23 @@ from collections.abc import Callable
 
 import numpy as np
 
-from statevla.sim.motion import DOWN, Arm, Motion, facing_down, rotation_vector, wrap_half_turn
+from statevla.sim.motion import (
+    DOWN,
+    Arm,
+    Motion,
+    about_axis,
+    facing_down,
+    rotation_about_z,
+    rotation_vector,
+    wrap_half_turn,
+)
 from statevla.types import Gripper
 
 _UP = np.array([0.0, 0.0, 1.0])
 _LONG_BAR_M = 0.025
 _THIN_BAR_M = 0.02
+_CLOSE_TO_BASE_M = 0.38
+_LEAN = 0.45  # rad
 
 
 def nearest_to_down(rotations: list[np.ndarray]) -> np.ndarray:
@@ -118,20 +129,31 @@ class Knob:
     def turn(self, direction: float) -> Motion:
         """Grip the bar and turn it; positive is counter-clockwise seen from above."""
         arm, centre = self.arm, self.centre
-        rotation = facing_down(self.yaw)
+        held = self._held()
         for _ in range(90):
             beside = float(np.linalg.norm(arm.scene.hand()[0][:2] - centre[:2]))
-            if arm.distance(centre) < 0.008 and arm.turn_left(rotation) < 0.15:
+            if arm.distance(centre) < 0.008 and arm.turn_left(held) < 0.15:
                 break
             above = centre + _UP * np.clip((beside - 0.004) * 4, 0.0, 0.10)
-            yield arm.toward(above, rotation, Gripper.OPEN, free=beside > 0.03)
-        yield from arm.close(lambda: (centre, rotation))
+            yield arm.toward(above, held, Gripper.OPEN, 0.5, free=beside > 0.03)
+        yield from arm.close(lambda: (centre, held))
+        rotation = held
         for step in range(30):
             if self.done() and step > 8:
                 break
-            rotation = facing_down(self.yaw + direction * min(0.12 * (step + 1), 1.3))
+            rotation = rotation_about_z(direction * min(0.12 * (step + 1), 1.3)) @ held
             yield arm.toward(centre, rotation, Gripper.CLOSE, 0.3)
         yield from arm.open(arm.scene.hand()[0], rotation)
         away = centre + _UP * 0.17
         yield from arm.go(away, rotation, Gripper.OPEN, max_steps=5)
         yield from arm.go(away, DOWN, Gripper.OPEN, max_steps=10)
+
+    def _held(self) -> np.ndarray:
+        """How to hold the bar: down, but near the base with the wrist leaning outward, or the arm would fold up."""
+        rotation = facing_down(self.yaw)
+        outward = self.centre[:2] - self.scene.base()
+        distance = float(np.linalg.norm(outward))
+        if distance > _CLOSE_TO_BASE_M:
+            return rotation
+        axis = np.array([-outward[1], outward[0], 0.0]) / distance
+        return about_axis(axis, _LEAN) @ rotation
