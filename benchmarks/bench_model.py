@@ -2,9 +2,9 @@
 
     python benchmarks/bench_model.py [--threads 2] [--rounds 60] [--part all|sample|train]
 
-Latency: observation in, chunk out (tokenizer, encoder, 4 solver steps, gripper), random weights, for the full and the compact
-preset, in bf16 and fp32, prepared for inference or not. Training: a phase-1 step of the full preset, with online forward
-and backward, target forward, gradient clipping, AdamW and EMA. Writes `benchmarks/results/model.json`.
+Latency: observation in, chunk out (tokenizer, encoder, 4 solver steps, gripper), random weights, for the full and the
+compact preset, in bf16 and fp32, prepared for inference or not. Training: a phase-1 step of the full preset, with online
+forward and backward, target forward, gradient clipping, AdamW and EMA. Writes `benchmarks/results/model.json`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from harness import alternate, environment, median_ms, print_table, update_summary, write_results
 
+from harness import alternate, environment, median_ms, print_table, update_summary, write_results
 from statevla.config import Config, load_config
 from statevla.device import autocast
 from statevla.statevla_model import StateVLA
