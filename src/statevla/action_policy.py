@@ -119,8 +119,8 @@ class FlowMatchingPolicy(nn.Module):
         Returns:
             `[B, H, A-1]`, float32.
         """
-        dtype = condition.dtype
-        tokens = torch.cat([condition, self.time(t).unsqueeze(1).to(dtype), self.action(x_t).to(dtype)], dim=1)
+        # float32 also under autocast: this is where the residual stream begins.
+        tokens = torch.cat([condition.float(), self.time(t).unsqueeze(1).float(), self.action(x_t).float()], dim=1)
         outputs = self.stack(tokens + self.positions)
         return self.head(outputs[:, -self.horizon :]).float()
 

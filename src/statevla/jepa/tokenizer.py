@@ -54,8 +54,9 @@ class Tokenizer(nn.Module):
         lengths = [1, 1, *(camera.shape[1] for camera in cameras)]
         order = [self.num_cameras, self.num_cameras + 1, *range(self.num_cameras)]
         modality = torch.cat([self.modality[i].expand(n, -1) for i, n in zip(order, lengths, strict=True)])
-        sequence = sequence + (self.positions + modality).to(sequence.dtype)
-        cls = self.cls.to(sequence.dtype).expand(sequence.shape[0], -1, -1)
+        # float32 also under autocast: this is where the residual stream begins.
+        sequence = sequence.float() + (self.positions + modality)
+        cls = self.cls.expand(sequence.shape[0], -1, -1)
         return torch.cat([sequence, cls], dim=1)
 
     def _robot_token(self, robot_state: Tensor) -> Tensor:
