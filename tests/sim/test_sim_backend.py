@@ -42,6 +42,7 @@ def test_second_backend_is_taken_and_remembered(monkeypatch: pytest.MonkeyPatch,
         return name == "osmesa", "no display"
 
     monkeypatch.setattr(backend, "_renders", probe)
+    monkeypatch.setattr(backend, "_gpus", lambda: ["renderD128"])
     assert backend.choose_backend() == "osmesa"
     assert backend.choose_backend() == "osmesa"
     assert tried == ["egl", "osmesa"]  # the second call asked nobody
@@ -51,11 +52,13 @@ def test_second_backend_is_taken_and_remembered(monkeypatch: pytest.MonkeyPatch,
 def test_damaged_memory_is_ignored(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     (home / "backend.json").write_text("[1, 2")
     monkeypatch.setattr(backend, "_renders", lambda name: (True, ""))
-    assert backend.choose_backend() == "egl"
+    monkeypatch.setattr(backend, "_gpus", list)
+    assert backend.choose_backend() == "osmesa"  # without a GPU
 
 
 def test_no_backend_says_what_to_install(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.setattr(backend, "_renders", lambda name: (False, f"{name} is broken"))
+    monkeypatch.setattr(backend, "_gpus", lambda: ["nvidia0"])
     with pytest.raises(UserError, match=r"egl is broken.*osmesa is broken.*apt-get install libosmesa6 libgl1"):
         backend.choose_backend()
     assert not (home / "backend.json").exists()

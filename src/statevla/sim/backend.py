@@ -22,7 +22,7 @@ from statevla.errors import UserError
 MUJOCO_VERSION = "3.3.2"
 """Later releases change contact physics and, from 3.3.3, shading; published success rates hold for this one."""
 BACKENDS = ("egl", "osmesa")
-"""In order of preference: EGL renders on a GPU, OSMesa on the CPU."""
+"""EGL renders on a GPU (or, through Mesa, on the CPU with the same pixels), OSMesa on the CPU."""
 
 _PROBE = """
 import logging
@@ -109,7 +109,7 @@ def choose_backend() -> str:
     if remembered is not None:
         return remembered
     reasons = []
-    for backend in BACKENDS:
+    for backend in BACKENDS if _gpus() else reversed(BACKENDS):
         ok, reason = _renders(backend)
         if ok:
             _remember(backend)
@@ -145,10 +145,13 @@ def _loads(backend: str) -> bool:
 
 def _machine() -> str:
     """What the probe's answer depends on: host, interpreter, versions, and the GPU devices in sight."""
-    devices = sorted(p.name for p in Path("/dev/dri").glob("render*")) if Path("/dev/dri").is_dir() else []
-    devices += [p.name for p in Path("/dev").glob("nvidia[0-9]*")]
     libraries = [name for name in BACKENDS if _loads(name)]
-    return "|".join([platform.node(), sys.prefix, version("mujoco"), ",".join(devices), ",".join(libraries)])
+    return "|".join([platform.node(), sys.prefix, version("mujoco"), ",".join(_gpus()), ",".join(libraries)])
+
+
+def _gpus() -> list[str]:
+    found = [*Path("/dev").glob("dri/render*"), *Path("/dev").glob("nvidia[0-9]*")]
+    return sorted(path.name for path in found)
 
 
 def _remembered() -> str | None:

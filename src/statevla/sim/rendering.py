@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import weakref
 from typing import Any
 
 import mujoco
@@ -66,6 +68,8 @@ class Renderer:
 
         if self._sim._render_context_offscreen is None:
             MjRenderContextOffscreen(self._sim, device_id=-1)
+            # Registered after EGL's own clean-up, so that it runs before: contexts outliving the display complain.
+            atexit.register(_release, weakref.ref(self._sim))
         groups = self._sim._render_context_offscreen.vopt.geomgroup
         groups[0], groups[_VISUAL_GROUP] = 0, 1  # collision shapes hidden, visual ones drawn
         self._ready = True
@@ -80,3 +84,10 @@ class Renderer:
         near = -model.vis.map.znear * model.stat.extent
         sides = (x > reach, x < -reach, y > reach, y < -reach, z > near)
         return self._meshes[np.any([side.all(1) for side in sides], axis=0)]
+
+
+def _release(sim: weakref.ref[Any]) -> None:
+    """Drop a simulation's rendering context."""
+    alive = sim()
+    if alive is not None:
+        alive._render_context_offscreen = None
