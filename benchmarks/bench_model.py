@@ -2,9 +2,9 @@
 
     python benchmarks/bench_model.py [--threads 2] [--rounds 60] [--part all|sample|train]
 
-Latency: observation in, chunk out (tokenizer, encoder, 4 solver steps, gripper), random weights, for the full and the
-compact preset, in bf16 and fp32, prepared for inference or not. Training: a phase-1 step of the full preset, with online
-forward and backward, target forward, gradient clipping, AdamW and EMA. Writes `benchmarks/results/model.json`.
+Latency of one chunk (tokenizer, encoder, 4 solver steps, gripper; random weights), for the full and the compact preset,
+in bf16 and fp32, prepared for inference or not. Training: a phase-1 step of the full preset, with online forward and
+backward, target forward, gradient clipping, AdamW and EMA. Writes `benchmarks/results/model.json`.
 """
 
 from __future__ import annotations
