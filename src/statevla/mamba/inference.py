@@ -6,7 +6,7 @@ a tenth of the encoder's time. `prepare_for_inference` does both once.
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +74,7 @@ class PreparedModule(nn.Module):
         self._prepared, self._prepared_versions = values, self._versions()
 
     def _versions(self) -> tuple[int, ...]:
-        return tuple([p._version for p in self.parameters(recurse=True)])
+        return tuple([0 if p.is_inference() else p._version for p in self.parameters()])
 
     def prepared(self) -> dict[str, Any] | None:
         """The packed weights if they may be used now: none while gradients are recorded."""
@@ -88,7 +88,8 @@ class PreparedModule(nn.Module):
         """As in `nn.Module`; training mode drops the packed weights."""
         if mode:
             self._prepared = None
-        return cast(PreparedModule, super().train(mode))
+        super().train(mode)
+        return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> PreparedModule:
         self._prepared = None

@@ -21,9 +21,12 @@ from statevla.mamba.kernel_call import (
 
 
 def checkpoint_shape(batch: int, length: int, inner: int, states: int) -> tuple[int, ...]:
-    """States before each block of steps: `[B, blocks, channel vectors, padded states, lanes]`."""
+    """States before each block of steps, `[B, blocks, channel vectors, padded states, lanes]`, in one dimension.
+
+    (With five, an export with a dynamic length would distinguish one block from several.)
+    """
     blocks, vectors = -(-length // scan_kernel.BLOCK), -(-inner // LANES)
-    return batch, blocks, vectors, scan_kernel.padded_states(states), LANES
+    return (batch * blocks * vectors * scan_kernel.padded_states(states) * LANES,)
 
 
 class _Call:
