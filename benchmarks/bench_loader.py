@@ -110,7 +110,11 @@ def main() -> None:
     result = {
         "command": f"python benchmarks/bench_loader.py --size-gb {options.size_gb:g} --image-size {options.image_size}",
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "machine": {"cores": psutil.cpu_count(), "memory_gb": round(psutil.virtual_memory().total / 2**30)},
+        "machine": {
+            "load_average": psutil.getloadavg()[0],
+            "cores": psutil.cpu_count(),
+            "memory_gb": round(psutil.virtual_memory().total / 2**30),
+        },
         "seed": 0,
         "threads": torch.get_num_threads(),
         "cache_gb": round(size_gb, 2),

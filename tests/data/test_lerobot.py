@@ -267,3 +267,9 @@ def test_a_failed_conversion_leaves_nothing_behind(libero_dir: Path, own: Path, 
     with pytest.raises(UserError, match="episode_000008: actions has NaN"):
         convert(own, tmp_path / "out", "libero")
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_missing_package_names_the_extra(converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"package pyarrow; pip install 'statevla\[lerobot-data\]'"):
+        open_reader(converted)
