@@ -1,0 +1,114 @@
+"""Write the measured tables of README.md, docs/results.md and docs/expert.md from `benchmarks/results/`.
+
+    python benchmarks/render_tables.py [--check]
+
+Numbers stand in these pages only through this script. `--check` writes nothing and fails where a page is out of date.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+START, END = "<!-- measured: start -->", "<!-- measured: end -->"
+
+# metric of summary.json → (what it is, unit)
+METRICS = {
+    "sample_actions_ms_full": ("one chunk, full model (14.9 M), two 224 px cameras, 4 Euler steps, batch 1", "ms"),
+    "sample_actions_ms_compact": ("the same, compact preset, two 128 px cameras", "ms"),
+    "train_samples_per_s_full": ("phase-1 training step of the full model, bf16", "samples/s"),
+    "encoder_train_speedup_vs_transformer_compiled": ("encoder training vs a compiled Transformer", "x"),
+    "scan_train_speedup_vs_mambapy_L395": ("selective scan, forward + backward, vs mambapy (batch 8)", "x"),
+    "scan_train_speedup_vs_hf_L395": ("selective scan, forward + backward, vs Hugging Face's CPU loop (batch 1)", "x"),
+    "scan_train_memory_ratio_vs_mambapy_L395": ("selective scan, peak memory, mambapy over ours", "x"),
+    "scan_avx2_slowdown": ("selective scan on AVX2 over AVX-512", "x"),
+    "loader_speedup_vs_compact_training": ("loader alone over the compact model's training, frames/s", "x"),
+    "loader_peak_rss_gb": ("resident memory while training reads a 10 GB frame cache", "GB"),
+    "phase2_latents_speedup": ("phase 2 on stored states over encoding every batch (full model)", "x"),
+    "rollout_episodes_per_hour": ("simulated evaluation on libero_object, compact policy", "episodes/h"),
+}
+
+
+def main() -> int:
+    summary = load("summary")
+    pages = {
+        ROOT / "README.md": between((ROOT / "README.md").read_text(), metrics_table(summary)),
+        ROOT / "docs" / "results.md": results_page(summary),
+        ROOT / "docs" / "expert.md": expert_page(load("expert"), load("expert_settings")),
+    }
+    stale = [path for path, text in pages.items() if not path.is_file() or path.read_text() != text]
+    if "--check" in sys.argv[1:]:
+        for path in stale:
+            print(f"{path.name} is out of date; run python benchmarks/render_tables.py", file=sys.stderr)
+        return 1 if stale else 0
+    for path in stale:
+        path.write_text(pages[path])
+    return 0
+
+
+def load(name: str) -> dict[str, Any]:
+    path = RESULTS / f"{name}.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def between(page: str, text: str) -> str:
+    """`page` with what stands between the markers replaced."""
+    head, _, rest = page.partition(START)
+    _, _, tail = rest.partition(END)
+    return f"{head}{START}\n{text}\n{END}{tail}"
+
+
+def metrics_table(summary: dict[str, Any]) -> str:
+    rows = [f"| {what} | {summary[key]:g} {unit} |" for key, (what, unit) in METRICS.items() if key in summary]
+    return "\n".join(["| measured | value |", "|---|---|", *rows])
+
+
+def results_page(summary: dict[str, Any]) -> str:
+    environment = load("model").get("environment", {})
+    machine, versions = environment.get("machine", {}), environment.get("versions", {})
+    where = f"{machine.get('cpu', '')}, {machine.get('num_threads', '')} threads, PyTorch {versions.get('torch', '')}"
+    rest = {key: value for key, value in summary.items() if key not in METRICS}
+    lines = [
+        "# Results",
+        "",
+        f"Measured on {where}. `make bench` repeats what needs neither a checkpoint nor the simulator; raw samples, commands,",
+        "seeds and versions are in `benchmarks/results/`. Cases that are compared ran in turn, in one process.",
+        "",
+        metrics_table(summary),
+    ]
+    if rest:
+        lines += ["", "## All other metrics", "", "| metric | value |", "|---|---|"]
+        lines += [f"| `{key}` | {value:g} |" for key, value in rest.items()]
+    return "\n".join(lines) + "\n"
+
+
+def expert_page(results: dict[str, Any], settings: dict[str, Any]) -> str:
+    lines = [
+        "# Scripted expert: tasks and success",
+        "",
+        "Success of the expert that `statevla collect` uses, from the benchmark's official initial states (physics only),",
+        f"execution noise {settings.get('noise', '?')}, seed {settings.get('seed', '?')}. Repeat with "
+        "`python benchmarks/measure_expert.py --suite SUITE`.",
+        "",
+        "| suite | tasks measured | tasks at 80 % or more | successes / episodes |",
+        "|---|---|---|---|",
+    ]
+    for suite, tasks in results.items():
+        reliable = sum(task["successes"] >= 0.8 * task["episodes"] for task in tasks.values())
+        successes, episodes = (sum(task[key] for task in tasks.values()) for key in ("successes", "episodes"))
+        lines.append(f"| `{suite}` | {len(tasks)} | {reliable} | {successes} / {episodes} |")
+    for suite, tasks in results.items():
+        lines += ["", f"## {suite}", "", "| task | successes / episodes | mean steps |", "|---|---|---|"]
+        lines += [
+            f"| {name.replace('_', ' ')} | {task['successes']} / {task['episodes']} | {task.get('mean_steps', '')} |"
+            for name, task in tasks.items()
+        ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
