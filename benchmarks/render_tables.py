@@ -75,8 +75,8 @@ def results_page(summary: dict[str, Any]) -> str:
     lines = [
         "# Results",
         "",
-        f"Measured on {where}. `make bench` repeats what needs neither a checkpoint nor the simulator; raw samples, commands,",
-        "seeds and versions are in `benchmarks/results/`. Cases that are compared ran in turn, in one process.",
+        f"Measured on {where}. `make bench` repeats what needs neither a checkpoint nor the simulator; raw samples,",
+        "commands, seeds and versions are in `benchmarks/results/`. What is compared ran in turn, in one process.",
         "",
         metrics_table(summary),
     ]
@@ -90,7 +90,7 @@ def expert_page(results: dict[str, Any], settings: dict[str, Any]) -> str:
     lines = [
         "# Scripted expert: tasks and success",
         "",
-        "Success of the expert that `statevla collect` uses, from the benchmark's official initial states (physics only),",
+        "Success of the expert that `statevla collect` uses, from the official initial states (physics only),",
         f"execution noise {settings.get('noise', '?')}, seed {settings.get('seed', '?')}. Repeat with "
         "`python benchmarks/measure_expert.py --suite SUITE`.",
         "",
