@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -257,6 +259,30 @@ def test_the_same_evaluation_twice_is_the_same(checkpoint: Path, tmp_path: Path)
         folder, _ = evaluate(args)
         steps.append({key: (item.success, item.num_steps, item.seed) for key, item in read_results(folder).items()})
     assert steps[0] == steps[1]
+
+
+@pytest.mark.slow
+def test_processes_share_the_episodes(checkpoint: Path, tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "run_libero_eval.py"
+    flags = ["--tasks", "0", "--num_trials", "3", "--num_workers", "1", "--videos", "0", "--out", str(tmp_path)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*torchrun, str(script), "--checkpoint", str(checkpoint), "--task_suite", "libero_object", *flags],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    shares = [
+        [json.loads(line)["trial"] for line in (tmp_path / f"episodes.{rank}.jsonl").read_text().splitlines()]
+        for rank in (0, 1)
+    ]
+    assert [sorted(share) for share in shares] == [[0, 2], [1]]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["complete"]
+    assert summary["total"]["episodes"] == 3
+    assert done.stdout.count("success in simulation") == 1  # the table, by the first process alone
 
 
 @pytest.mark.slow
