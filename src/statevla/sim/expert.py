@@ -8,6 +8,7 @@ from statevla.sim.motion import Arm, Command, Motion, Style
 from statevla.sim.scene import Scene
 from statevla.sim.simulation import Simulation
 from statevla.sim.skills.articulated import Drawer, Knob
+from statevla.sim.skills.door import Door
 from statevla.sim.skills.pick_place import Destination, PickPlace
 from statevla.types import CONTINUOUS_DIM
 
@@ -64,6 +65,9 @@ def skill_for(arm: Arm, goal: list[str]) -> Motion | None:
     if relation in ("open", "close") and "cabinet" in name:
         drawer = Drawer(arm, name, done)
         return drawer.open() if relation == "open" else drawer.close()
+    if relation in ("open", "close") and "microwave" in name:
+        door = Door(arm, name, done)
+        return door.open() if relation == "open" else door.close()
     if relation in ("turnon", "turnoff"):
         return Knob(arm, name, done).turn(1.0 if relation == "turnon" else -1.0)
     return None
