@@ -29,6 +29,8 @@ def build_optimizer(
         [{"params": group, "weight_decay": weight_decay} for group, weight_decay in groups if group],
         lr=learning_rate,
         betas=config.betas,
+        # On a CPU the loop over tensors takes ten times as long as the fused kernel; CUDA's default is fast.
+        fused=all(parameter.device.type == "cpu" for parameter in parameters.values()) or None,
     )
 
 
