@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
@@ -33,7 +33,8 @@ class CollectArgs:
     """Worker processes; each takes one core and about 1.8 GB. The result does not depend on their number."""
     image_size: int = 128
     """Side of the frames (pixels)."""
-    format: Annotated[Literal["libero"], tyro.conf.arg(help="File format: LIBERO's HDF5.")] = "libero"
+    format: Literal["libero", "lerobot"] = "libero"
+    """`libero`: HDF5 files in `out`. `lerobot`: those in `out/libero`, then a LeRobotDataset v3 in `out/lerobot`."""
     seed: int = 0
     """Base of all random draws."""
     noise: float = 0.1
@@ -45,7 +46,8 @@ class CollectArgs:
 
 
 def collect(args: CollectArgs) -> int:
-    """Collect demonstrations with the scripted expert, in LIBERO's official HDF5 layout."""
+    """Collect demonstrations with the scripted expert; resumable, and the same whatever the number of workers."""
+    from statevla.data.convert import convert
     from statevla.sim.collect import collect as run
     from statevla.sim.collect import summary_table
     from statevla.sim.episodes import CollectSettings
@@ -55,8 +57,14 @@ def collect(args: CollectArgs) -> int:
     settings = CollectSettings(args.suite, args.seed, args.noise, args.wide, args.play, args.image_size)
     console = Console()
     tasks = parse_task_indices(args.suite, args.tasks)
-    summaries = run(settings, tasks, args.demos, args.out, args.workers, console)
+    converted = args.out / "lerobot"
+    if args.format == "lerobot" and converted.exists():
+        raise UserError(f"{converted}: exists already; remove it to convert again, or choose another --out folder")
+    folder = args.out / "libero" if args.format == "lerobot" else args.out
+    summaries = run(settings, tasks, args.demos, folder, args.workers, console)
     console.print(summary_table(summaries))
+    if args.format == "lerobot":
+        console.print(f"written: {convert(folder, converted, 'lerobot', progress=True)}", soft_wrap=True)
     short = [summary.task.name for summary in summaries if summary.num_demos < args.demos]
     if short:
         console.print(f"the expert fails too often on: {', '.join(short)}")
