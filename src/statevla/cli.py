@@ -10,12 +10,25 @@ from collections.abc import Callable
 from statevla.command import run_command
 from statevla.errors import UserError
 
-# command → (module:function, one line of help). A function takes one dataclass, whose fields become its flags.
+# command → (module:function, one line of help). A function takes one dataclass, whose fields become its flags, or the
+# list of arguments itself.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("statevla.demo:demo", "the whole way in one command: collect, train, evaluate, simulate, report"),
+    "doctor": ("statevla.doctor:doctor", "what works on this machine, and how to mend what does not"),
+    "info": ("statevla.info:info", "parameters, shapes and tokens of a configuration"),
     "collect": ("statevla.sim.cli:collect", "demonstrations of the scripted expert, in LIBERO's HDF5 layout"),
     "replay": ("statevla.sim.cli:replay", "recorded actions in the simulator: do they succeed?"),
+    "data inspect": ("statevla.data.cli:inspect", "what is in a data set, and what is likely wrong"),
+    "data convert": ("statevla.data.cli:convert", "LIBERO HDF5 to LeRobotDataset v3 and back"),
+    "data cache": ("statevla.data.cli:cache", "build the frame cache of a configuration ahead of training"),
+    "train": ("statevla.training.cli:train", "phase 1, phase 2, or behaviour cloning (also train.py)"),
+    "eval": (
+        "statevla.diagnostics.cli:offline",
+        "held-out episodes: action errors, world model, probes (also eval.py)",
+    ),
+    "rollout": ("statevla.sim.evaluate:rollout", "success in simulation (also run_libero_eval.py)"),
+    "report": ("statevla.report.command:report", "one self-contained HTML page of runs and evaluations"),
     "serve": ("statevla.serving.cli:serve", "a checkpoint as a policy server (openpi's protocol)"),
-    "info": ("statevla.info:info", "parameters, shapes and tokens of a configuration"),
 }
 
 
@@ -43,6 +56,8 @@ def _call(name: str, arguments: list[str]) -> int:
     module, _, attribute = COMMANDS[name][0].partition(":")
     function: Callable[[typing.Any], int | None] = getattr(importlib.import_module(module), attribute)
     (argument_type, *_) = (t for key, t in typing.get_type_hints(function).items() if key != "return")
+    if argument_type == list[str]:
+        return function(arguments) or 0
     parsed = tyro.cli(argument_type, prog=f"statevla {name}", args=arguments, description=function.__doc__)
     return function(parsed) or 0
 

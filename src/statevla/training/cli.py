@@ -35,10 +35,11 @@ class TrainArgs:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of `train.py`."""
-    run_command(lambda: _train(list(sys.argv[1:] if arguments is None else arguments)))
+    run_command(lambda: train(list(sys.argv[1:] if arguments is None else arguments)))
 
 
-def _train(arguments: list[str]) -> None:
+def train(arguments: list[str]) -> None:
+    """Train a phase: `TrainArgs`, then any key of the configuration."""
     import tyro
 
     args, rest = tyro.cli(
@@ -49,9 +50,9 @@ def _train(arguments: list[str]) -> None:
         overrides.append(f"output_dir={args.output_dir}")
     config = load_config(args.config, overrides)
     # PyTorch is loaded only here: a typo in the configuration is answered at once.
-    from statevla.training.run import train
+    from statevla.training.run import train as run
 
-    train(config, args.phase, args.phase1_checkpoint, args.resume, args.overwrite)
+    run(config, args.phase, args.phase1_checkpoint, args.resume, args.overwrite)
 
 
 def parse_overrides(rest: Sequence[str]) -> list[str]:
