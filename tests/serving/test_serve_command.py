@@ -45,7 +45,8 @@ def wait_for_port(process: subprocess.Popen[str]) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serves_and_ends(number: signal.Signals, checkpoint: Path, observe: Callable[..., Observation]) -> None:
-    with command("--checkpoint", str(checkpoint), "--port", "0") as process:
+    given = checkpoint if number is signal.SIGTERM else checkpoint.parent  # a checkpoint, or the folder of a run
+    with command("--checkpoint", str(given), "--port", "0") as process:
         with PolicyClient(port=wait_for_port(process)) as client:
             assert client.metadata["model"] == checkpoint.parent.name
             assert client.act_chunk(observe()).actions.shape == (HORIZON, 7)

@@ -7,13 +7,13 @@ import ipaddress
 import logging
 import signal
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from statevla.errors import UserError
 from statevla.policy import StateVLAPolicy
 from statevla.serving.auth import read_api_key
 from statevla.serving.protocol import DEFAULT_HOST, DEFAULT_PORT
+from statevla.training.checkpoint import BEST, LAST, resolve_checkpoint
 
 if TYPE_CHECKING:
     from statevla.serving.server import PolicyServer
@@ -69,8 +69,7 @@ def serve(args: ServeArgs) -> None:
         seed=args.seed,
         precision=args.precision,
     )
-    # Clients are told names, never paths.
-    policy.name = Path(args.checkpoint).expanduser().resolve().parent.name or "statevla"
+    policy.name = _name_of(args.checkpoint)  # clients are told names, never paths
     settings = ServerSettings(
         host=args.host,
         port=args.port,
@@ -111,6 +110,12 @@ def _check(args: ServeArgs) -> None:
             raise UserError(f"--{name.replace('_', '-')}: expected more than 0, got {getattr(args, name)}")
     if args.batch_window_ms < 0:
         raise UserError(f"--batch-window-ms: expected at least 0, got {args.batch_window_ms}")
+
+
+def _name_of(checkpoint: str) -> str:
+    """The run's name, or that of a folder which stands alone."""
+    folder = resolve_checkpoint(checkpoint)
+    return folder.parent.name if folder.name in (BEST, LAST) else folder.name
 
 
 def _is_loopback(host: str) -> bool:

@@ -234,7 +234,8 @@ def export_checkpoint(policy: StateVLAPolicy, run: str | Path) -> Path:
     """
     tensors = {name: tensor.detach().cpu() for name, tensor in policy.model.state_dict().items()}
     data = DataInfo(cache="", train_split=policy.settings.data.train_split, split_seed=policy.settings.seed)
-    contents = Contents(tensors, policy.settings, policy.statistics(), policy.language_info, data)
+    metrics = {"phase": policy.config.phase, "step": int(policy.num_updates)}
+    contents = Contents(tensors, policy.settings, policy.statistics(), policy.language_info, data, metrics)
     save_checkpoint(Path(run), contents, TrainingState({}, {}), is_best=True)
     return Path(run) / "best"
 
