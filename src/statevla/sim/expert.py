@@ -82,11 +82,24 @@ def destination_of(scene: Scene, relation: str, name: str, target: str) -> Desti
         floor = scene.points(scene.region_owner(target))[:, 2].min()
         return Destination(centre[:2], float(floor), 0.10)
     if relation == "in":
-        return Destination(centre[:2], float(centre[2]) - 0.03, 0.02)
+        return _inside_region(scene, name, target)
     obstacles = scene.obstacles([name])
     near = obstacles[np.linalg.norm(obstacles[:, :2] - centre[:2], axis=1) < 0.04]
     surface = max(float(centre[2]), float(near[:, 2].max()) if len(near) else float(centre[2]))
     return Destination(centre[:2], surface, 0.012)
+
+
+def _inside_region(scene: Scene, name: str, target: str) -> Destination:
+    """Let go above a compartment's floor; turn what is too long for its shorter side."""
+    centre, rotation, half = scene.region(target)
+    extent = np.abs(rotation) @ half
+    outline = scene.points(name)[:, :2]
+    length = float(np.ptp((outline - outline.mean(0)) @ np.linalg.eigh(np.cov(outline.T))[1][:, 1]))
+    long_axis = None
+    if length > 2 * min(extent[:2]):
+        long_axis = 0.0 if extent[0] > extent[1] else np.pi / 2
+    scatter = 0.002 if long_axis is not None else 0.006
+    return Destination(centre[:2], float(centre[2]) - 0.03, 0.02, scatter, long_axis)
 
 
 class ExecutionNoise:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from statevla.sim.grasp import FINGER_TIP_M, MAX_OPENING_M, Grasp, is_rim_object, plan_grasp
-from statevla.sim.motion import Arm, Motion, facing_down, rotation_about_z
+from statevla.sim.motion import Arm, Motion, facing_down, rotation_about_z, wrap_half_turn
 from statevla.sim.scene import highest_along
 from statevla.types import Gripper
 
@@ -33,12 +33,14 @@ class Destination:
         surface: height it lands on (m).
         drop: height of its lowest point above `surface` at release (m).
         scatter: standard deviation of this episode's aim (m).
+        long_axis: direction that the object's longer side has to take, seen from above (rad); None if any will do.
     """
 
     position: np.ndarray
     surface: float
     drop: float
     scatter: float = _PLACE_SCATTER_M
+    long_axis: float | None = None
 
 
 class PickPlace:
@@ -98,7 +100,7 @@ class PickPlace:
         self.yaw = grasp.yaw + scatter[3] * min(_YAW_SCATTER, play)
         self.rotation = facing_down(self.yaw)
         self.tolerance = float(np.clip(0.35 * play, 0.0025, 0.006))
-        self.turn = grasp.turn
+        self.turn = grasp.turn if self.destination.long_axis is None else self._aligning_turn(grasp.yaw)
         self.width = grasp.width
         self.offset = self.target - scene.position(self.name)
         self.planned_rotation = scene.rotation(self.name)
@@ -117,6 +119,15 @@ class PickPlace:
         at_goal = self.destination.surface + self.destination.drop + hang
         self.carry_height = max(way + hang + _TRAVEL_CLEARANCE_M, at_goal + 0.03) + style.lift_m
         self.release_height = at_goal
+
+    def _aligning_turn(self, yaw: float) -> float:
+        """How far to turn the object on the way so that its longer side fits the destination."""
+        assert self.destination.long_axis is not None
+        outline = self.scene.points(self.name)[:, :2]
+        _, axes = np.linalg.eigh(np.cov((outline - outline.mean(0)).T))
+        now = float(np.arctan2(axes[1, 1], axes[0, 1]))
+        turn = wrap_half_turn(self.destination.long_axis - now)
+        return min((turn, turn + np.pi, turn - np.pi), key=lambda option: abs(yaw + option))
 
     # Phases -----------------------------------------------------------------------------------------------------------
 
@@ -177,6 +188,10 @@ class PickPlace:
             funnel = np.clip((sideways - 0.02) * 3.0, 0.0, max(self.carry_height - self.release_height, 0.0))
             blocked = blocked + 1 if np.linalg.norm(here - before) < 8e-4 else 0
             before = here
+            if self.destination.long_axis is not None:  # a tight fit: stay above until the object is just over it
+                fits = sideways < 0.006 and self.arm.turn_left(self.rotation) < 0.06
+                entered = here[2] < self.carry_height - 0.03
+                funnel = 0.0 if fits or entered else max(self.carry_height - self.release_height, 0.0)
             if sideways < 0.012 and here[2] - self.release_height < 0.008:
                 return
             if blocked >= 4 and (sideways < 0.015 or raised >= 3):
