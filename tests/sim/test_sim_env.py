@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ pytest.importorskip("libero")
 
 from statevla.errors import UserError
 from statevla.sim.env import LiberoEnv
+from statevla.sim.replay import fixture_poses_of_xml
 from statevla.sim.simulation import Simulation
 from statevla.sim.tasks import find_task, load_init_states
 from statevla.types import RobotStateLayout
@@ -80,6 +82,17 @@ def test_reset_forgets_the_episode_before(simulation: Simulation) -> None:
     np.testing.assert_array_equal(first.state, second.state)
     np.testing.assert_array_equal(first.hidden, second.hidden)
     np.testing.assert_array_equal(first.fixtures, second.fixtures)
+
+
+def test_fixtures_are_read_back_from_the_recorded_model(simulation: Simulation) -> None:
+    simulation.reset(11)
+    text, poses = simulation.model_xml(), simulation.fixture_poses()
+    simulation.reset(12)
+    np.testing.assert_allclose(fixture_poses_of_xml(text, simulation), poses, atol=1e-5)
+    assert len(poses) == 0 or np.abs(simulation.fixture_poses() - poses).max() > 1e-4
+    files = re.findall(r'file="([^"]*)"', text)
+    assert files
+    assert all(file.startswith(("libero/libero/assets/", "robosuite/models/assets/")) for file in files)
 
 
 def test_looking_does_not_disturb(simulation: Simulation) -> None:

