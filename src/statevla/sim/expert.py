@@ -12,8 +12,7 @@ from statevla.sim.skills.door import Door
 from statevla.sim.skills.pick_place import Destination, PickPlace
 from statevla.types import CONTINUOUS_DIM
 
-_ORDER = {"open": 0, "turnon": 1, "turnoff": 1, "in": 2, "on": 2, "close": 3}
-"""Drawers are opened before things are put into them and closed after."""
+_ORDER = {"open": 0, "turnon": 1, "turnoff": 1, "in": 2, "on": 2, "close": 4}
 
 
 class Expert:
@@ -44,10 +43,21 @@ class Expert:
 
 def plan_goals(simulation: Simulation) -> list[list[str]]:
     """The goal's predicates in an order that can be carried out, with drawers opened that must hold something."""
-    goals = sorted(simulation.goal, key=lambda goal: _ORDER.get(goal[0], 9))
+    goals = simulation.goal
+    filled = {goal[2] for goal in goals if goal[0] == "in"}
     opened = {goal[1] for goal in goals if goal[0] == "open"}
-    needed = {goal[2] for goal in goals if goal[0] == "in" and "cabinet" in goal[2]} - opened
-    return [["open", region] for region in sorted(needed)] + goals
+    moved = {goal[1] for goal in goals if goal[0] in ("in", "on")}
+
+    def rank(goal: list[str]) -> int:
+        if goal[0] == "close":  # what nothing is put into is closed first: an open drawer is in the way
+            holder = any(region.startswith(goal[1]) for region in filled)
+            return _ORDER["close"] if holder else 0
+        if goal[0] == "on" and goal[2] in moved:  # the lower one of a stack is moved first
+            return _ORDER["on"] + 1
+        return _ORDER.get(goal[0], 9)
+
+    needed = {region for region in filled if "cabinet" in region} - opened
+    return [["open", region] for region in sorted(needed)] + sorted(goals, key=rank)
 
 
 def skill_for(arm: Arm, goal: list[str]) -> Motion | None:

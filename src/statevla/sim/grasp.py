@@ -84,7 +84,10 @@ def plan_grasp(
     """
     if is_rim_object(name):
         return plan_rim_grasp(scene, name, obstacles, deeper, yaw_from, place)
-    return plan_top_grasp(scene, name, obstacles, deeper, yaw_from)
+    grasp = plan_top_grasp(scene, name, obstacles, deeper, yaw_from)
+    if grasp is not None and grasp.width > MAX_OPENING_M - 0.006:
+        return plan_part_grasp(scene, name, obstacles, deeper, yaw_from) or grasp
+    return grasp
 
 
 def plan_top_grasp(
@@ -124,6 +127,39 @@ def plan_top_grasp(
             cost += _hits(centre, height, along, across, near)
             if best is None or cost < best.cost:
                 best = Grasp(np.r_[centre, height], float(yaw), float(width), low, high, float(cost))
+    return best
+
+
+def plan_part_grasp(
+    scene: Scene, name: str, obstacles: np.ndarray, deeper: float = 0.0, yaw_from: float = 0.0
+) -> Grasp | None:
+    """Grasp across a narrow part of an object that is too wide as a whole, such as a pan's handle."""
+    points = scene.points(name)
+    low, high = float(points[:, 2].min()), float(points[:, 2].max())
+    centre = points[:, :2].mean(0)
+    near = _near(obstacles, centre)
+    best: Grasp | None = None
+    for yaw in np.deg2rad(np.arange(-90, 90, 10.0)):
+        along, across = _axes(yaw)
+        u, v = points[:, :2] @ along, points[:, :2] @ across
+        for slab in np.arange(v.min() + 0.012, v.max() - 0.01, 0.01):
+            part = np.abs(v - slab) < 0.012
+            if not part.any():
+                continue
+            width = float(np.ptp(u[part]))
+            if width > MAX_OPENING_M - 0.012:
+                continue
+            top = float(points[part, 2].max())
+            bottom = float(points[part, 2].min())
+            height = max(top - 0.6 * TOP_DEPTH_M - deeper, bottom + 0.004, low + FINGER_TIP_M + 0.002)
+            spot = along * (u[part].max() + u[part].min()) / 2 + across * slab
+            cost = width + 0.03 * abs(yaw - yaw_from) + 0.5 * float(np.linalg.norm(spot - centre))
+            cost += _beyond_reach(scene, spot)
+            if best is not None and cost >= best.cost:
+                continue
+            cost += _hits(spot, height, along, across, near) + _own_hits(spot, height, along, across, points)
+            if best is None or cost < best.cost:
+                best = Grasp(np.r_[spot, height], float(yaw), width, low, high, float(cost))
     return best
 
 

@@ -229,6 +229,6 @@ class PickPlace:
 
     def _over_place(self) -> np.ndarray:
         """Where the grip site has to be `[2]` for the object's centre to be over its place."""
-        hanging = np.clip(self.scene.hand()[0][:2] - self.scene.position(self.name)[:2], -0.09, 0.09)
+        hanging = np.clip(self.scene.hand()[0][:2] - self.scene.position(self.name)[:2], -0.25, 0.25)
         self.carried = 0.7 * self.carried + 0.3 * hanging
         return self.place + self.carried
