@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from statevla.command import run_command
+from statevla.config import home_dir
 from statevla.errors import UserError
 from statevla.sim.tasks import parse_task_indices
 
@@ -21,10 +22,10 @@ from statevla.sim.tasks import parse_task_indices
 class CollectArgs:
     """Collect demonstrations with the scripted expert."""
 
-    out: Path
-    """Folder for `<task>_demo.hdf5`; a run that was interrupted goes on here."""
     suite: str = "libero_object"
     """LIBERO or LIBERO-PRO suite."""
+    out: Path | None = None
+    """Folder for `<task>_demo.hdf5`, where an interrupted run goes on; $STATEVLA_HOME/datasets/<suite> by default."""
     tasks: str = "all"
     """Task indices: `all`, `0,3,5` or `0-4`."""
     demos: int = 50
@@ -57,10 +58,11 @@ def collect(args: CollectArgs) -> int:
     settings = CollectSettings(args.suite, args.seed, args.noise, args.wide, args.play, args.image_size)
     console = Console()
     tasks = parse_task_indices(args.suite, args.tasks)
-    converted = args.out / "lerobot"
+    out = args.out or home_dir() / "datasets" / args.suite
+    converted = out / "lerobot"
     if args.format == "lerobot" and converted.exists():
         raise UserError(f"{converted}: exists already; remove it to convert again, or choose another --out folder")
-    folder = args.out / "libero" if args.format == "lerobot" else args.out
+    folder = out / "libero" if args.format == "lerobot" else out
     summaries = run(settings, tasks, args.demos, folder, args.workers, console)
     console.print(summary_table(summaries))
     if args.format == "lerobot":
