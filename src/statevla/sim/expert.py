@@ -15,6 +15,9 @@ from statevla.types import CONTINUOUS_DIM
 _ORDER = {"open": 0, "turnon": 1, "turnoff": 1, "in": 2, "on": 2, "close": 4}
 
 
+_SLOT_SPACING_M = 0.10
+
+
 class Expert:
     """Solves one episode; iterate over `commands()` and step the simulation with each.
 
@@ -93,10 +96,19 @@ def destination_of(scene: Scene, relation: str, name: str, target: str) -> Desti
         return Destination(centre[:2], float(floor), 0.10)
     if relation == "in":
         return _inside_region(scene, name, target)
+    place = centre[:2] + _slot_offset(scene, relation, name, target)
     obstacles = scene.obstacles([name])
-    near = obstacles[np.linalg.norm(obstacles[:, :2] - centre[:2], axis=1) < 0.04]
+    near = obstacles[np.linalg.norm(obstacles[:, :2] - place, axis=1) < 0.04]
     surface = max(float(centre[2]), float(near[:, 2].max()) if len(near) else float(centre[2]))
-    return Destination(centre[:2], surface, 0.012)
+    return Destination(place, surface, 0.012)
+
+
+def _slot_offset(scene: Scene, relation: str, name: str, target: str) -> np.ndarray:
+    """Where on a region `[2]`, from its centre: objects that share it stand side by side along its first axis."""
+    sharing = [goal[1] for goal in scene.simulation.goal if goal[0] == relation and goal[2:] == [target]]
+    _, rotation, half = scene.region(target)
+    spacing = min(_SLOT_SPACING_M, 1.3 * float(half[0]))
+    return rotation[:2, 0] * spacing * ((len(sharing) - 1) / 2 - sharing.index(name))
 
 
 def _inside_region(scene: Scene, name: str, target: str) -> Destination:
