@@ -100,6 +100,23 @@ def test_the_plan_follows_the_flags(tmp_path: Path) -> None:
         plan(DemoArgs(trials=0), tmp_path)
 
 
+def test_a_changed_configuration_changes_the_stages_that_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "demo.yaml"
+    tree = yaml.safe_load(find_config("conf/demo.yaml").read_text())
+
+    def settings() -> dict[str, str]:
+        path.write_text(yaml.safe_dump(tree))
+        return {stage.name: stage.settings for stage in plan(DemoArgs(config=str(path)), tmp_path)}
+
+    first = settings()
+    tree["training"]["phase2"]["max_steps"] = 17
+    second = settings()
+    assert first["phase1"] == second["phase1"]
+    assert first["phase2"] != second["phase2"]
+    tree["model"]["encoder_depth"] = 1
+    assert settings()["phase1"] != second["phase1"]
+
+
 def test_the_preset_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_config("conf/demo.yaml").is_file()

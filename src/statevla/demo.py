@@ -68,6 +68,7 @@ class Stage:
         name: of its mark.
         command: a key of the table of entry points.
         arguments: of the command.
+        settings: what else the result depends on: the sections of the configuration that the command reads.
         resume: arguments that continue what an interrupted run left, as far as it got.
         fresh: makes room where an earlier demo with other settings left results.
     """
@@ -75,6 +76,7 @@ class Stage:
     name: str
     command: str
     arguments: list[str]
+    settings: str = ""
     resume: Callable[[], list[str]] = list
     fresh: Callable[[], list[str]] = list
 
@@ -91,7 +93,8 @@ def demo(args: DemoArgs) -> int:
     stages = plan(args, folder)
     key = ""
     for number, stage in enumerate(stages, 1):
-        key = hashlib.sha256("\0".join([key, stage.command, *stage.arguments]).encode()).hexdigest()[:16]
+        words = [key, stage.command, *stage.arguments, stage.settings]
+        key = hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
         run_stage(stage, key, folder, f"[{number}/{len(stages)}]", console)
     report = write_report([folder], folder / "report.html", title="StateVLA demo")
     console.print(outcome_table(folder))
@@ -106,30 +109,32 @@ def plan(args: DemoArgs, folder: Path) -> list[Stage]:
     Raises:
         UserError: the configuration is absent or invalid, or a number is out of range.
     """
-    config = find_config(args.config)
+    file = find_config(args.config)
     if min(args.demos, args.trials, args.workers) < 1 or args.videos < 0:
         raise UserError("demo: expected demos, trials and workers of at least 1; raise them")
-    model = load_config(config).model
+    config = load_config(file)
     data = folder / f"demonstrations_{args.suite}_{args.tasks.replace(',', '_')}"
     checkpoints, rollouts = folder / "checkpoints", folder / "rollouts"
     phase1, phase2 = checkpoints / "phase1_temporal_jepa", checkpoints / "phase2_flow_matching"
-    common = ["--config", str(config), "--output_dir", str(checkpoints), "--data.path", str(data)]
+    common = ["--config", str(file), "--output_dir", str(checkpoints), "--data.path", str(data)]
     # The caches of a demo go with its folder.
     common += ["--data.cache_dir", str(folder / "frame_cache")]
 
     def train(name: str, run: Path, phase: list[str], steps: int | None) -> Stage:
-        section = {"1": "phase1", "2": "phase2"}[phase[0]]
+        section, other = ("phase1", "phase2") if phase[0] == "1" else ("phase2", "phase1")
+        read = config.model_copy(update={"training": config.training.model_copy(update={other: None, "bc": None})})
         limit = [] if steps is None else [f"--training.{section}.max_steps", str(steps)]
         return Stage(
             name,
             "python train.py",
             ["--phase", *phase, *common, *limit],
+            settings=read.model_dump_json(warnings=False),
             resume=lambda: ["--resume"] if (run / "last").exists() else [],
             fresh=lambda: ["--overwrite"] if (run / "last").exists() else [],
         )
 
     suite, tasks = ["--suite", args.suite], ["--tasks", args.tasks]
-    collect = ["--demos", str(args.demos), "--image-size", str(model.image_size), "--workers", str(args.workers)]
+    collect = ["--demos", str(args.demos), "--image-size", str(config.model.image_size), "--workers", str(args.workers)]
     best = str(phase2 / "checkpoint_best.pt")
     rollout = ["--num_trials", str(args.trials), "--videos", str(args.videos), "--num_workers", str(args.workers)]
     return [
