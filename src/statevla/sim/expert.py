@@ -10,6 +10,7 @@ from statevla.sim.simulation import Simulation
 from statevla.sim.skills.articulated import Drawer, Knob
 from statevla.sim.skills.door import Door
 from statevla.sim.skills.pick_place import Destination, PickPlace
+from statevla.sim.skills.push import Push, is_dish
 from statevla.types import CONTINUOUS_DIM
 
 _ORDER = {"open": 0, "turnon": 1, "turnoff": 1, "in": 2, "on": 2, "close": 4}
@@ -74,7 +75,10 @@ def skill_for(arm: Arm, goal: list[str]) -> Motion | None:
     if done():
         return None
     if relation in ("in", "on"):
-        return PickPlace(arm, name, destination_of(arm.scene, relation, name, goal[2]), done).run()
+        destination = destination_of(arm.scene, relation, name, goal[2])
+        if is_dish(name):
+            return Push(arm, name, destination.position, done).run()
+        return PickPlace(arm, name, destination, done).run()
     if relation in ("open", "close") and "cabinet" in name:
         drawer = Drawer(arm, name, done)
         return drawer.open() if relation == "open" else drawer.close()
