@@ -17,26 +17,27 @@ import pytest
 import yaml
 from rich.console import Console
 
-from statevla import demo as module
 from statevla.demo import DemoArgs, Stage, demo, find_config, outcome_table, plan, run_stage
 from statevla.errors import UserError
 
 T = TypeVar("T")
-# Writes its arguments, one line per call, and ends with the status that the file `status` holds.
+# Stands for the package: writes its arguments, one line per call, and ends with what the file `status` holds.
 SCRIPT = """
 import pathlib, sys
-folder = pathlib.Path(sys.argv[1])
+folder = pathlib.Path(__file__).parent
 with open(folder / "calls", "a") as file:
-    print(*sys.argv[2:], file=file)
+    print(*sys.argv[1:], file=file)
 sys.exit(int((folder / "status").read_text()))
 """
 
 
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
-    monkeypatch.setitem(module._ENTRY, "echo", ["-c", SCRIPT, str(tmp_path)])
+    (tmp_path / "statevla.py").write_text(SCRIPT)
+    monkeypatch.chdir(tmp_path)  # `python -m` looks here first
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "status").write_text("0")
-    return Stage("one", "echo", ["work"], resume=lambda: ["--resume"], fresh=lambda: ["--overwrite"])
+    return Stage("one", "work", [], resume=lambda: ["--resume"], fresh=lambda: ["--overwrite"])
 
 
 def calls(folder: Path) -> list[str]:
@@ -63,7 +64,7 @@ def test_a_failed_stage_is_continued(stage: Stage, tmp_path: Path) -> None:
     mark = json.loads((tmp_path / "stages" / "one.json").read_text())
     assert mark["done"]
     assert mark["seconds"] > 0
-    assert mark["command"] == "echo work --resume"
+    assert mark["command"] == "statevla work --resume"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")

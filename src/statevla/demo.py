@@ -27,14 +27,6 @@ import statevla
 from statevla.config import expand_path, home_dir, load_config
 from statevla.errors import UserError
 
-# How the stages' commands are reached from an installed package, where the root scripts are not.
-_ENTRY = {
-    "statevla collect": ["-m", "statevla", "collect"],
-    "python train.py": ["-c", "from statevla.training.cli import main; main()"],
-    "python eval.py": ["-c", "from statevla.diagnostics.cli import main; main()"],
-    "python run_libero_eval.py": ["-c", "from statevla.sim.evaluate import main; main()"],
-}
-
 
 @dataclass(frozen=True)
 class DemoArgs:
@@ -66,7 +58,7 @@ class Stage:
 
     Attributes:
         name: of its mark.
-        command: a key of the table of entry points.
+        command: of `statevla`.
         arguments: of the command.
         settings: what else the result depends on: the sections of the configuration that the command reads.
         resume: arguments that continue what an interrupted run left, as far as it got.
@@ -81,7 +73,7 @@ class Stage:
     fresh: Callable[[], list[str]] = list
 
     def shown(self, more: list[str]) -> str:
-        return f"{self.command} {shlex.join([*self.arguments, *more])}"
+        return shlex.join(["statevla", self.command, *self.arguments, *more])
 
 
 def demo(args: DemoArgs) -> int:
@@ -126,7 +118,7 @@ def plan(args: DemoArgs, folder: Path) -> list[Stage]:
         limit = [] if steps is None else [f"--training.{section}.max_steps", str(steps)]
         return Stage(
             name,
-            "python train.py",
+            "train",
             ["--phase", *phase, *common, *limit],
             settings=read.model_dump_json(warnings=False),
             resume=lambda: ["--resume"] if (run / "last").exists() else [],
@@ -138,13 +130,13 @@ def plan(args: DemoArgs, folder: Path) -> list[Stage]:
     best = str(phase2 / "checkpoint_best.pt")
     rollout = ["--num_trials", str(args.trials), "--videos", str(args.videos), "--num_workers", str(args.workers)]
     return [
-        Stage("collect", "statevla collect", ["--out", str(data), *suite, *tasks, *collect]),
+        Stage("collect", "collect", ["--out", str(data), *suite, *tasks, *collect]),
         train("phase1", phase1, ["1"], args.phase1_steps),
         train("phase2", phase2, ["2", "--phase1_checkpoint", str(phase1 / "checkpoint_best.pt")], args.phase2_steps),
-        Stage("offline", "python eval.py", ["--checkpoint", best, "--out", str(folder / "evaluation")]),
+        Stage("offline", "eval", ["--checkpoint", best, "--out", str(folder / "evaluation")]),
         Stage(
             "rollout",
-            "python run_libero_eval.py",
+            "rollout",
             ["--checkpoint", best, "--task_suite", args.suite, *tasks, *rollout, "--out", str(rollouts)],
             fresh=lambda: _remove(rollouts),
         ),
@@ -186,7 +178,7 @@ def run_stage(stage: Stage, key: str, folder: Path, number: str, console: Consol
     began = time.monotonic()
     status = None
     try:
-        status = call([sys.executable, *_ENTRY[stage.command], *stage.arguments, *more])
+        status = call([sys.executable, "-m", *shlex.split(command)])
     finally:
         spent_s += time.monotonic() - began
         write_mark(path, {"key": key, "done": status == 0, "seconds": spent_s, "command": command})
