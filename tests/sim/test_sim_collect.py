@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -106,6 +107,19 @@ def test_foreign_file_is_refused(tmp_path: Path) -> None:
         file.create_group("data/demo_0")
     with pytest.raises(UserError, match="expected a file of this collector"):
         collect(SETTINGS, [0], 1, tmp_path)
+
+
+def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        collect(SETTINGS, [0], 1, tmp_path / "file" / "out")
+
+
+def test_second_collector_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / ".collecting").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another collection is writing there"):
+            collect(SETTINGS, [0], 1, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ answer is remembered per machine.
 
 from __future__ import annotations
 
+import ctypes.util
 import json
 import logging
 import os
@@ -67,16 +68,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def prepare(render: bool = True) -> str:
+def prepare() -> str:
     """Check the installation and set `MUJOCO_GL`; call it before importing MuJoCo, robosuite or LIBERO.
 
     A `MUJOCO_GL` that the user has set is respected.
 
-    Args:
-        render: whether frames will be wanted; without them no backend is probed.
-
     Returns:
-        The backend in use: "egl", "osmesa", the user's own, or "none".
+        The backend in use: "egl", "osmesa", the user's own, or "native" where MuJoCo needs none (macOS, Windows).
 
     Raises:
         UserError: the sim extra is missing, MuJoCo is another version, or nothing can render here.
@@ -93,9 +91,7 @@ def prepare(render: bool = True) -> str:
             "robosuite was imported before the rendering backend was chosen; set MUJOCO_GL=egl or MUJOCO_GL=osmesa "
             "in the environment, or import statevla.sim.env first"
         )
-    backend = choose_backend() if render else (_remembered() or "disabled")
-    # robosuite writes "egl" over an unset variable, so that physics alone, too, has to name something.
-    os.environ["MUJOCO_GL"] = "osmesa" if backend == "disabled" and _loads("osmesa") else backend
+    os.environ["MUJOCO_GL"] = choose_backend()
     return os.environ["MUJOCO_GL"]
 
 
@@ -138,8 +134,6 @@ def _renders(backend: str) -> tuple[bool, str]:
 
 
 def _loads(backend: str) -> bool:
-    import ctypes.util
-
     return ctypes.util.find_library("OSMesa" if backend == "osmesa" else "EGL") is not None
 
 

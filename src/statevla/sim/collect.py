@@ -6,6 +6,7 @@ there; then they are joined. A run that is killed loses the episodes that were u
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -134,9 +135,14 @@ def collect(
     if num_demos < 1 or num_workers < 1:
         raise UserError(f"expected at least one demo and one worker, got {num_demos} and {num_workers}; raise them")
     prepare()
-    out.mkdir(parents=True, exist_ok=True)
+    with _only_collector(out):
+        return _collect(settings, task_indices, num_demos, out, num_workers, console or Console())
+
+
+def _collect(
+    settings: CollectSettings, task_indices: list[int], num_demos: int, out: Path, num_workers: int, console: Console
+) -> list[TaskSummary]:
     jobs = [_open_task(find_task(settings.suite, index), num_demos, out, settings) for index in task_indices]
-    console = console or Console()
     with _progress(console) as progress:
         bar = progress.add_task("episodes", total=num_demos * len(jobs), completed=sum(len(j.first()) for j in jobs))
         for _ in _run(jobs, settings, num_workers):
@@ -144,6 +150,24 @@ def collect(
     if (out / _PARTS).is_dir() and not any((out / _PARTS).iterdir()):
         (out / _PARTS).rmdir()
     return [TaskSummary(job.task, job.file, len(job.first()), len(job.failed)) for job in jobs]
+
+
+@contextmanager
+def _only_collector(out: Path) -> Iterator[None]:
+    """The output folder, made if needed and locked: two collectors would write the same episodes."""
+    path = out / ".collecting"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle = path.open("w")
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); choose another --out folder") from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{out}: another collection is writing there; wait, or choose another --out") from None
+        yield
+        path.unlink(missing_ok=True)
 
 
 def summary_table(summaries: list[TaskSummary]) -> Table:
@@ -226,6 +250,8 @@ def _receive(connection: Connection, process: BaseProcess, job: TaskProgress, in
             f"a worker died (exit status {process.exitcode}) in episode {index} of '{job.task.name}'; "
             "finished episodes are kept: run the same command again, with fewer --workers if memory ran out"
         ) from None
+    if isinstance(error, OSError):
+        raise UserError(f"{job.parts}: episode {index} could not be written ({error.strerror}); free space, run again")
     if error is not None:
         raise RuntimeError(f"episode {index} of '{job.task.name}' failed in its worker:\n{error}")
     job.running.discard(index)
@@ -283,6 +309,8 @@ def _work(connection: Connection, settings: CollectSettings) -> None:
             connection.send((success, None))
         except BrokenPipeError:
             return
+        except OSError as error:
+            connection.send((False, error))
         except Exception:
             connection.send((False, traceback.format_exc()))
 

@@ -15,7 +15,7 @@ import numpy as np
 from statevla.errors import UserError
 from statevla.sim.backend import prepare
 
-BACKEND = prepare(render=True)
+BACKEND = prepare()
 
 import mujoco  # noqa: E402  (the backend has to be chosen first)
 from libero.libero.envs.env_wrapper import ControlEnv  # noqa: E402
