@@ -7,8 +7,8 @@ again; `execute_steps=k` looks again after `k`. With `temporal_ensembling=m`, ev
 cover it say, with weights `exp(-m·i)`, `i` = 0 for the oldest (ACT, Zhao et al. 2023, arXiv 2304.13705, section IV).
 
 Determinism: the noise of a query is a function of (seed, episode, number of the query) and of nothing else, so it does
-not depend on which other environments share the forward. Floating-point sums may: results of different batch sizes
-agree to rounding, not bit for bit.
+not depend on which other environments share the forward. Floating-point sums do: results of different batch sizes
+agree to rounding, not bit for bit, and a simulation amplifies the difference. Query one by one where that matters.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Success of a policy in simulation: `python run_libero_eval.py`, `statevla rollout`.
 
 The published protocol (openpi, OpenVLA-OFT): official initial states, ten idle steps, a step limit per suite, success
-as the environment says. Environments live in worker processes; the policy answers whoever is waiting in one forward.
+as the environment says. Environments live in worker processes, the policy in this one.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from rich.console import Console
 
 from statevla.command import run_command
 from statevla.config import expand_path, home_dir
+from statevla.device import resolve_device
 from statevla.errors import UserError
 from statevla.policy import PolicySession, StateVLAPolicy
 from statevla.sim.backend import versions as simulator_versions
@@ -81,6 +82,9 @@ class RolloutArgs:
     """`auto` takes CUDA, else MPS, else the CPU."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Of the policy's forward; `auto` takes bf16 where it is faster."""
+    batching: Literal["auto", "on", "off"] = "auto"
+    """One forward for all environments that wait (`auto`: on a GPU), or one each: then results do not depend on who
+    happened to wait at the same time, to the last bit."""
 
 
 def rollout(args: RolloutArgs) -> int:
@@ -112,9 +116,9 @@ def evaluate(args: RolloutArgs, console: Console | None = None) -> tuple[Path, d
         UserError: bad arguments, checkpoint or installation; or the first episodes all end in errors.
     """
     console = console or Console()
-    with join_processes(torch.device("cpu")) as (processes, _):
+    with join_processes(resolve_device(args.device)) as (processes, device):
         rank, world = processes.rank, processes.world_size
-        settings, planned, policy = _prepare(args)
+        settings, planned, policy = _prepare(args, device)
         folder = results_folder(args, settings["weights_sha256"])
         if rank == 0:
             claim_folder(folder, settings)
@@ -141,7 +145,7 @@ def results_folder(args: RolloutArgs, weights_sha256: str) -> Path:
     return home_dir() / "rollouts" / f"{name}-{args.task_suite}-{weights_sha256[:8]}"
 
 
-def _prepare(args: RolloutArgs) -> tuple[dict[str, Any], list[EpisodeSpec], StateVLAPolicy]:
+def _prepare(args: RolloutArgs, device: torch.device) -> tuple[dict[str, Any], list[EpisodeSpec], StateVLAPolicy]:
     """Everything that can be wrong is found here, before any worker starts."""
     suite = suite_tasks(args.task_suite)
     tasks = [suite[index] for index in parse_task_indices(args.task_suite, args.tasks)]
@@ -150,7 +154,7 @@ def _prepare(args: RolloutArgs) -> tuple[dict[str, Any], list[EpisodeSpec], Stat
         raise UserError(f"expected num_workers and videos of at least 0, got {args.num_workers} and {args.videos}")
     policy = StateVLAPolicy.from_pretrained(
         args.checkpoint,
-        device=args.device,
+        device=str(device),
         num_sampling_steps=args.num_sampling_steps,
         execute_steps=args.replan_steps,
         temporal_ensembling=args.temporal_ensembling,
@@ -219,6 +223,7 @@ class _Evaluation:
     ) -> None:
         self._args, self._policy, self._log = args, policy, log
         self._schedule, self._progress = schedule, progress
+        self._batched = args.batching == "on" or (args.batching == "auto" and policy.device.type != "cpu")
         self._videos = VideoShelf(folder, args.videos)
         self._running: dict[int, _Running] = {}  # by worker number
         self._attempts: dict[tuple[int, int], int] = {}
@@ -235,7 +240,11 @@ class _Evaluation:
                     looking.append((run, worker, message))
                 else:
                     self._settle(run, worker, message, pool)
-            self._answer(looking)
+            if self._batched:
+                self._answer(looking)
+            else:
+                for one in looking:
+                    self._answer([one])
 
     def _give(self, worker: Worker, pool: WorkerPool) -> None:
         """The next episode for an idle worker, if there is one."""
@@ -249,7 +258,7 @@ class _Evaluation:
         worker.send(Start(episode, record=self._videos.may_want(episode)))
 
     def _answer(self, looking: list[tuple[_Running, Worker, Look]]) -> None:
-        """One forward for all workers that wait."""
+        """One forward for these workers."""
         if not looking:
             return
         began = time.perf_counter()
@@ -327,7 +336,7 @@ def _run(
         RolloutProgress(console, len(episodes)) as progress,
         WorkerPool(num_workers, env_settings) as pool,
     ):
-        policy.warm_up(num_workers)  # while the workers load the simulator
+        policy.warm_up()  # while the workers load the simulator
         _Evaluation(args, policy, folder, log, Schedule(episodes), progress).run(pool)
 
 

@@ -1,4 +1,4 @@
-"""Processes that hold environments. The policy stays in the main process and serves them all in one forward.
+"""Processes that hold environments. The policy stays in the main process and serves them all.
 
 A worker executes a whole chunk per message and renders only when the policy is to look again. It is spawned, runs on
 one thread, keeps its environment from episode to episode of a task, and ends when the main process does.
