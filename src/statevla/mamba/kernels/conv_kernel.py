@@ -37,10 +37,14 @@ from statevla.mamba.kernels.staging import (
     TENSOR,
     VECTOR_BYTES,
     clear,
+    close_target,
     load_lanes,
     load_rows,
-    store_rows,
+    open_rows,
+    open_target,
+    read_row,
     store_tile,
+    write_row,
 )
 
 BLOCK = 32
@@ -94,19 +98,20 @@ def _forward_task(p, task, scratch):
         for v in range(first_vector, last_vector):
             lanes, w = min(LANES, inner - v * LANES), scratch + (v - first_vector) * stride
             load_rows(x, p, X, batch, first_row - PAST, steps + PAST, v * LANES, lanes)
+            target, dtype, index, row_stride = open_target(p, OUT, batch, first_row, v * LANES, lanes, out)
             w0, w1, w2, w3 = load(w, 0), load(w, LANES), load(w, 2 * LANES), load(w, 3 * LANES)
             bias = load(w, 4 * LANES)
             for t in range(steps):
                 value = _convolve(x, t, w0, w1, w2, w3, bias)
-                store(out, t * LANES, value * sigmoid(value))
-            store_rows(p, OUT, batch, first_row, steps, v * LANES, lanes, out, out + BLOCK * VECTOR_BYTES)
+                write_row(target, dtype, index + t * row_stride, value * sigmoid(value))
+            close_target(p, OUT, batch, first_row, steps, v * LANES, lanes, out, x)
 
 
 @njit(**OPTIONS)
 def _backward_vector(p, batch, first_row, steps, channel, lanes, w, sums, carried, x, grad):
     """One vector over one block. `grad` has room for `BLOCK + 3` rows: three of the block after it, in `carried`."""
     load_rows(x, p, X, batch, first_row - PAST, steps + PAST, channel, lanes)
-    load_rows(grad, p, OUT, batch, first_row, steps, channel, lanes)
+    g_at, g_dtype, g_index, g_stride = open_rows(p, OUT, batch, first_row, steps, channel, lanes, grad)
     w0, w1, w2, w3 = load(w, 0), load(w, LANES), load(w, 2 * LANES), load(w, 3 * LANES)
     bias, one = load(w, 4 * LANES), splat(np.float32(1.0))
     s0, s1, s2, s3 = load(sums, 0), load(sums, LANES), load(sums, 2 * LANES), load(sums, 3 * LANES)
@@ -114,7 +119,7 @@ def _backward_vector(p, batch, first_row, steps, channel, lanes, w, sums, carrie
     for t in range(steps):
         value = _convolve(x, t, w0, w1, w2, w3, bias)
         s = sigmoid(value)
-        g = load(grad, t * LANES) * (s * fma(value, one - s, one))
+        g = read_row(g_at, g_dtype, g_index + t * g_stride) * (s * fma(value, one - s, one))
         store(grad, t * LANES, g)
         s0, s1 = fma(g, load(x, t * LANES), s0), fma(g, load(x, (t + 1) * LANES), s1)
         s2, s3 = fma(g, load(x, (t + 2) * LANES), s2), fma(g, load(x, (t + 3) * LANES), s3)
@@ -127,10 +132,12 @@ def _backward_vector(p, batch, first_row, steps, channel, lanes, w, sums, carrie
     for i in range(PAST):
         store(grad, (steps + i) * LANES, load(carried, i * LANES))
         store(carried, i * LANES, load(grad, i * LANES))
+    target, dtype, index, row_stride = open_target(p, GRAD_X, batch, first_row, channel, lanes, x)
     for t in range(steps):
         recent = fma(w3, load(grad, t * LANES), w2 * load(grad, (t + 1) * LANES))
-        store(x, t * LANES, fma(w1, load(grad, (t + 2) * LANES), fma(w0, load(grad, (t + 3) * LANES), recent)))
-    store_rows(p, GRAD_X, batch, first_row, steps, channel, lanes, x, x + (BLOCK + PAST) * VECTOR_BYTES)
+        value = fma(w1, load(grad, (t + 2) * LANES), fma(w0, load(grad, (t + 3) * LANES), recent))
+        write_row(target, dtype, index + t * row_stride, value)
+    close_target(p, GRAD_X, batch, first_row, steps, channel, lanes, x, x + (BLOCK + PAST) * VECTOR_BYTES)
 
 
 @njit(**OPTIONS)

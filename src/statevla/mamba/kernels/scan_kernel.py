@@ -44,12 +44,15 @@ from statevla.mamba.kernels.staging import (
     TENSOR,
     VECTOR_BYTES,
     clear,
+    close_target,
     load_lanes,
-    load_rows,
     load_tile,
     load_wide_rows,
-    store_rows,
+    open_rows,
+    open_target,
+    read_row,
     store_tile,
+    write_row,
 )
 
 BLOCK = 32
@@ -186,20 +189,36 @@ def _retreat(
 
 @njit(**OPTIONS)
 def _prepare_steps(p, batch, first_row, steps, channel, lanes, bias, skip, raw, delta, delta_u, u, y):
-    """Stage u and delta of a block: `raw` = delta + bias, `delta` after softplus, `delta_u`, and `y` = D u."""
-    load_rows(u, p, U, batch, first_row, steps, channel, lanes)
-    load_rows(raw, p, DELTA, batch, first_row, steps, channel, lanes)
+    """Read u and delta of a block: `raw` = delta + bias, `delta` after softplus, `u`, `delta_u`, and `y` = D u."""
+    u_at, u_dtype, u_index, u_stride = open_rows(p, U, batch, first_row, steps, channel, lanes, u)
+    d_at, d_dtype, d_index, d_stride = open_rows(p, DELTA, batch, first_row, steps, channel, lanes, raw)
     bias_vector, skip_vector = load(bias, 0), load(skip, 0)
     uses_softplus = load_int(p, SOFTPLUS)
     for t in range(steps):
-        d = load(raw, t * LANES) + bias_vector
-        x = load(u, t * LANES)
+        d = read_row(d_at, d_dtype, d_index + t * d_stride) + bias_vector
+        x = read_row(u_at, u_dtype, u_index + t * u_stride)
         store(y, t * LANES, skip_vector * x)
+        store(u, t * LANES, x)
+        store(raw, t * LANES, d)
         if uses_softplus != 0:
-            store(raw, t * LANES, d)
             d = softplus(d)
         store(delta, t * LANES, d)
         store(delta_u, t * LANES, d * x)
+
+
+@njit(**OPTIONS)
+def _gate(p, batch, first_row, steps, channel, lanes, y, staged, spare):
+    """Multiply `y` by silu(z), if there is a gate, and write the output."""
+    out, dtype, index, stride = open_target(p, OUT, batch, first_row, channel, lanes, y)
+    if load_int(p, Z) != 0:
+        z_at, z_dtype, z_index, z_stride = open_rows(p, Z, batch, first_row, steps, channel, lanes, staged)
+        for t in range(steps):
+            z = read_row(z_at, z_dtype, z_index + t * z_stride)
+            write_row(out, dtype, index + t * stride, load(y, t * LANES) * (z * sigmoid(z)))
+    else:
+        for t in range(steps):
+            write_row(out, dtype, index + t * stride, load(y, t * LANES))
+    close_target(p, OUT, batch, first_row, steps, channel, lanes, y, spare)
 
 
 @njit(**OPTIONS)
@@ -217,12 +236,7 @@ def _forward_vector(p, batch, block, first_row, steps, channel, lanes, width, b,
     for n in range(0, width, UNROLL):
         bytes_n, vectors_n = n * FLOAT_BYTES, n * VECTOR_BYTES
         _advance(steps, delta, delta_u, y, b + bytes_n, c + bytes_n, width, decay + vectors_n, state + vectors_n)
-    if load_int(p, Z) != 0:
-        load_rows(raw, p, Z, batch, first_row, steps, channel, lanes)
-        for t in range(steps):
-            z = load(raw, t * LANES)
-            store(y, t * LANES, load(y, t * LANES) * (z * sigmoid(z)))
-    store_rows(p, OUT, batch, first_row, steps, channel, lanes, y, raw)
+    _gate(p, batch, first_row, steps, channel, lanes, y, raw, delta)
 
 
 @njit(**OPTIONS)
@@ -268,16 +282,19 @@ def _forward_task(p, task, scratch):
 
 @njit(**OPTIONS)
 def _gate_gradient(p, batch, first_row, steps, channel, lanes, grad_y, to_z):
-    """Stage the output's gradient; with a gate, split it into that of `y` and a factor of `y` for that of `z`."""
-    load_rows(grad_y, p, OUT, batch, first_row, steps, channel, lanes)
+    """Read the output's gradient; with a gate, split it into that of `y` and a factor of `y` for that of `z`."""
+    g_at, g_dtype, g_index, g_stride = open_rows(p, OUT, batch, first_row, steps, channel, lanes, grad_y)
     if load_int(p, Z) != 0:
-        load_rows(to_z, p, Z, batch, first_row, steps, channel, lanes)
+        z_at, z_dtype, z_index, z_stride = open_rows(p, Z, batch, first_row, steps, channel, lanes, to_z)
         one = splat(np.float32(1.0))
         for t in range(steps):
-            z, grad = load(to_z, t * LANES), load(grad_y, t * LANES)
+            z, grad = read_row(z_at, z_dtype, z_index + t * z_stride), read_row(g_at, g_dtype, g_index + t * g_stride)
             s = sigmoid(z)
             store(grad_y, t * LANES, grad * (z * s))
             store(to_z, t * LANES, grad * (s * fma(z, one - s, one)))
+    else:
+        for t in range(steps):
+            store(grad_y, t * LANES, read_row(g_at, g_dtype, g_index + t * g_stride))
 
 
 @njit(**OPTIONS)
@@ -287,6 +304,8 @@ def _finish_steps(p, batch, first_row, steps, channel, lanes, bias, skip, rows, 
     grad_y, to_z, to_u, to_delta = rows + 5 * ROWS, rows + 6 * ROWS, rows + 7 * ROWS, rows + 8 * ROWS
     skip_vector, sum_skip, sum_bias = load(skip, 0), load(grad_skip, 0), load(grad_bias, 0)
     uses_softplus, ln_2 = load_int(p, SOFTPLUS), splat(LN_2)
+    u_at, u_dtype, u_index, u_stride = open_target(p, GRAD_U, batch, first_row, channel, lanes, to_u)
+    d_at, d_dtype, d_index, d_stride = open_target(p, GRAD_DELTA, batch, first_row, channel, lanes, to_delta)
     for t in range(steps):
         x, dy, into_u = load(u, t * LANES), load(grad_y, t * LANES), load(to_u, t * LANES)
         grad_delta = fma(x, into_u, ln_2 * load(to_delta, t * LANES))
@@ -294,16 +313,17 @@ def _finish_steps(p, batch, first_row, steps, channel, lanes, bias, skip, rows, 
             grad_delta = grad_delta * sigmoid(load(raw, t * LANES))
         sum_bias = sum_bias + grad_delta
         sum_skip = fma(dy, x, sum_skip)
-        store(to_delta, t * LANES, grad_delta)
-        store(to_u, t * LANES, fma(load(delta, t * LANES), into_u, dy * skip_vector))
+        write_row(d_at, d_dtype, d_index + t * d_stride, grad_delta)
+        write_row(u_at, u_dtype, u_index + t * u_stride, fma(load(delta, t * LANES), into_u, dy * skip_vector))
     store(grad_skip, 0, sum_skip)
     store(grad_bias, 0, sum_bias)
-    store_rows(p, GRAD_U, batch, first_row, steps, channel, lanes, to_u, raw)
-    store_rows(p, GRAD_DELTA, batch, first_row, steps, channel, lanes, to_delta, raw)
+    close_target(p, GRAD_U, batch, first_row, steps, channel, lanes, to_u, raw)
+    close_target(p, GRAD_DELTA, batch, first_row, steps, channel, lanes, to_delta, raw)
     if load_int(p, Z) != 0:
+        z_at, z_dtype, z_index, z_stride = open_target(p, GRAD_Z, batch, first_row, channel, lanes, to_z)
         for t in range(steps):
-            store(to_z, t * LANES, load(to_z, t * LANES) * load(y, t * LANES))
-        store_rows(p, GRAD_Z, batch, first_row, steps, channel, lanes, to_z, raw)
+            write_row(z_at, z_dtype, z_index + t * z_stride, load(to_z, t * LANES) * load(y, t * LANES))
+        close_target(p, GRAD_Z, batch, first_row, steps, channel, lanes, to_z, raw)
 
 
 @njit(**OPTIONS)

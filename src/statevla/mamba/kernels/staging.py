@@ -74,6 +74,55 @@ def load_rows(target, p, tensor, batch, first_row, num_rows, first_column, lanes
 
 
 @njit(**OPTIONS)
+def open_rows(p, tensor, batch, first_row, num_rows, first_column, lanes, staging):
+    """Where rows can be read as whole vectors: in the tensor itself, or else in a copy in `staging`.
+
+    Returns address, dtype, index of the first row and row stride, for `read_row`.
+    """
+    column_stride = load_int(p, tensor + COLUMN_STRIDE)
+    if lanes == LANES and column_stride == 1:
+        row_stride = load_int(p, tensor + ROW_STRIDE)
+        start = batch * load_int(p, tensor + BATCH_STRIDE) + first_row * row_stride + first_column
+        return load_int(p, tensor + ADDRESS), load_int(p, tensor + DTYPE), start, row_stride
+    load_rows(staging, p, tensor, batch, first_row, num_rows, first_column, lanes)
+    return staging, FLOAT32, 0, LANES
+
+
+@njit(**OPTIONS)
+def read_row(address, dtype, index):
+    """A vector as float32."""
+    if dtype == FLOAT32:
+        return load(address, index)
+    return load_bf16(address, index)
+
+
+@njit(**OPTIONS)
+def write_row(address, dtype, index, value):
+    """The way back of `read_row`."""
+    if dtype == FLOAT32:
+        store(address, index, value)
+    else:
+        store_bf16(address, index, value)
+
+
+@njit(**OPTIONS)
+def open_target(p, tensor, batch, first_row, first_column, lanes, staging):
+    """Where rows can be written as whole vectors; `close_target` then moves them if that was `staging`."""
+    if lanes == LANES and load_int(p, tensor + COLUMN_STRIDE) == 1:
+        row_stride = load_int(p, tensor + ROW_STRIDE)
+        start = batch * load_int(p, tensor + BATCH_STRIDE) + first_row * row_stride + first_column
+        return load_int(p, tensor + ADDRESS), load_int(p, tensor + DTYPE), start, row_stride
+    return staging, FLOAT32, 0, LANES
+
+
+@njit(**OPTIONS)
+def close_target(p, tensor, batch, first_row, num_rows, first_column, lanes, staging, spare):
+    """Move rows from `staging` to the tensor, unless they were written there at once."""
+    if lanes != LANES or load_int(p, tensor + COLUMN_STRIDE) != 1:
+        store_rows(p, tensor, batch, first_row, num_rows, first_column, lanes, staging, spare)
+
+
+@njit(**OPTIONS)
 def store_rows(p, tensor, batch, first_row, num_rows, first_column, lanes, source, spare):
     """The way back of `load_rows`; `spare` is scratch for one vector."""
     address = load_int(p, tensor + ADDRESS)
