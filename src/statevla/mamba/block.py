@@ -87,20 +87,16 @@ class MambaBlock(PreparedModule):
         are three fifths of the block's products.
         """
         ready = self.prepared()
-        if last_only and x.shape[1] > 1:
-            return self._forward_last(x, ready)
-        signal, gate = (ready["in_proj"] if ready else self.in_proj)(x).chunk(2, dim=-1)
-        y = self._mix(signal, gate, ready)
+        signal, gate = self._project_in(x, x[:, -1:] if last_only else x, ready)
+        y = self._mix(signal, None, ready)[:, -1:] * F.silu(gate) if last_only else self._mix(signal, gate, ready)
         return (ready["out_proj"] if ready else self.out_proj)(y)
 
-    def _forward_last(self, x: Tensor, ready: dict[str, Any] | None) -> Tensor:
+    def _project_in(self, x: Tensor, x_of_gate: Tensor, ready: dict[str, Any] | None) -> tuple[Tensor, Tensor]:
+        """Both halves of `in_proj`. Two products: the halves of one would be joined again in backward, by a copy."""
         if ready:
-            signal, gate = ready["in_signal"](x), ready["in_gate"](x[:, -1:])
-        else:
-            in_signal, in_gate = self.in_proj.weight.chunk(2)
-            signal, gate = F.linear(x, in_signal), F.linear(x[:, -1:], in_gate)
-        y = self._mix(signal, None, ready)[:, -1:] * F.silu(gate)
-        return (ready["out_proj"] if ready else self.out_proj)(y)
+            return ready["in_signal"](x), ready["in_gate"](x_of_gate)
+        in_signal, in_gate = self.in_proj.weight.chunk(2)
+        return F.linear(x, in_signal), F.linear(x_of_gate, in_gate)
 
     def _mix(self, signal: Tensor, gate: Tensor | None, ready: dict[str, Any] | None) -> Tensor:
         """Convolution, selection and scan: `[B, L, d_inner]` to the same, gated by `gate` if given."""
@@ -127,7 +123,6 @@ class MambaBlock(PreparedModule):
         """See `inference.prepare_for_inference`."""
         in_signal, in_gate = self.in_proj.weight.chunk(2)
         weights = {
-            "in_proj": self.in_proj.weight,
             "in_signal": in_signal,
             "in_gate": in_gate,
             "x_proj": self.x_proj.weight,
@@ -146,7 +141,7 @@ class MambaBlock(PreparedModule):
 
     def step(self, x_t: Tensor, cache: MambaCache) -> tuple[Tensor, MambaCache]:
         """One time step, `[B, d_model] -> [B, d_model]`, equal to `forward` on the whole sequence so far."""
-        signal, gate = self.in_proj(x_t).chunk(2, dim=-1)
+        signal, gate = self._project_in(x_t, x_t, None)
         window = torch.cat([cache.conv, signal[..., None].to(cache.conv.dtype)], dim=-1)
         taps = (window * self.conv1d.weight[:, 0]).sum(-1)
         assert self.conv1d.bias is not None
