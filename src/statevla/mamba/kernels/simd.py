@@ -224,6 +224,21 @@ def copy_bits16(typing_context, target, target_index, source, source_index):
 
 
 @intrinsic
+def prefetch(typing_context, address):
+    """Ask for the cache line at a byte address; harmless where there is none."""
+
+    def generate(context, builder, sig, args):
+        pointer_type = ir.IntType(8).as_pointer()
+        function_type = ir.FunctionType(ir.VoidType(), [pointer_type, _INT32, _INT32, _INT32])
+        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0i8")
+        reading, keep, data = (ir.Constant(_INT32, number) for number in (0, 3, 1))
+        builder.call(function, [builder.inttoptr(args[0], pointer_type), reading, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), generate
+
+
+@intrinsic
 def load_int(typing_context, address, index):
     """One int64."""
 

@@ -20,6 +20,7 @@ from statevla.mamba.kernels.simd import (
     load_int,
     load_scalar,
     load_scalar_bf16,
+    prefetch,
     store,
     store_bf16,
     store_scalar,
@@ -90,9 +91,11 @@ def open_rows(p, tensor, batch, first_row, num_rows, first_column, lanes, stagin
 
 @njit(**OPTIONS)
 def read_row(address, dtype, index):
-    """A vector as float32."""
+    """A vector as float32; the one to its right, which comes next, is asked for."""
     if dtype == FLOAT32:
+        prefetch(address + (index + LANES) * 4)
         return load(address, index)
+    prefetch(address + (index + LANES) * 2)
     return load_bf16(address, index)
 
 
