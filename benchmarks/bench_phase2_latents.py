@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
@@ -102,7 +103,7 @@ def main() -> None:
             torch.set_num_threads(config.num_threads)
         setup = make_setup(config, folder / "frames", args.size_gb)
         encoding = samples_per_s(
-            replace(setup, train=ImageSamples(setup.train)), args.encoding_steps, 2, folder / "encoding"
+            replace(setup, train=ImageSamples(setup.train)), args.encoding_steps, 1, folder / "encoding"
         )
         started = time.perf_counter()
         states = open_latents(
@@ -121,6 +122,7 @@ def main() -> None:
         "seed": config.seed,
         "num_threads": torch.get_num_threads(),
         "machine": platform.platform(),
+        "load_average": os.getloadavg()[0],
         "versions": versions(),
         "git_commit": git_commit(),
     }
