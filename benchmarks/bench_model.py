@@ -58,7 +58,7 @@ def sampling_case(config: Config, precision: str, prepared: bool) -> Any:
     observation = random_input(config, 1)
 
     def call() -> None:
-        with torch.inference_mode(), autocast(torch.device("cpu"), precision):
+        with torch.inference_mode(), autocast(torch.device("cpu"), "fp32" if prepared else precision):
             model.sample_actions(observation)
 
     return call
@@ -94,7 +94,7 @@ def measure_sampling(args: Args) -> dict[str, Any]:
         for precision in ("bf16", "fp32")
         for prepared in (True, False)
     }
-    samples = alternate(cases, args.rounds, warmup=5)
+    samples = alternate(cases, args.rounds, warmup=5, burst=4)
     rows = [[name, median_ms(times), 1e3 * min(times), 1e3 * max(times)] for name, times in samples.items()]
     print_table("sample_actions, batch 1, 4 Euler steps", ["case", "median ms", "min ms", "max ms"], rows)
     for preset in PRESETS:

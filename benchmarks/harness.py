@@ -41,7 +41,11 @@ def environment(seed: int) -> dict[str, Any]:
 
 
 def alternate(
-    cases: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2, budget_s: float = float("inf")
+    cases: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 2,
+    budget_s: float = float("inf"),
+    burst: int = 0,
 ) -> dict[str, list[float]]:
     """Time all cases in turn, round after round, so that noise of the machine falls on all of them alike.
 
@@ -50,6 +54,7 @@ def alternate(
         rounds: calls of each case; fewer where `budget_s` is spent first (but at least one).
         warmup: untimed calls of each case before.
         budget_s: seconds for the timed rounds.
+        burst: untimed calls before each timed one: what runs alone in use keeps its weights in the processor's cache.
 
     Returns:
         Seconds of every call, by case.
@@ -64,6 +69,8 @@ def alternate(
         begin = time.perf_counter()
         for _ in range(rounds):
             for name, case in cases.items():
+                for _ in range(burst):
+                    case()
                 start = time.perf_counter()
                 case()
                 samples[name].append(time.perf_counter() - start)

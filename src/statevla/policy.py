@@ -149,8 +149,11 @@ class StateVLAPolicy:
                 f"encoder '{language.name}' gives {language.dim}; use the encoder it was trained with"
             )
         self.model = model.to(self.device).eval()
+        self._autocast_precision = self.precision
         if self.device.type == "cpu":
             self.model.prepare_for_inference(self.precision)
+            # Prepared blocks carry their precision; the few small layers beside them lose more to casts than they win.
+            self._autocast_precision = "fp32"
         self.config = model.config
         self.transform = transform
         self.language = language
@@ -286,7 +289,7 @@ class StateVLAPolicy:
             UserError: an observation does not fit the model.
         """
         batch = self._to_model_input(observations)
-        with autocast(self.device, self.precision):
+        with autocast(self.device, self._autocast_precision):
             return self.model.encode(batch).float()
 
     def warm_up(self, batch_size: int = 1) -> None:
@@ -310,7 +313,7 @@ class StateVLAPolicy:
     def _sample(self, batch: ModelInput, noise: Sequence[Tensor]) -> np.ndarray:
         """Chunks in the robot's units, float32 `[B, H, A]`."""
         start = torch.stack(list(noise)).to(self.device)
-        with autocast(self.device, self.precision):
+        with autocast(self.device, self._autocast_precision):
             sampled = self.model.sample_actions(batch, self.num_sampling_steps, noise=start)
         actions = self.transform.denormalize_actions(sampled)
         chunks = actions.cpu().numpy().astype(np.float32)
