@@ -108,7 +108,8 @@ class LeRobot:
         )
         losses = [float(value) for value in re.findall(r"loss:(\S+)", text)]
         assert len(losses) == STEPS // 4, text[-3000:]
-        assert np.mean(losses[len(losses) // 2 :]) < 0.95 * np.mean(losses[:2]), f"phase {phase} does not learn: {losses}"
+        first, late = np.mean(losses[:2]), np.mean(losses[len(losses) // 2 :])
+        assert late < 0.95 * first, f"phase {phase} does not learn: {losses}"
         return (output / "checkpoints" / "last" / "pretrained_model").resolve()
 
     def resume(self, output: Path) -> None:
