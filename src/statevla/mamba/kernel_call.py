@@ -8,15 +8,17 @@ from torch import Tensor
 from statevla.mamba.kernels import load_kernels
 from statevla.mamba.kernels.threads import num_threads, run_kernel
 
-for _module in ("scan_kernel", "conv_kernel", "norm_kernel"):
+for _module in ("scan_forward_kernel", "scan_backward_kernel", "conv_kernel", "norm_kernel"):
     load_kernels(_module)
-from statevla.mamba.kernels import conv_kernel, norm_kernel, scan_kernel  # noqa: E402 (compiled by load_kernels)
+from statevla.mamba.kernels import conv_kernel, norm_kernel, scan_layout  # noqa: E402 (compiled by load_kernels)
+from statevla.mamba.kernels.scan_backward_kernel import scan_backward  # noqa: E402
+from statevla.mamba.kernels.scan_forward_kernel import scan_forward  # noqa: E402
 from statevla.mamba.kernels.simd import LANES  # noqa: E402
 from statevla.mamba.kernels.staging import BFLOAT16, FLOAT32, TENSOR  # noqa: E402
 
 __all__ = [
     "ABSENT", "DTYPES", "LANES", "address", "channel_groups", "conv_kernel", "norm_kernel", "packed", "readable",
-    "run_kernel", "scan_kernel", "tensor_slots",
+    "run_kernel", "scan_backward", "scan_forward", "scan_layout", "tensor_slots",
 ]  # fmt: skip
 
 DTYPES = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}

@@ -1,4 +1,4 @@
-"""Host side of the CPU scan kernels: shapes, strides and buffers for `kernels/scan_kernel.py`."""
+"""Host side of the CPU scan kernels: shapes, strides and buffers for `kernels/scan_layout.py`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from statevla.mamba.kernel_call import (
     packed,
     readable,
     run_kernel,
-    scan_kernel,
+    scan_backward,
+    scan_forward,
+    scan_layout,
     tensor_slots,
 )
 
@@ -25,8 +27,8 @@ def checkpoint_shape(batch: int, length: int, inner: int, states: int) -> tuple[
 
     (With five, an export with a dynamic length would distinguish one block from several.)
     """
-    blocks, vectors = -(-length // scan_kernel.BLOCK), -(-inner // LANES)
-    return (batch * blocks * vectors * scan_kernel.padded_states(states) * LANES,)
+    blocks, vectors = -(-length // scan_layout.BLOCK), -(-inner // LANES)
+    return (batch * blocks * vectors * scan_layout.padded_states(states) * LANES,)
 
 
 class _Call:
@@ -45,7 +47,7 @@ class _Call:
         parameters.extend(address(array) for array in [*self.arrays, *arrays])
         for tensor in [*self.tensors, *tensors]:
             parameters.extend(tensor_slots(tensor))
-        scratch = scan_kernel.scratch_bytes(self.states, self.vectors_per_group, backward)
+        scratch = scan_layout.scratch_bytes(self.states, self.vectors_per_group, backward)
         run_kernel(kernel, parameters, self.batch * self.groups, scratch)
 
 
@@ -59,7 +61,7 @@ def forward(inputs: ScanInputs, keep_for_backward: bool, return_last_state: bool
     kept = checkpoints if keep_for_backward else None
     absent: list[Tensor | None] = [None] * 7
     call.run(
-        scan_kernel.scan_forward,
+        scan_forward,
         [last if return_last_state else None, kept, *absent],
         [out, None, None, None],
         backward=False,
@@ -79,7 +81,7 @@ def backward(grad_out: Tensor, grad_last_state: Tensor | None, inputs: ScanInput
     grad_initial = torch.empty((call.batch, *A.shape)) if has_initial else None
     grad_last = packed(grad_last_state)
     call.run(
-        scan_kernel.scan_backward,
+        scan_backward,
         [None, checkpoints, grad_last, per_sequence, partial[0], partial[1], channel[0], channel[1], grad_initial],
         [readable(grad_out), grad_u, grad_delta, grad_z],
         backward=True,

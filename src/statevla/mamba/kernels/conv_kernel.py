@@ -15,7 +15,6 @@ from numba import cfunc, njit, types
 from statevla.mamba.kernels.simd import (
     LANES,
     as_address,
-    fetch_and_increment,
     fma,
     load,
     load_int,
@@ -28,14 +27,11 @@ from statevla.mamba.kernels.simd import (
 from statevla.mamba.kernels.staging import (
     CACHE,
     HEADER,
-    NEXT_TASK,
-    NEXT_WORKER,
-    NUM_TASKS,
     OPTIONS,
-    SCRATCH,
-    SCRATCH_BYTES,
     TENSOR,
     VECTOR_BYTES,
+    claim_scratch,
+    claim_task,
     clear,
     close_target,
     load_lanes,
@@ -172,19 +168,17 @@ def _backward_task(p, task, scratch):
 def conv_forward(parameters):
     """Draw and run forward tasks until none is left."""
     p = as_address(parameters)
-    scratch = load_int(p, SCRATCH) + fetch_and_increment(p, NEXT_WORKER) * load_int(p, SCRATCH_BYTES)
-    task = fetch_and_increment(p, NEXT_TASK)
-    while task < load_int(p, NUM_TASKS):
+    scratch, task = claim_scratch(p), claim_task(p)
+    while task >= 0:
         _forward_task(p, task, scratch)
-        task = fetch_and_increment(p, NEXT_TASK)
+        task = claim_task(p)
 
 
 @cfunc(types.void(types.voidptr), cache=CACHE)
 def conv_backward(parameters):
     """Draw and run backward tasks until none is left."""
     p = as_address(parameters)
-    scratch = load_int(p, SCRATCH) + fetch_and_increment(p, NEXT_WORKER) * load_int(p, SCRATCH_BYTES)
-    task = fetch_and_increment(p, NEXT_TASK)
-    while task < load_int(p, NUM_TASKS):
+    scratch, task = claim_scratch(p), claim_task(p)
+    while task >= 0:
         _backward_task(p, task, scratch)
-        task = fetch_and_increment(p, NEXT_TASK)
+        task = claim_task(p)

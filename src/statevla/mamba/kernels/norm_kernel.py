@@ -15,7 +15,6 @@ from statevla.mamba.kernels.simd import (
     LANES,
     as_address,
     copy_bits16,
-    fetch_and_increment,
     fma,
     load,
     load_bf16,
@@ -36,13 +35,10 @@ from statevla.mamba.kernels.staging import (
     FLOAT32,
     FLOAT_BYTES,
     HEADER,
-    NEXT_TASK,
-    NEXT_WORKER,
-    NUM_TASKS,
     OPTIONS,
-    SCRATCH,
-    SCRATCH_BYTES,
     VECTOR_BYTES,
+    claim_scratch,
+    claim_task,
     clear,
     read_scalar,
 )
@@ -187,19 +183,17 @@ def _backward_task(p, task, scratch):
 def norm_forward(parameters):
     """Draw and run forward tasks until none is left."""
     p = as_address(parameters)
-    scratch = load_int(p, SCRATCH) + fetch_and_increment(p, NEXT_WORKER) * load_int(p, SCRATCH_BYTES)
-    task = fetch_and_increment(p, NEXT_TASK)
-    while task < load_int(p, NUM_TASKS):
+    scratch, task = claim_scratch(p), claim_task(p)
+    while task >= 0:
         _forward_task(p, task, scratch)
-        task = fetch_and_increment(p, NEXT_TASK)
+        task = claim_task(p)
 
 
 @cfunc(types.void(types.voidptr), cache=CACHE)
 def norm_backward(parameters):
     """Draw and run backward tasks until none is left."""
     p = as_address(parameters)
-    scratch = load_int(p, SCRATCH) + fetch_and_increment(p, NEXT_WORKER) * load_int(p, SCRATCH_BYTES)
-    task = fetch_and_increment(p, NEXT_TASK)
-    while task < load_int(p, NUM_TASKS):
+    scratch, task = claim_scratch(p), claim_task(p)
+    while task >= 0:
         _backward_task(p, task, scratch)
-        task = fetch_and_increment(p, NEXT_TASK)
+        task = claim_task(p)

@@ -15,6 +15,7 @@ from numba import config, njit
 from statevla.mamba.kernels.simd import (
     LANES,
     copy_bits16,
+    fetch_and_increment,
     load,
     load_bf16,
     load_int,
@@ -38,6 +39,19 @@ VECTOR_BYTES = LANES * FLOAT_BYTES
 # Compiled code is kept only where `load_kernels` found a place for it.
 CACHE = bool(config.CACHE_DIR)
 OPTIONS = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+
+@njit(**OPTIONS)
+def claim_scratch(p):
+    """Address of a thread's own scratch memory; call once per thread."""
+    return load_int(p, SCRATCH) + fetch_and_increment(p, NEXT_WORKER) * load_int(p, SCRATCH_BYTES)
+
+
+@njit(**OPTIONS)
+def claim_task(p):
+    """Number of the next task, or -1 when none is left."""
+    task = fetch_and_increment(p, NEXT_TASK)
+    return task if task < load_int(p, NUM_TASKS) else -1
 
 
 @njit(**OPTIONS)

@@ -1,9 +1,7 @@
-"""The selective scan as two SIMD kernels: forward, and backward from checkpoints.
+"""The selective scan as a SIMD kernel, backward from checkpoints.
 
-Channels lie in the lanes of a vector, so no sum crosses lanes; time runs sequentially; states are handled four at a
-time, held in registers over a block of `BLOCK` steps. Forward stores the state before every block; backward runs
-through the blocks from the last to the first, recomputes the states of one block and walks back through it, so memory
-grows by `L / BLOCK` states instead of `L`. One task is one sequence and one group of channel vectors.
+From the last block of steps to the first, the states of a block are recomputed from its checkpoint and walked back
+through, so memory grows by `L / BLOCK` states instead of `L`. Vectors and tasks are as in the forward kernel.
 """
 
 # mypy: ignore-errors
@@ -14,18 +12,47 @@ from __future__ import annotations
 import numpy as np
 from numba import cfunc, njit, types
 
+from statevla.mamba.kernels.scan_layout import (
+    BIAS,
+    BLOCK,
+    CHECKPOINTS,
+    GRAD_A,
+    GRAD_B,
+    GRAD_BIAS,
+    GRAD_C,
+    GRAD_D,
+    GRAD_DELTA,
+    GRAD_INITIAL,
+    GRAD_LAST,
+    GRAD_U,
+    GRAD_Z,
+    GROUPS,
+    INNER,
+    LENGTH,
+    LN_2,
+    OUT,
+    ROWS,
+    SOFTPLUS,
+    STATES,
+    UNROLL,
+    VECTORS_PER_GROUP,
+    A,
+    B,
+    C,
+    D,
+    Z,
+    prepare_steps,
+)
 from statevla.mamba.kernels.simd import (
     LANES,
     LOG2_E,
     as_address,
     broadcast,
     exp2,
-    fetch_and_increment,
     fma,
     load,
     load_int,
     sigmoid,
-    softplus,
     splat,
     store,
     store_scalar,
@@ -34,15 +61,10 @@ from statevla.mamba.kernels.simd import (
 from statevla.mamba.kernels.staging import (
     CACHE,
     FLOAT_BYTES,
-    HEADER,
-    NEXT_TASK,
-    NEXT_WORKER,
-    NUM_TASKS,
     OPTIONS,
-    SCRATCH,
-    SCRATCH_BYTES,
-    TENSOR,
     VECTOR_BYTES,
+    claim_scratch,
+    claim_task,
     clear,
     close_target,
     load_lanes,
@@ -54,53 +76,6 @@ from statevla.mamba.kernels.staging import (
     store_tile,
     write_row,
 )
-
-BLOCK = 32
-UNROLL = 4
-
-# Parameter slots after the header: numbers, contiguous float32 arrays by address, strided tensors.
-LENGTH, INNER, STATES, GROUPS, VECTORS_PER_GROUP, SOFTPLUS = range(HEADER, HEADER + 6)
-A, D, BIAS, INITIAL, LAST, CHECKPOINTS = range(HEADER + 6, HEADER + 12)
-GRAD_LAST, GRAD_A, GRAD_B, GRAD_C, GRAD_D, GRAD_BIAS, GRAD_INITIAL = range(HEADER + 12, HEADER + 19)
-U, DELTA, Z, B, C, OUT, GRAD_U, GRAD_DELTA, GRAD_Z = range(HEADER + 19, HEADER + 19 + 9 * TENSOR, TENSOR)
-# In backward, OUT is the gradient of the output.
-
-ROWS = BLOCK * VECTOR_BYTES  # one staged tensor: a block of rows, one vector wide
-LN_2 = np.float32(0.6931471805599453)
-
-
-def padded_states(states: int) -> int:
-    """States rounded up to the unrolling; the surplus has B = C = 0 and stays 0."""
-    return -(-states // UNROLL) * UNROLL
-
-
-def scratch_bytes(states: int, vectors_per_group: int, backward: bool) -> int:
-    """Scratch that one thread needs; the layouts are in `_forward_task` and `_backward_task`."""
-    width = padded_states(states)
-    per_group = vectors_per_group * (width * (3 if backward else 2) + (4 if backward else 2)) * VECTOR_BYTES
-    rows = 2 * BLOCK * width * FLOAT_BYTES + VECTOR_BYTES
-    if not backward:
-        return per_group + rows + 4 * ROWS
-    return per_group + rows + 9 * ROWS + (2 * BLOCK + 1) * UNROLL * VECTOR_BYTES + 2 * BLOCK * width * VECTOR_BYTES
-
-
-@njit(**OPTIONS)
-def _advance(steps, delta, delta_u, y, b, c, width, decay, state):
-    """Four states over a block: `h = 2^(delta decay) h + delta_u B`, `y += C h`; `b`, `c` point at these states."""
-    a0, a1, a2, a3 = load(decay, 0), load(decay, LANES), load(decay, 2 * LANES), load(decay, 3 * LANES)
-    h0, h1, h2, h3 = load(state, 0), load(state, LANES), load(state, 2 * LANES), load(state, 3 * LANES)
-    for t in range(steps):
-        d, x, row = load(delta, t * LANES), load(delta_u, t * LANES), t * width
-        h0 = fma(exp2(d * a0), h0, x * broadcast(b, row))
-        h1 = fma(exp2(d * a1), h1, x * broadcast(b, row + 1))
-        h2 = fma(exp2(d * a2), h2, x * broadcast(b, row + 2))
-        h3 = fma(exp2(d * a3), h3, x * broadcast(b, row + 3))
-        even = fma(h0, broadcast(c, row), fma(h2, broadcast(c, row + 2), load(y, t * LANES)))
-        store(y, t * LANES, fma(h1, broadcast(c, row + 1), fma(h3, broadcast(c, row + 3), even)))
-    store(state, 0, h0)
-    store(state, LANES, h1)
-    store(state, 2 * LANES, h2)
-    store(state, 3 * LANES, h3)
 
 
 @njit(**OPTIONS)
@@ -188,99 +163,6 @@ def _retreat(
 
 
 @njit(**OPTIONS)
-def _prepare_steps(p, batch, first_row, steps, channel, lanes, bias, skip, raw, delta, delta_u, u, y):
-    """Read u and delta of a block: `raw` = delta + bias, `delta` after softplus, `u`, `delta_u`, and `y` = D u."""
-    u_at, u_dtype, u_index, u_stride = open_rows(p, U, batch, first_row, steps, channel, lanes, u)
-    d_at, d_dtype, d_index, d_stride = open_rows(p, DELTA, batch, first_row, steps, channel, lanes, raw)
-    bias_vector, skip_vector = load(bias, 0), load(skip, 0)
-    uses_softplus = load_int(p, SOFTPLUS)
-    for t in range(steps):
-        d = read_row(d_at, d_dtype, d_index + t * d_stride) + bias_vector
-        x = read_row(u_at, u_dtype, u_index + t * u_stride)
-        store(y, t * LANES, skip_vector * x)
-        store(u, t * LANES, x)
-        store(raw, t * LANES, d)
-        if uses_softplus != 0:
-            d = softplus(d)
-        store(delta, t * LANES, d)
-        store(delta_u, t * LANES, d * x)
-
-
-@njit(**OPTIONS)
-def _gate(p, batch, first_row, steps, channel, lanes, y, staged, spare):
-    """Multiply `y` by silu(z), if there is a gate, and write the output."""
-    out, dtype, index, stride = open_target(p, OUT, batch, first_row, channel, lanes, y)
-    if load_int(p, Z) != 0:
-        z_at, z_dtype, z_index, z_stride = open_rows(p, Z, batch, first_row, steps, channel, lanes, staged)
-        for t in range(steps):
-            z = read_row(z_at, z_dtype, z_index + t * z_stride)
-            write_row(out, dtype, index + t * stride, load(y, t * LANES) * (z * sigmoid(z)))
-    else:
-        for t in range(steps):
-            write_row(out, dtype, index + t * stride, load(y, t * LANES))
-    close_target(p, OUT, batch, first_row, steps, channel, lanes, y, spare)
-
-
-@njit(**OPTIONS)
-def _forward_vector(p, batch, block, first_row, steps, channel, lanes, width, b, c, rows, decay, state, bias, skip):
-    """One vector of channels over one block."""
-    raw, delta, delta_u, y = rows, rows + ROWS, rows + 2 * ROWS, rows + 3 * ROWS
-    _prepare_steps(p, batch, first_row, steps, channel, lanes, bias, skip, raw, delta, delta_u, delta_u, y)
-    checkpoints = load_int(p, CHECKPOINTS)
-    if checkpoints != 0:
-        num_blocks = (load_int(p, LENGTH) + BLOCK - 1) // BLOCK
-        num_vectors = (load_int(p, INNER) + LANES - 1) // LANES
-        here = ((batch * num_blocks + block) * num_vectors + channel // LANES) * width * LANES
-        for n in range(width):
-            store(checkpoints, here + n * LANES, load(state, n * LANES))
-    for n in range(0, width, UNROLL):
-        bytes_n, vectors_n = n * FLOAT_BYTES, n * VECTOR_BYTES
-        _advance(steps, delta, delta_u, y, b + bytes_n, c + bytes_n, width, decay + vectors_n, state + vectors_n)
-    _gate(p, batch, first_row, steps, channel, lanes, y, raw, delta)
-
-
-@njit(**OPTIONS)
-def _forward_task(p, task, scratch):
-    groups, per_group = load_int(p, GROUPS), load_int(p, VECTORS_PER_GROUP)
-    length, inner, states = load_int(p, LENGTH), load_int(p, INNER), load_int(p, STATES)
-    batch, first_vector = task // groups, (task % groups) * per_group
-    last_vector = min((inner + LANES - 1) // LANES, first_vector + per_group)
-    width = (states + UNROLL - 1) // UNROLL * UNROLL
-    tile = width * VECTOR_BYTES
-    decays, state = scratch, scratch + per_group * tile
-    biases = state + per_group * tile
-    skips = biases + per_group * VECTOR_BYTES
-    b = skips + per_group * VECTOR_BYTES
-    c = b + BLOCK * width * FLOAT_BYTES
-    rows = c + BLOCK * width * FLOAT_BYTES
-
-    for v in range(first_vector, last_vector):
-        i, channel = v - first_vector, v * LANES
-        lanes = min(LANES, inner - channel)
-        load_tile(decays + i * tile, load_int(p, A), channel, lanes, states, width, np.float32(LOG2_E))
-        first = batch * inner + channel
-        load_tile(state + i * tile, load_int(p, INITIAL), first, lanes, states, width, np.float32(1.0))
-        load_lanes(biases + i * VECTOR_BYTES, load_int(p, BIAS), channel, lanes)
-        load_lanes(skips + i * VECTOR_BYTES, load_int(p, D), channel, lanes)
-    for block in range((length + BLOCK - 1) // BLOCK):
-        first_row = block * BLOCK
-        steps = min(BLOCK, length - first_row)
-        load_wide_rows(b, width, p, B, batch, first_row, steps, states)
-        load_wide_rows(c, width, p, C, batch, first_row, steps, states)
-        for v in range(first_vector, last_vector):
-            i, channel = v - first_vector, v * LANES
-            lanes = min(LANES, inner - channel)
-            bias, skip = biases + i * VECTOR_BYTES, skips + i * VECTOR_BYTES
-            decay, h = decays + i * tile, state + i * tile
-            _forward_vector(p, batch, block, first_row, steps, channel, lanes, width, b, c, rows, decay, h, bias, skip)
-    if load_int(p, LAST) != 0:
-        for v in range(first_vector, last_vector):
-            lanes = min(LANES, inner - v * LANES)
-            source = state + (v - first_vector) * tile
-            store_tile(load_int(p, LAST), batch * inner + v * LANES, lanes, states, source)
-
-
-@njit(**OPTIONS)
 def _gate_gradient(p, batch, first_row, steps, channel, lanes, grad_y, to_z):
     """Read the output's gradient; with a gate, split it into that of `y` and a factor of `y` for that of `z`."""
     g_at, g_dtype, g_index, g_stride = open_rows(p, OUT, batch, first_row, steps, channel, lanes, grad_y)
@@ -336,7 +218,7 @@ def _backward_vector(p, batch, block, first_row, steps, v, lanes, width, b, c, r
     grad_c = grad_b + BLOCK * width * VECTOR_BYTES
     raw, delta, delta_u, u, y = rows, rows + ROWS, rows + 2 * ROWS, rows + 3 * ROWS, rows + 4 * ROWS
     grad_y, to_z, to_u, to_delta = rows + 5 * ROWS, rows + 6 * ROWS, rows + 7 * ROWS, rows + 8 * ROWS
-    _prepare_steps(p, batch, first_row, steps, channel, lanes, bias, skip, raw, delta, delta_u, u, y)
+    prepare_steps(p, batch, first_row, steps, channel, lanes, bias, skip, raw, delta, delta_u, u, y)
     _gate_gradient(p, batch, first_row, steps, channel, lanes, grad_y, to_z)
     clear(to_u, 2 * BLOCK)
     num_blocks = (load_int(p, LENGTH) + BLOCK - 1) // BLOCK
@@ -428,22 +310,10 @@ def _store_parameter_gradients(p, batch, first_vector, last_vector, grad_a, grad
 
 
 @cfunc(types.void(types.voidptr), cache=CACHE)
-def scan_forward(parameters):
-    """Draw and run forward tasks until none is left."""
-    p = as_address(parameters)
-    scratch = load_int(p, SCRATCH) + fetch_and_increment(p, NEXT_WORKER) * load_int(p, SCRATCH_BYTES)
-    task = fetch_and_increment(p, NEXT_TASK)
-    while task < load_int(p, NUM_TASKS):
-        _forward_task(p, task, scratch)
-        task = fetch_and_increment(p, NEXT_TASK)
-
-
-@cfunc(types.void(types.voidptr), cache=CACHE)
 def scan_backward(parameters):
     """Draw and run backward tasks until none is left."""
     p = as_address(parameters)
-    scratch = load_int(p, SCRATCH) + fetch_and_increment(p, NEXT_WORKER) * load_int(p, SCRATCH_BYTES)
-    task = fetch_and_increment(p, NEXT_TASK)
-    while task < load_int(p, NUM_TASKS):
+    scratch, task = claim_scratch(p), claim_task(p)
+    while task >= 0:
         _backward_task(p, task, scratch)
-        task = fetch_and_increment(p, NEXT_TASK)
+        task = claim_task(p)
