@@ -93,6 +93,9 @@ class MambaBlock(PreparedModule):
 
     def _project_in(self, x: Tensor, x_of_gate: Tensor, ready: dict[str, Any] | None) -> tuple[Tensor, Tensor]:
         """Both halves of `in_proj`. Two products: the halves of one would be joined again in backward, by a copy."""
+        if ready and x is x_of_gate:
+            signal, gate = ready["in_proj"](x).chunk(2, dim=-1)
+            return signal, gate
         if ready:
             return ready["in_signal"](x), ready["in_gate"](x_of_gate)
         in_signal, in_gate = self.in_proj.weight.chunk(2)
@@ -123,6 +126,7 @@ class MambaBlock(PreparedModule):
         """See `inference.prepare_for_inference`."""
         in_signal, in_gate = self.in_proj.weight.chunk(2)
         weights = {
+            "in_proj": self.in_proj.weight,
             "in_signal": in_signal,
             "in_gate": in_gate,
             "x_proj": self.x_proj.weight,

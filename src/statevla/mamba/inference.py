@@ -68,19 +68,19 @@ class PreparedModule(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._prepared: dict[str, Any] | None = None
-        self._prepared_versions: tuple[int, ...] = ()
+        self._prepared_from: list[nn.Parameter] = []
+        self._prepared_versions: list[int] = []
 
     def _set_prepared(self, values: dict[str, Any]) -> None:
-        self._prepared, self._prepared_versions = values, self._versions()
-
-    def _versions(self) -> tuple[int, ...]:
-        return tuple([0 if p.is_inference() else p._version for p in self.parameters()])
+        # Tensors made in inference mode count no versions (and cannot be changed outside of it).
+        self._prepared_from = [p for p in self.parameters() if not p.is_inference()]
+        self._prepared, self._prepared_versions = values, [p._version for p in self._prepared_from]
 
     def prepared(self) -> dict[str, Any] | None:
         """The packed weights if they may be used now: none while gradients are recorded."""
         if self._prepared is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
-        if self._prepared_versions != self._versions():
+        if self._prepared_versions != [p._version for p in self._prepared_from]:
             self._prepared = None
         return self._prepared
 
@@ -96,7 +96,7 @@ class PreparedModule(nn.Module):
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_prepared": None}
+        return {**self.__dict__, "_prepared": None, "_prepared_from": []}
 
 
 def prepare_for_inference(module: nn.Module, dtype: torch.dtype = torch.bfloat16, rows: int = 395) -> nn.Module:
