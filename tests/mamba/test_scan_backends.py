@@ -75,6 +75,27 @@ def test_without_numba_it_warns_once_and_works() -> None:
     assert result.stdout.strip() == "works", result.stderr
 
 
+WRONG_KERNEL = """
+import warnings
+import statevla.mamba.kernels.threads as threads
+threads.run_kernel = lambda *arguments: None  # a kernel that does not compute anything
+from scan_cases import make_inputs, reference, relative_error, run_with_gradients
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    inputs = make_inputs(2, 30, 20, 5)
+    found = run_with_gradients(inputs, True, "auto")
+assert "does not compute what the reference does" in str(caught[0].message), caught
+wanted = reference(inputs, True)
+assert all(relative_error(found[name], wanted[name]) < 1e-5 for name in found)
+print("works")
+"""
+
+
+def test_a_kernel_that_computes_wrongly_is_not_used() -> None:
+    result = run_python(WRONG_KERNEL)
+    assert result.stdout.strip() == "works", result.stderr
+
+
 def test_mamba_ssm_missing_falls_back() -> None:
     imports = "import torch; from statevla.mamba.backends import resolve_backend"
     result = run_python(f"{imports}; print(resolve_backend('mamba_ssm', 'cpu', torch.float32))")
