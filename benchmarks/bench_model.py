@@ -94,7 +94,7 @@ def measure_sampling(args: Args) -> dict[str, Any]:
         for precision in ("bf16", "fp32")
         for prepared in (True, False)
     }
-    samples = alternate(cases, args.rounds, warmup=5, burst=4)
+    samples = alternate(cases, args.rounds, warmup=5, burst_s=0.1)
     rows = [[name, median_ms(times), 1e3 * min(times), 1e3 * max(times)] for name, times in samples.items()]
     print_table("sample_actions, batch 1, 4 Euler steps", ["case", "median ms", "min ms", "max ms"], rows)
     for preset in PRESETS:

@@ -177,7 +177,7 @@ def sweep(args: Args) -> list[dict[str, Any]]:
                 calls[name]()
                 if batch == 1:
                     last_s[name] = (length, time.perf_counter() - start)
-            samples = alternate(calls, args.rounds, warmup=1, budget_s=args.budget_s)
+            samples = alternate(calls, args.rounds, warmup=1, budget_s=args.budget_s, burst_s=0.05)
             mode = "forward+backward" if training else "forward"
             rows.append({"mode": mode, "batch": batch, "length": length, "seconds": samples, "skipped": skipped})
             print(mode, batch, length, {n: f"{1e3 * statistics.median(s):.2f} ms" for n, s in samples.items()}, skipped)

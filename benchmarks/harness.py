@@ -45,7 +45,7 @@ def alternate(
     rounds: int,
     warmup: int = 2,
     budget_s: float = float("inf"),
-    burst: int = 0,
+    burst_s: float = 0.0,
 ) -> dict[str, list[float]]:
     """Time all cases in turn, round after round, so that noise of the machine falls on all of them alike.
 
@@ -54,7 +54,8 @@ def alternate(
         rounds: calls of each case; fewer where `budget_s` is spent first (but at least one).
         warmup: untimed calls of each case before.
         budget_s: seconds for the timed rounds.
-        burst: untimed calls before each timed one: what runs alone in use keeps its weights in the processor's cache.
+        burst_s: untimed calls before each timed one, as many (up to 5) as fit into these seconds: what runs alone
+            in use finds its weights in the cache and its memory mapped, not what the case before it left behind.
 
     Returns:
         Seconds of every call, by case.
@@ -69,7 +70,8 @@ def alternate(
         begin = time.perf_counter()
         for _ in range(rounds):
             for name, case in cases.items():
-                for _ in range(burst):
+                before = samples[name][-1] if samples[name] else float("inf")
+                for _ in range(min(5, int(burst_s / before))):
                     case()
                 start = time.perf_counter()
                 case()

@@ -58,7 +58,8 @@ def observation(size: int = 32, **changes: object) -> Observation:
 def test_orientations(orientation: ImageOrientation) -> None:
     picture = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
     upright = to_upright(picture, orientation)
-    corner = {"upright": (0, 0), "flipped_vertically": (1, 0), "rotated_180": (1, 2)}[orientation.value]
+    corners = {"upright": (0, 0), "flipped_vertically": (1, 0), "rotated_180": (1, 2), "mirrored": (0, 2)}
+    corner = corners[orientation.value]
     np.testing.assert_array_equal(upright[0, 0], picture[corner])
     np.testing.assert_array_equal(from_upright(upright, orientation), picture)
 

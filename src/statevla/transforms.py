@@ -106,11 +106,13 @@ def to_upright(frames: np.ndarray, orientation: ImageOrientation) -> np.ndarray:
         return frames[..., ::-1, :, :]
     if orientation is ImageOrientation.ROTATED_180:
         return frames[..., ::-1, ::-1, :]
+    if orientation is ImageOrientation.MIRRORED:
+        return frames[..., :, ::-1, :]
     return frames
 
 
 def from_upright(frames: np.ndarray, orientation: ImageOrientation) -> np.ndarray:
-    """Turn upright frames into stored ones: each of the three orientations is its own inverse."""
+    """Turn upright frames into stored ones: every orientation is its own inverse."""
     return to_upright(frames, orientation)
 
 

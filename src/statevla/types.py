@@ -50,7 +50,10 @@ class ImageOrientation(str, Enum):
     FLIPPED_VERTICALLY = "flipped_vertically"
     """OpenGL's origin: LIBERO's official HDF5 files and raw robosuite frames."""
     ROTATED_180 = "rotated_180"
-    """Both axes flipped: `lerobot/libero` and most published VLA data sets."""
+    """Both axes flipped."""
+    MIRRORED = "mirrored"
+    """Left and right exchanged: raw robosuite frames rotated by 180 degrees, as in `lerobot/libero`, openpi's LIBERO
+    script and most published VLA data sets (the two vertical flips cancel out)."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def own(converted: Path, tmp_path: Path) -> Path:
 def test_what_is_written_is_read_back(libero_dir: Path, converted: Path) -> None:
     offsets: dict[int, list[float]] = {-1: [], 0: [], 1: []}
     with open_reader(libero_dir) as source, open_reader(converted) as reader:
-        assert reader.orientation is ImageOrientation.ROTATED_180
+        assert reader.orientation is ImageOrientation.MIRRORED
         assert reader.cameras == ("agentview", "eye_in_hand")
         assert not reader.notes
         for index, (a, b) in enumerate(zip(source.episodes, reader.episodes, strict=True)):
@@ -60,7 +60,7 @@ def test_what_is_written_is_read_back(libero_dir: Path, converted: Path) -> None
 def test_metadata(converted: Path, libero_dir: Path) -> None:
     info = json.loads((converted / "meta/info.json").read_text())
     assert info["codebase_version"] == "v3.0"
-    assert info["statevla"] == {"image_orientation": "rotated_180"}
+    assert info["statevla"] == {"image_orientation": "mirrored"}
     assert (info["total_episodes"], info["total_tasks"], info["fps"]) == (9, 2, 20)
     assert info["features"]["observation.state"]["shape"] == [8]
     assert info["features"]["observation.images.image"]["shape"] == [64, 64, 3]
@@ -145,7 +145,7 @@ def _rewrite_info(root: Path, **changes: object) -> None:
 def test_undeclared_orientation_follows_custom_and_says_so(own: Path) -> None:
     _rewrite_info(own, statevla=None)
     reader = open_reader(own)
-    assert reader.orientation is ImageOrientation.ROTATED_180
+    assert reader.orientation is ImageOrientation.MIRRORED
     assert "declares no orientation" in reader.notes[0]
     assert open_reader(own, orientation="upright").orientation is ImageOrientation.UPRIGHT
     _rewrite_info(own, statevla={"image_orientation": "tilted"})

@@ -14,7 +14,7 @@ from rich.console import Console
 from statevla.errors import UserError
 
 Format = Literal["auto", "libero", "lerobot"]
-Orientation = Literal["auto", "upright", "flipped_vertically", "rotated_180"]
+Orientation = Literal["auto", "upright", "flipped_vertically", "rotated_180", "mirrored"]
 
 
 @dataclass(frozen=True)

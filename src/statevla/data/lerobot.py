@@ -2,7 +2,7 @@
 
 Source: https://github.com/huggingface/lerobot (datasets/lerobot_dataset.py, codebase version v3.0). Many episodes share
 a file; `meta/episodes` says where each one starts. Orientation is what `info.json` declares under `statevla`; LIBERO
-data sets of the hub (`lerobot/libero` and its kin) are rotated by 180 degrees without saying so.
+data sets of the hub (`lerobot/libero` and its kin) are mirrored (raw frames rotated by 180 degrees) without saying so.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class LeRobotReader(EpisodeReader):
                     f"data {self.path / INFO_PATH}: image_orientation '{declared}', expected one of {allowed}"
                 ) from None
         libero = self.cameras == ("agentview", "eye_in_hand")
-        custom = ImageOrientation.ROTATED_180 if libero else ImageOrientation.UPRIGHT
+        custom = ImageOrientation.MIRRORED if libero else ImageOrientation.UPRIGHT
         self.notes.append(f"info.json declares no orientation; frames are taken as {custom.value}")
         return custom
 

@@ -1,7 +1,7 @@
 """Writes episodes as a LeRobotDataset v3: parquet, MP4 (H.264) and metadata that LeRobot 0.4 reads.
 
-Keys, state layout and orientation are those of `lerobot/libero` (`observation.images.image` and `.image2` rotated by
-180 degrees, `observation.state` of 8 numbers), so that policies and tools made for it take it as it is; the orientation
+Keys, state layout and orientation are those of `lerobot/libero` (`observation.images.image` and `.image2`
+mirrored, `observation.state` of 8 numbers), so that policies and tools made for it take it as it is; the orientation
 is declared in `info.json` besides. Joint positions, executed actions and object poses ride along where known.
 """
 
@@ -24,7 +24,7 @@ from statevla.errors import UserError
 from statevla.transforms import from_upright, to_upright
 from statevla.types import ImageOrientation, RobotStateLayout
 
-_STORED = ImageOrientation.ROTATED_180
+_STORED = ImageOrientation.MIRRORED
 _CHUNK, _VIDEO_MB, _DATA_MB = 1000, 200, 100
 _PATTERN = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 DATA_PATH, VIDEO_PATH = f"data/{_PATTERN}.parquet", f"videos/{{video_key}}/{_PATTERN}.mp4"

@@ -21,13 +21,7 @@ from statevla.serving import protocol
 from statevla.transforms import to_upright
 from statevla.types import ImageOrientation, Observation, RobotStateLayout
 
-ORIENTATIONS: Mapping[str, tuple[ImageOrientation, ...]] = {
-    "upright": (),
-    "flipped_vertically": (ImageOrientation.FLIPPED_VERTICALLY,),
-    "rotated_180": (ImageOrientation.ROTATED_180,),
-    "mirrored": (ImageOrientation.ROTATED_180, ImageOrientation.FLIPPED_VERTICALLY),
-}
-"""Name → the steps that turn such a picture upright, in order."""
+ORIENTATIONS = tuple(orientation.value for orientation in ImageOrientation)
 
 MIN_IMAGE_PX, MAX_IMAGE_PX = 8, 4096
 MAX_INSTRUCTION_CHARS = 1024
@@ -45,7 +39,7 @@ class RequestFormat:
         images: key → name of the camera that it holds.
         state_key, layout: where the robot state is, and what its numbers are.
         instruction_key: where the task in words is.
-        orientation: the way up of its pictures, a key of `ORIENTATIONS`.
+        orientation: the way up of its pictures, one of `ORIENTATIONS`.
     """
 
     name: str
@@ -183,9 +177,8 @@ def _read_image(value: Any, key: str, orientation: str) -> np.ndarray:
             f"{key}: expected uint8 [H, W, 3] with sides of {MIN_IMAGE_PX} to {MAX_IMAGE_PX} pixels, got {value.dtype} "
             f"{list(value.shape)}; send an RGB frame, channels last, not scaled to floats"
         )
-    for step in ORIENTATIONS[orientation]:
-        value = to_upright(value, step)
-    return np.array(value)  # an own, writable copy: what came over the wire is a read-only view of the message
+    # An own, writable copy: what came over the wire is a read-only view of the message.
+    return np.array(to_upright(value, ImageOrientation(orientation)))
 
 
 def _read_state(value: Any, key: str, layout: RobotStateLayout) -> np.ndarray:
