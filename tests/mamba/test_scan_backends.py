@@ -96,6 +96,24 @@ def test_a_kernel_that_computes_wrongly_is_not_used() -> None:
     assert result.stdout.strip() == "works", result.stderr
 
 
+EXPORT_FIRST = """
+import torch
+from statevla.mamba import MambaStack, describe_backends
+stack, x = MambaStack(16, 1), torch.randn(1, 9, 16)
+program = torch.export.export(stack, (x,))
+assert describe_backends()[0].backend == "numba"
+assert any("statevla.selective_scan" in str(node.target) for node in program.graph.nodes)
+torch.testing.assert_close(program.module()(x), stack(x))
+print("works")
+"""
+
+
+def test_export_in_a_fresh_process() -> None:
+    """While exporting, PyTorch replaces parts of `math`; numba must have been imported before."""
+    result = run_python(EXPORT_FIRST)
+    assert result.stdout.strip() == "works", result.stderr
+
+
 def test_mamba_ssm_missing_falls_back() -> None:
     imports = "import torch; from statevla.mamba.backends import resolve_backend"
     result = run_python(f"{imports}; print(resolve_backend('mamba_ssm', 'cpu', torch.float32))")

@@ -158,6 +158,15 @@ def resolve_backend(requested: str, device: str, dtype: torch.dtype) -> str:
     return _choose(*_requested(requested), device, dtype)[0]
 
 
+def load_backend(requested: str) -> None:
+    """Load now what this machine's main device will need: inside `torch.export`, numba could not be imported.
+
+    Raises:
+        UserError: as `resolve_backend`.
+    """
+    resolve_backend(requested, "cuda" if torch.cuda.is_available() else "cpu", torch.float32)
+
+
 def get_backend(name: str) -> ScanBackend:
     """The implementation that a resolved name stands for."""
     backend, failure = _load(name)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statevla.errors import UserError
+from statevla.mamba.backends import load_backend
 from statevla.mamba.conv import causal_conv1d_silu
 from statevla.mamba.inference import PackedLinear, PreparedModule
 from statevla.mamba.selective_scan import selective_scan
@@ -59,6 +60,7 @@ class MambaBlock(PreparedModule):
         self.d_model, self.d_state, self.d_conv, self.d_inner = d_model, d_state, d_conv, expand * d_model
         self.dt_rank = math.ceil(d_model / 16) if isinstance(dt_rank, str) else dt_rank
         self.backend = backend
+        load_backend(backend)
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
         self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, padding=d_conv - 1)
         self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
