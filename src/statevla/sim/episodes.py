@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -61,13 +60,7 @@ def run_episode(simulation: Simulation, settings: CollectSettings, index: int) -
     return run_expert(simulation, rng, settings.noise, int(task.max_steps * _STEPS_BEYOND_LIMIT))
 
 
-def record_episode(
-    simulation: Simulation,
-    rollout: Rollout,
-    settings: CollectSettings,
-    index: int,
-    alive: Callable[[], None] = lambda: None,
-) -> EpisodeRecord:
+def record_episode(simulation: Simulation, rollout: Rollout, settings: CollectSettings, index: int) -> EpisodeRecord:
     """Everything that a policy could have seen in an episode, read off its states.
 
     Args:
@@ -75,7 +68,6 @@ def record_episode(
         rollout: the episode.
         settings: how it was collected.
         index: its number.
-        alive: called after each frame.
     """
     simulation.restore(rollout.start)
     columns: dict[str, list[np.ndarray]] = {}
@@ -97,7 +89,6 @@ def record_episode(
         add("obs/joint_states", simulation.joint_positions())
         add("obs/object_states", simulation.object_states())
         add("robot_states", np.concatenate([fingers, position, simulation.ee_quaternion()]))
-        alive()
     finished = np.zeros(len(rollout), np.uint8)
     finished[-1] = rollout.success
     datasets = {name: np.stack(rows) for name, rows in columns.items()}

@@ -14,9 +14,8 @@ from statevla.sim.skills.push import Push, is_dish
 from statevla.types import CONTINUOUS_DIM
 
 _ORDER = {"open": 0, "turnon": 1, "turnoff": 1, "in": 2, "on": 2, "close": 4}
-
-
 _SLOT_SPACING_M = 0.10
+"""Between the centres of objects that share a region."""
 
 
 class Expert:
