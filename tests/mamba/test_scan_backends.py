@@ -187,3 +187,17 @@ def test_chunked_and_kernel_agree_in_float16() -> None:
     found, wanted = run_with_gradients(inputs, True, "auto"), reference(inputs, True)
     assert found["out"].dtype == torch.float16
     assert all(relative_error(found[name], wanted[name]) < 5e-3 for name in found)
+
+
+def test_first_block_may_be_built_on_the_meta_device() -> None:
+    """The kernel's check at import must not touch tensors of whatever default device rules just then."""
+    code = (
+        "import torch\n"
+        "from statevla.mamba import MambaStack\n"
+        "with torch.device('meta'):\n"
+        "    stack = MambaStack(16, 1)\n"
+        "print(next(stack.parameters()).device, MambaStack(16, 1)(torch.randn(1, 5, 16)).shape)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] == "meta"
