@@ -296,7 +296,7 @@ def test_an_exception_in_the_environment_is_an_error_not_a_failure(checkpoint: P
     from statevla.sim.workers import EnvSettings, Failed, Look, Start, WorkerPool
     from statevla.types import RobotStateLayout
 
-    settings = EnvSettings(32, ("agentview",), RobotStateLayout.JOINT_GRIPPER, "official")
+    settings = EnvSettings(32, ("agentview",), RobotStateLayout.JOINT_GRIPPER, "official", "fast")
     task = find_task("libero_object", 0)
     broken = replace(task, bddl_path=tmp_path / "absent.bddl")
     with WorkerPool(1, settings) as pool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,3 +95,19 @@ def test_ranges_and_nonsense() -> None:
             parse_task_indices("libero_object", text)
     with pytest.raises(UserError, match="it has tasks 0 to 9"):
         parse_task_indices("libero_object", "8-12")
+
+
+@pytest.mark.parametrize("index", range(10))
+def test_wide_states_are_wide(index: int) -> None:
+    task = find_task("libero_object", index)
+    wide, official = load_init_states(task, "wide"), load_init_states(task)
+    assert wide.shape == (50, official.shape[1])
+    assert len(np.unique(wide, axis=0)) == 50
+    # Six objects: their places vary by centimetres officially, by decimetres here.
+    assert (wide.std(0) > 0.1).sum() == 12
+    assert official.std(0).max() < 0.05
+
+
+def test_suite_without_wide_states_says_so() -> None:
+    with pytest.raises(UserError, match="has no wide initial states"):
+        load_init_states(find_task("libero_spatial", 0), "wide")

@@ -26,13 +26,13 @@ from rich.table import Table
 
 from statevla.errors import UserError
 from statevla.sim.backend import prepare
+from statevla.sim.child_threads import single_threaded_children
 from statevla.sim.demo_file import join_episodes, stored_episodes, stored_settings, write_episode
 from statevla.sim.episodes import CollectSettings, make_simulation, record_episode, run_episode
 from statevla.sim.tasks import TaskSpec, find_task
 
 _PARTS = ".parts"
 _MAX_FAILURES_PER_DEMO = 3
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 @dataclass
@@ -269,18 +269,15 @@ def _part(folder: Path, index: int) -> Path:
 def _workers(count: int, settings: CollectSettings) -> Iterator[dict[Connection, BaseProcess]]:
     """Spawned worker processes, single-threaded each; ended with the block."""
     context = multiprocessing.get_context("spawn")
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
     workers: dict[Connection, BaseProcess] = {}
     try:
-        for _ in range(count):
-            ours, theirs = context.Pipe()
-            process: BaseProcess = context.Process(target=_work, args=(theirs, settings), daemon=True)
-            process.start()
-            theirs.close()
-            workers[ours] = process
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+        with single_threaded_children():
+            for _ in range(count):
+                ours, theirs = context.Pipe()
+                process: BaseProcess = context.Process(target=_work, args=(theirs, settings), daemon=True)
+                process.start()
+                theirs.close()
+                workers[ours] = process
         yield workers
     finally:
         for connection, process in workers.items():
@@ -304,7 +301,7 @@ def _work(connection: Connection, settings: CollectSettings) -> None:
             if simulation is None or simulation.task.index != task_index:
                 if simulation is not None:
                     simulation.close()
-                simulation = make_simulation(find_task(settings.suite, task_index))
+                simulation = make_simulation(find_task(settings.suite, task_index), settings.rendering)
             success = _collect_one(simulation, settings, index, Path(folder))
             connection.send((success, None))
         except BrokenPipeError:

@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 
 from statevla.errors import UserError
-from statevla.sim.rendering import CAMERAS
+from statevla.sim.rendering import CAMERAS, Rendering
 from statevla.sim.simulation import SETTLE_STEPS, Simulation
 from statevla.sim.tasks import TaskSpec, load_init_states
 from statevla.types import ACTION_DIM, Observation, RobotStateLayout
@@ -35,6 +35,7 @@ class LiberoEnv(gymnasium.Env):
         robot_state_layout: which numbers `Observation.robot_state` holds.
         render_every_step: put frames into every observation.
         initialization_noise: standard deviation (rad) of the arm's start posture where no initial state is given.
+        rendering: how frames are drawn, see `rendering`.
         cull: skip meshes out of view; pixels are identical.
 
     Raises:
@@ -51,6 +52,7 @@ class LiberoEnv(gymnasium.Env):
         robot_state_layout: RobotStateLayout = RobotStateLayout.JOINT_GRIPPER,
         render_every_step: bool = False,
         initialization_noise: float = 0.0,
+        rendering: Rendering = "fast",
         cull: bool = True,
     ) -> None:
         unknown = [name for name in cameras if name not in CAMERAS]
@@ -62,7 +64,7 @@ class LiberoEnv(gymnasium.Env):
         self.robot_state_layout = RobotStateLayout(robot_state_layout)
         self.render_every_step = render_every_step
         self.render_mode = "rgb_array"
-        self.simulation = Simulation(task, initialization_noise, cull)
+        self.simulation = Simulation(task, initialization_noise, rendering, cull)
         self.num_steps = 0
         frame = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         state = gymnasium.spaces.Box(-np.inf, np.inf, (self.robot_state_layout.dim,), np.float64)

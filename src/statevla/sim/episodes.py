@@ -11,6 +11,7 @@ import numpy as np
 
 from statevla.sim.demo_file import FIXTURES_ATTRIBUTE, HIDDEN_ATTRIBUTE, INDEX_ATTRIBUTE, EpisodeRecord
 from statevla.sim.placement import wide_init_state
+from statevla.sim.rendering import Rendering
 from statevla.sim.rollout import Rollout, run_expert, run_play
 from statevla.sim.simulation import Simulation
 from statevla.sim.tasks import TaskSpec
@@ -31,6 +32,7 @@ class CollectSettings:
         wide: objects anywhere in reach instead of in the official regions.
         play: unlabelled interaction instead of the task.
         image_size: of the frames (pixels).
+        rendering: how frames are drawn.
     """
 
     suite: str
@@ -39,14 +41,15 @@ class CollectSettings:
     wide: bool = False
     play: bool = False
     image_size: int = 128
+    rendering: Rendering = "fast"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def make_simulation(task: TaskSpec) -> Simulation:
+def make_simulation(task: TaskSpec, rendering: Rendering = "fast") -> Simulation:
     """The simulation that episodes of a task are collected in."""
-    return Simulation(task, initialization_noise=START_POSTURE_NOISE)
+    return Simulation(task, START_POSTURE_NOISE, rendering)
 
 
 def run_episode(simulation: Simulation, settings: CollectSettings, index: int) -> Rollout:

@@ -78,6 +78,8 @@ class RolloutArgs:
     """Videos per task: so many successes and so many failures; rendered after the episode, some seconds each."""
     render_size: int | None = None
     """Side of the frames (pixels); default: the model's. Give that of the training data if it differs."""
+    rendering: Literal["fast", "exact"] = "fast"
+    """As in the training data: `exact` (robosuite's) for published data sets; `statevla collect` draws `fast`."""
     device: str = "auto"
     """`auto` takes CUDA, else MPS, else the CPU."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -171,6 +173,7 @@ def _prepare(args: RolloutArgs, device: torch.device) -> tuple[dict[str, Any], l
         "num_sampling_steps": policy.num_sampling_steps,
         "precision": policy.precision,
         "render_size": args.render_size or policy.config.model.image_size,
+        "rendering": args.rendering,
     }
     return settings, planned, policy
 
@@ -324,7 +327,11 @@ def _run(
     """Run these episodes with environments in processes of their own."""
     model = policy.config.model
     env_settings = EnvSettings(
-        args.render_size or model.image_size, tuple(model.cameras), model.robot_state_layout, args.init_states
+        args.render_size or model.image_size,
+        tuple(model.cameras),
+        model.robot_state_layout,
+        args.init_states,
+        args.rendering,
     )
     num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = max(1, num_cpus // world)

@@ -21,7 +21,7 @@ import mujoco  # noqa: E402  (the backend has to be chosen first)
 from libero.libero.envs.env_wrapper import ControlEnv  # noqa: E402
 from robosuite.utils import transform_utils  # noqa: E402
 
-from statevla.sim.rendering import Renderer  # noqa: E402
+from statevla.sim.rendering import Renderer, Rendering  # noqa: E402
 from statevla.sim.stepping import FastStepper  # noqa: E402
 from statevla.sim.tasks import TaskSpec  # noqa: E402
 from statevla.types import ACTION_DIM, Gripper  # noqa: E402
@@ -56,10 +56,13 @@ class Simulation:
         task: the task.
         initialization_noise: standard deviation (rad) of the arm's joint angles at a reset; 0 in evaluations,
             0.02 in LIBERO's demonstrations.
+        rendering: see `Renderer`.
         cull: see `Renderer`.
     """
 
-    def __init__(self, task: TaskSpec, initialization_noise: float = 0.0, cull: bool = True) -> None:
+    def __init__(
+        self, task: TaskSpec, initialization_noise: float = 0.0, rendering: Rendering = "fast", cull: bool = True
+    ) -> None:
         self.task = task
         with _seeded(0):
             self.control_env: Any = ControlEnv(
@@ -74,7 +77,7 @@ class Simulation:
         self.robosuite_env: Any = self.control_env.env
         self.model: Any = self.robosuite_env.sim.model._model
         self.data: Any = self.robosuite_env.sim.data._data
-        self.renderer = Renderer(self.robosuite_env.sim, cull)
+        self.renderer = Renderer(self.robosuite_env.sim, rendering, cull)
         self.object_names: list[str] = sorted(self.robosuite_env.objects_dict)
         self.fixture_names: list[str] = sorted(
             name for name in self.robosuite_env.fixtures_dict if name in self.robosuite_env.obj_body_id
@@ -261,6 +264,7 @@ class Simulation:
 
     def close(self) -> None:
         """Free the simulation and its rendering context."""
+        self.renderer.release()
         self.control_env.close()
 
 

@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from statevla.errors import UserError
+from statevla.sim.child_threads import single_threaded_children
 from statevla.sim.rollout_plan import EpisodeSpec
 from statevla.types import Observation, RobotStateLayout
 
 if TYPE_CHECKING:
     from statevla.sim.env import LiberoEnv
+    from statevla.sim.rendering import Rendering
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS", "NUMBA_NUM_THREADS")
 REPLY_TIMEOUT_S = 600.0
 """A worker that has said nothing for so long is taken for dead. Building an environment takes seconds."""
 
@@ -42,6 +43,7 @@ class EnvSettings:
     cameras: tuple[str, ...]
     robot_state_layout: RobotStateLayout
     init_states: str
+    rendering: Rendering
 
 
 # To a worker ----------------------------------------------------------------------------------------------------------
@@ -125,7 +127,7 @@ class Worker:
         self.process: BaseProcess = context.Process(
             target=_serve, args=(theirs, settings), name=f"environment {number}", daemon=True
         )
-        with _single_threaded(), _main_not_imported():
+        with single_threaded_children(), _main_not_imported():
             self.process.start()
         theirs.close()  # so that the worker's death closes the pipe
 
@@ -237,7 +239,13 @@ class _Stage:
             self._env = None
         if self._env is None:
             settings = self._settings
-            self._env = LiberoEnv(episode.task, settings.image_size, settings.cameras, settings.robot_state_layout)
+            self._env = LiberoEnv(
+                episode.task,
+                settings.image_size,
+                settings.cameras,
+                settings.robot_state_layout,
+                rendering=settings.rendering,
+            )
         return self._env
 
     def _execute(self, actions: np.ndarray) -> Any:
@@ -296,21 +304,6 @@ def _serve(connection: Connection, settings: EnvSettings) -> None:
     # MuJoCo's contexts complain when the interpreter takes them apart in its own order.
     sys.stdout.flush()
     os._exit(0)
-
-
-@contextmanager
-def _single_threaded() -> Iterator[None]:
-    """Child processes read these variables when they load their libraries."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @contextmanager
