@@ -1,4 +1,4 @@
-"""Coarser meshes for drawing: a frame of 128 pixels cannot show 300,000 triangles, but a CPU must transform them all."""
+"""Coarser meshes for drawing: 128 pixels cannot show 300,000 triangles, but a CPU must transform them all."""
 
 from __future__ import annotations
 
