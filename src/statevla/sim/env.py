@@ -1,7 +1,7 @@
 """A gymnasium environment for LIBERO tasks: named, upright, typed observations, and frames only when asked for.
 
 The evaluation protocol (openpi, OpenVLA-OFT): `reset` with an official initial state, ten idle steps, then at most
-`task.max_steps` actions. On one CPU core a control step takes about 4 ms and a pair of frames about 80 ms, so a
+`task.max_steps` actions. On one CPU core a control step takes about 10 ms and a pair of frames about 50 ms, so a
 policy that executes chunks should ask for frames once per chunk: `observe()`.
 """
 
