@@ -3,8 +3,9 @@
     python benchmarks/measure_expert.py --suite libero_object --episodes 50 --workers 2
 
 Writes `benchmarks/results/expert.json`, `{suite: {task: {"successes", "episodes", ...}}}`, after every task,
-and beside it `expert_settings.json` with seed, noise and versions. Tasks that are there already are skipped, so that
-a long measurement can be done in pieces (`--time-limit-s`).
+and beside it `expert_settings.json` with seed, noise and versions; `--out` names another file, for a scan that is not
+for the record. Tasks that are there already are skipped, so that a long measurement can be done in pieces
+(`--time-limit-s`). Every episode that was run counts; of a failed one the parts of the goal that do not hold are kept.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import multiprocessing
 import os
 import time
+from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,30 +55,47 @@ class Args:
     """Measure again what is there already."""
     time_limit_s: float = float("inf")
     """Start no further task after this time."""
+    max_failures: int | None = None
+    """Give a task up after more failures than this; the episodes until then count. All are run by default."""
+    out: Path = RESULTS / "expert.json"
+    """Where the results go; the settings stand beside it."""
 
 
-def measure_task(suite: str, index: int, episodes: int, noise: float, seed: int) -> dict[str, Any]:
+def measure_task(args: Args, index: int) -> dict[str, Any]:
     """Successes of one task."""
     from statevla.sim.rollout import run_expert
     from statevla.sim.simulation import Simulation
 
-    task = find_task(suite, index)
+    task = find_task(args.suite, index)
     simulation = Simulation(task)
-    states = load_init_states(task)[:episodes]
-    failed, lengths = [], []
-    for number, state in enumerate(states):
-        simulation.reset(seed, state)
-        rollout = run_expert(simulation, np.random.default_rng([seed, index, number]), noise, task.max_steps)
+    failed: dict[int, list[str]] = {}
+    lengths: list[int] = []
+    for number, state in enumerate(load_init_states(task)[: args.episodes]):
+        simulation.reset(args.seed, state)
+        rng = np.random.default_rng([args.seed, index, number])
+        rollout = run_expert(simulation, rng, args.noise, task.max_steps)
         lengths.append(len(rollout))
         if not rollout.success:
-            failed.append(number)
+            failed[number] = [" ".join(goal) for goal in simulation.goal if not simulation.holds(goal)]
+        if args.max_failures is not None and len(failed) > args.max_failures:
+            break
     simulation.close()
-    return {
-        "successes": len(states) - len(failed),
-        "episodes": len(states),
+    result: dict[str, Any] = {
+        "successes": len(lengths) - len(failed),
+        "episodes": len(lengths),
         "mean_steps": round(float(np.mean(lengths)), 1),
-        "failed_states": failed,
+        "failed_states": list(failed),
     }
+    if failed:
+        result["unmet"] = dict(Counter(goal for unmet in failed.values() for goal in unmet))
+    return result
+
+
+def is_measured(result: dict[str, Any], args: Args) -> bool:
+    """Whether a task needs no further measurement: as many episodes as asked for, or given up after failures."""
+    if args.max_failures is not None and len(result.get("failed_states", ())) > args.max_failures:
+        return True
+    return bool(result.get("episodes", 0) >= args.episodes)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -91,8 +110,9 @@ def store(path: Path, content: dict[str, Any]) -> None:
 
 def measure(args: Args) -> int:
     """Measure the scripted expert on official initial states."""
-    RESULTS.mkdir(exist_ok=True)
-    path, settings_path = RESULTS / "expert.json", RESULTS / "expert_settings.json"
+    path = args.out
+    path.parent.mkdir(parents=True, exist_ok=True)
+    settings_path = path.with_name(f"{path.stem}_settings.json")
     settings = {"seed": args.seed, "noise": args.noise, "versions": versions()}
     before = load(settings_path)
     if before and before != settings and not args.again:
@@ -102,19 +122,19 @@ def measure(args: Args) -> int:
     pending = [
         find_task(args.suite, index)
         for index in parse_task_indices(args.suite, args.tasks)
-        if args.again or done.get(find_task(args.suite, index).name, {}).get("episodes", 0) < args.episodes
+        if args.again or not is_measured(done.get(find_task(args.suite, index).name, {}), args)
     ]
     started, console = time.monotonic(), Console()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.workers, mp_context=context) as pool:
+    # MuJoCo's models are not all given back when a simulation is closed: fresh processes keep the memory bounded.
+    with ProcessPoolExecutor(args.workers, mp_context=context, max_tasks_per_child=10) as pool:
         running: dict[Future[dict[str, Any]], Any] = {}
         while pending or running:
             if time.monotonic() - started > args.time_limit_s:
                 pending = []
             while pending and len(running) < args.workers:
                 task = pending.pop(0)
-                future = pool.submit(measure_task, task.suite, task.index, args.episodes, args.noise, args.seed)
-                running[future] = task
+                running[pool.submit(measure_task, args, task.index)] = task
             for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
                 task, result = running.pop(future), future.result()
                 results = load(path)

@@ -14,6 +14,8 @@ from statevla.sim.skills.push import Push, is_dish
 from statevla.types import CONTINUOUS_DIM
 
 _ORDER = {"open": 0, "turnon": 1, "turnoff": 1, "in": 2, "on": 2, "close": 4}
+MAX_ROUNDS = 3
+"""How often the goals are gone through: what does not hold afterwards is tried again from where things are then."""
 _SLOT_SPACING_M = 0.10
 """Between the centres of objects that share a region."""
 
@@ -38,10 +40,13 @@ class Expert:
 
         The simulation has to be stepped between one command and the next.
         """
-        for goal in self.goals:
-            motion = skill_for(self.arm, goal)
-            if motion is not None:
-                yield from motion
+        for _ in range(MAX_ROUNDS):
+            for goal in self.goals:
+                motion = skill_for(self.arm, goal)
+                if motion is not None:
+                    yield from motion
+            if self.simulation.success():
+                return
 
 
 def plan_goals(simulation: Simulation) -> list[list[str]]:
