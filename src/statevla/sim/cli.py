@@ -35,7 +35,7 @@ class CollectArgs:
     image_size: int = 128
     """Side of the frames (pixels)."""
     rendering: Literal["fast", "exact"] = "fast"
-    """`exact`: as robosuite draws, three times slower on a CPU; `fast`: simplified meshes, smoothed by supersampling."""
+    """`exact`: as robosuite draws, 3 times slower on a CPU; `fast`: simplified meshes, smoothed by supersampling."""
     format: Literal["libero", "lerobot"] = "libero"
     """`libero`: HDF5 files in `out`. `lerobot`: those in `out/libero`, then a LeRobotDataset v3 in `out/lerobot`."""
     seed: int = 0

@@ -1,8 +1,8 @@
 """Camera frames of the current state, on demand; meshes out of a camera's view are skipped without changing a pixel.
 
-Two ways to draw. `exact` is what robosuite draws: full meshes, four multisamples. `fast`, more than three times as fast on a
-CPU, draws meshes simplified to half a pixel at arm's length (`mesh_detail`), and smooths edges by averaging 2 x 2
-samples of a frame of twice the size. For a policy trained on published frames take `exact`.
+Two ways to draw. `exact` is what robosuite draws: full meshes, four multisamples. `fast`, more than three times as
+fast on a CPU, draws meshes simplified to half a pixel at arm's length (`mesh_detail`), and smooths edges by averaging
+2 x 2 samples of a frame of twice the size. For a policy trained on published frames take `exact`.
 """
 
 from __future__ import annotations
