@@ -227,6 +227,75 @@ def test_recipe_switches_together() -> None:
     assert model.eval().sample_actions(random_input(config, 2)).shape == (2, 4, 7)
 
 
+CLONING_ONLY = [
+    "training.phase1.behavior_cloning_weight=0.1",
+    "training.phase1.loss={prediction_weight: 0, variance_weight: 0, covariance_weight: 0}",
+]
+
+
+def cloning_batch(config, is_pad: bool = False) -> TransitionBatch:
+    batch, frames = random_transitions(config, batch=6, frames=2), 2
+    chunks = random_chunks(config, batch=6 * frames)
+    return TransitionBatch(
+        batch.observation,
+        batch.actions,
+        chunks.actions.unflatten(0, (6, frames)),
+        torch.full((6, frames, config.model.action_seq_len), is_pad),
+    )
+
+
+@pytest.mark.parametrize("condition", ["{}", "{robot_state: true, language: true, token_grid: 2}"])
+def test_behavior_cloning_moves_heads_and_encoder(condition: str) -> None:
+    config = load_config("conf/config.yaml", [*TINY, *CLONING_ONLY, f"model.policy.condition={condition}"])
+    model = StateVLA(config)
+    losses = model.jepa_loss(cloning_batch(config))
+    torch.testing.assert_close(losses.total, 0.1 * losses.behavior_cloning)
+    losses.total.backward()
+    # Every other term is off, so what has a gradient has it from cloning; nothing predicts, so no predictor.
+    trained = {name for name, _ in model.phase_parameters("1")}
+    assert gradients(model) == {name for name in trained if not name.startswith("state_encoder.predictor.")}
+    assert "gripper_log_variance" not in trained
+    assert {"policy.action.weight", "gripper.mlp.0.weight"} <= trained
+
+    assert model.jepa_loss(cloning_batch(config, is_pad=True)).behavior_cloning == 0
+    with pytest.raises(UserError, match="behavior_cloning_weight: the batch has no action chunks"):
+        model.jepa_loss(random_transitions(config))
+
+
+def test_behavior_cloning_leaves_the_other_terms_alone() -> None:
+    configs = [
+        load_config("conf/config.yaml", [*TINY, f"training.phase1.behavior_cloning_weight={w}"]) for w in (0, 0.1)
+    ]
+    batch = cloning_batch(configs[0])
+    losses = []
+    for config in configs:
+        torch.manual_seed(0)
+        losses.append(StateVLA(config).jepa_loss(batch))
+    without, joint = losses
+    for name in ("prediction", "variance", "covariance"):
+        torch.testing.assert_close(getattr(without, name), getattr(joint, name))
+    torch.testing.assert_close(joint.total, without.total + 0.1 * joint.behavior_cloning)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_unfreezing_moves_the_encoders_end_only(count: int) -> None:
+    config = load_config(
+        "conf/config.yaml", [*TINY, "model.encoder_depth=3", f"training.phase2.unfreeze_last_blocks={count}"]
+    )
+    model = StateVLA(config)
+    model.freeze_encoder()
+    model.train()
+    assert not any(module.training for module in model.state_encoder.modules())
+    model.action_loss(random_chunks(config)).total.backward()
+    parts = [f"encoder.stack.layers.{number}." for number in range(3 - count, 3)]
+    parts += ["encoder.stack.norm_f.", "encoder.norm.", "projection."]
+    moved = {name for name in gradients(model) if name.startswith("state_encoder.")}
+    prefixes = tuple(f"state_encoder.{part}" for part in parts)
+    assert moved == {name for name, _ in model.named_parameters() if name.startswith(prefixes)}
+    assert gradients(model) == {name for name, _ in model.phase_parameters("2")}
+    assert not any(parameter.requires_grad for parameter in model.state_encoder.tokenizer.parameters())
+
+
 def test_hidden_robot_state_never_reaches_the_encoder() -> None:
     config = load_config("conf/config.yaml", [*TINY, "model.robot_token_dropout=1.0"])
     model, observation = StateVLA(config).eval(), random_input(config, 2)

@@ -299,6 +299,8 @@ class Phase1Config(_PhaseConfig):
     """Predictions are fed back and scored up to so many retained steps ahead."""
     target: TargetConfig = TargetConfig()
     loss: JepaLossConfig = JepaLossConfig()
+    behavior_cloning_weight: Weight = 0.0
+    """Of the policy heads' loss, trained along on z with gradients into the encoder; phase 2 starts with new heads."""
 
     @model_validator(mode="after")
     def _sound(self) -> Phase1Config:
@@ -314,6 +316,20 @@ class Phase2Config(_PhaseConfig):
     """Peak of the schedule."""
     num_latent_views: Positive = 1
     """Augmented views per frame in the cache of latents (1 = the plain frame only)."""
+    unfreeze_last_blocks: NonNegative = 0
+    """Last Mamba layers of the encoder that are trained along, with its norms and projection; every batch is then
+    encoded anew, nothing comes from the cache of latents, and the temporal predictor stays as phase 1 left it."""
+    unfreeze_lr_scale: Rate = 0.1
+    """Their learning rate over that of the policy."""
+
+    @model_validator(mode="after")
+    def _no_views_of_what_changes(self) -> Phase2Config:
+        if self.unfreeze_last_blocks and self.num_latent_views > 1:
+            raise ValueError(
+                f"unfreeze_last_blocks {self.unfreeze_last_blocks} encodes and augments every batch anew, so "
+                f"num_latent_views {self.num_latent_views} would do nothing; set num_latent_views to 1"
+            )
+        return self
 
 
 class BcConfig(_PhaseConfig):
@@ -372,6 +388,15 @@ class Config(_Section):
         if isinstance(stem, ConvStem) and stem.channels[-1] != self.model.embed_dim:
             raise ValueError(
                 f"model.stem.channels must end with model.embed_dim {self.model.embed_dim}, got {stem.channels}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _blocks_to_unfreeze(self) -> Config:
+        wanted, depth = self.training.phase2.unfreeze_last_blocks, self.model.encoder_depth
+        if wanted > depth:
+            raise ValueError(
+                f"training.phase2.unfreeze_last_blocks {wanted}: the encoder has {depth} (model.encoder_depth)"
             )
         return self
 

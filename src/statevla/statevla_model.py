@@ -64,9 +64,12 @@ class StateVLA(nn.Module):
         """Phase 1: predict every next retained frame's target from the online z before it.
 
         Args:
-            batch: windows of T frames.
+            batch: windows of T frames; with `chunks` where `behavior_cloning_weight` is set.
             gather: with several processes, a differentiable all-gather over the first dim, so that the terms that
                 depend on the batch are those of the global batch.
+
+        Raises:
+            UserError: behaviour cloning is on and the batch has no chunks.
         """
         gather = gather or (lambda tensor: tensor)
         phase1 = self.config.training.phase1
@@ -75,7 +78,12 @@ class StateVLA(nn.Module):
         # The spec's loss needs no online z of the last frame; everything beyond it does.
         needs_last = online_target or inverse is not None or loss.latent.any_on()
         frames = slice(None) if needs_last else slice(None, -1)
-        state = self.encode(batch.observation.at((slice(None), frames)))
+        observation = batch.observation.at((slice(None), frames))
+        if phase1.behavior_cloning_weight > 0:
+            policy_state = self.encode_for_policy(observation.flatten()).unflatten(0, observation.batch_shape)
+            state = policy_state[..., : self.config.model.state_dim]
+        else:
+            policy_state, state = None, self.encode(observation)
         following = batch.observation.at((slice(None), slice(1, None)))
         target = state[:, 1:] if online_target else self.encode_target(following)
 
@@ -89,7 +97,24 @@ class StateVLA(nn.Module):
         if inverse is not None:
             recovered = (inverse(state[:, :-1], state[:, 1:]).float() - batch.actions).square().mean()
         regularized = gather(predictions[0].flatten(0, 1))
-        return temporal_jepa_loss(predictions, target, regularized, latent, recovered, loss)
+        losses = temporal_jepa_loss(predictions, target, regularized, latent, recovered, loss)
+        if policy_state is None:
+            return losses
+        cloned = self._cloning_loss(policy_state, batch)
+        return losses._replace(total=losses.total + phase1.behavior_cloning_weight * cloned, behavior_cloning=cloned)
+
+    def _cloning_loss(self, policy_state: Tensor, batch: TransitionBatch) -> Tensor:
+        """Flow and gripper loss of the heads at the frames of windows, `policy_state` `[B, T', P]`; a scalar.
+
+        Padded steps count as zero rather than not at all: so micro-batches weigh alike, whatever their padding.
+        """
+        if batch.chunks is None or batch.chunk_is_pad is None:
+            raise UserError("training.phase1.behavior_cloning_weight: the batch has no action chunks; set it to 0")
+        frames = policy_state.shape[1]
+        chunks, is_pad = (part[:, :frames].flatten(0, 1) for part in (batch.chunks, batch.chunk_is_pad))
+        losses = self.action_loss(ChunkBatch(None, chunks, is_pad, policy_state.flatten(0, 1)))
+        # Without the learned balance: what "best" is chosen by must not depend on a learned weight.
+        return (losses.flow + losses.gripper) * (~is_pad).float().mean()
 
     def action_loss(self, batch: ChunkBatch, generator: torch.Generator | None = None) -> ActionLosses:
         """Phase 2: flow matching on the continuous dims, cross-entropy on the gripper.
@@ -167,9 +192,13 @@ class StateVLA(nn.Module):
         return self.eval()
 
     def freeze_encoder(self) -> None:
-        """Phase 2: the state encoder keeps its weights, and stays in evaluation mode whatever `train()` says."""
+        """Phase 2: the state encoder stays in evaluation mode whatever `train()` says, and keeps its weights, except
+        for the last layers that `training.phase2.unfreeze_last_blocks` trains along."""
         self._encoder_is_frozen = True
-        self.state_encoder.requires_grad_(False).eval()
+        trained = {id(parameter) for _, parameter in self.phase_parameters("2")}
+        for parameter in self.state_encoder.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+        self.state_encoder.eval()
 
     def train(self, mode: bool = True) -> StateVLA:
         super().train(mode)
@@ -189,11 +218,23 @@ class StateVLA(nn.Module):
         """
         if phase not in PHASES:
             raise UserError(f"phase '{phase}': expected one of {', '.join(PHASES)}")
+        cloning = self.config.training.phase1.behavior_cloning_weight > 0
+        heads = ("gripper_log_variance",) if cloning else ("policy.", "gripper")
         world_model = ("state_encoder.predictor.", "state_encoder.inverse_dynamics.")
-        idle = {"1": ("policy.", "gripper"), "2": ("state_encoder.",), "bc": world_model}[phase]
+        idle = {"1": heads, "2": ("state_encoder.",), "bc": world_model}[phase]
+        unfrozen = self._unfrozen_in_phase_2() if phase == "2" else ()
         for name, parameter in self.named_parameters():
-            if not name.startswith((*idle, "state_encoder.target.")):
+            if name.startswith(unfrozen) or not name.startswith((*idle, "state_encoder.target.")):
                 yield name, parameter
+
+    def _unfrozen_in_phase_2(self) -> tuple[str, ...]:
+        """Prefixes of the encoder's parameters that phase 2 trains: its end, from the first unfrozen layer on."""
+        count, depth = self.config.training.phase2.unfreeze_last_blocks, self.config.model.encoder_depth
+        if not count:
+            return ()
+        encoder = "state_encoder.encoder."
+        layers = (f"{encoder}stack.layers.{number}." for number in range(depth - count, depth))
+        return (*layers, f"{encoder}stack.norm_f.", f"{encoder}norm.", "state_encoder.projection.")
 
     def parameter_table(self) -> list[tuple[str, int]]:
         """(part, number of parameters), in the order of the data's way; sums to the whole model."""

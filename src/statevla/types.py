@@ -137,10 +137,15 @@ class TransitionBatch(_TensorFields):
         observation: leading dims `[B, T]`.
         actions: float `[B, T-1, K·A]`: the `K` = frame skip actions executed between two retained observations,
             concatenated in time order; 6 continuous dims normalised, gripper -1 / +1.
+        chunks: float `[B, T, H, A]`, the actions that a policy should answer from each frame on, or None where
+            behaviour cloning is off.
+        chunk_is_pad: bool `[B, T, H]`, true where a step of `chunks` does not count.
     """
 
     observation: ModelInput
     actions: torch.Tensor
+    chunks: torch.Tensor | None = None
+    chunk_is_pad: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,7 @@ class _CachedSamples:
         self._bytes, self._floats = ReusedBuffers(np.uint8), ReusedBuffers(np.float32)
         layout = transform.model_config.robot_state_layout
         self._states = transform.normalize_robot_state(torch.from_numpy(cache.robot_states[layout]))
+        self._answers = torch.from_numpy(cache.actions)
 
     def __len__(self) -> int:
         return len(self._first)
@@ -99,6 +100,15 @@ class _CachedSamples:
         if not augment or not self.transform.augments:
             return None
         return torch.rand(len(indices), self.num_draws, generator=generator, dtype=torch.float64)
+
+    def _chunks(self, frames: torch.Tensor, indices: torch.Tensor, horizon: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The `horizon` actions from each of `frames` `[B, ...]` on: normalised `[B, ..., H, A]`, and the padding."""
+        steps = frames[..., None] + torch.arange(horizon)
+        last = self._last_frame[self._episode[indices]].view(-1, *[1] * frames.ndim)
+        is_pad = steps > last
+        actions = self._answers[torch.minimum(steps, last)]
+        actions[..., :-1][is_pad] = 0.0
+        return self.transform.normalize_actions(actions), is_pad
 
     def _observation(self, frames: torch.Tensor, indices: torch.Tensor, draws: torch.Tensor | None) -> ModelInput:
         """Observations at `frames` `[B, T]` of the cache, leading dims `[B, T]`."""
@@ -119,7 +129,7 @@ class TransitionDataset(_CachedSamples):
     Args:
         cache: an open frame cache.
         episode_ids: indices into `cache.episodes`, as `split_episodes` gives them.
-        phase1_config: `num_frames`, `frame_skip`.
+        phase1_config: `num_frames`, `frame_skip`; with `behavior_cloning_weight`, batches hold action chunks too.
         transform: of the model that is trained.
         language_table: float `[len(cache.instructions), E]`.
 
@@ -144,6 +154,7 @@ class TransitionDataset(_CachedSamples):
                 f"training.phase1: a window of {num_frames} frames every {skip} steps needs {span + 1} steps, the "
                 f"longest of {len(episode_ids)} episodes has {longest}; lower num_frames or frame_skip"
             )
+        self._horizon = transform.model_config.action_seq_len if phase1_config.behavior_cloning_weight else 0
         self._frame_offsets = torch.arange(num_frames) * skip
         self._action_offsets = torch.arange(span).view(num_frames - 1, skip)
         # What was executed moves the world, not what an expert would rather have done.
@@ -158,10 +169,14 @@ class TransitionDataset(_CachedSamples):
     def gather_drawn(self, indices: torch.Tensor, draws: torch.Tensor | None) -> TransitionBatch:
         """Like `gather`, augmented by given uniform numbers `[B, num_draws]`; None does not augment."""
         first = self._first[indices]
+        frames = first[:, None] + self._frame_offsets
         steps = first[:, None, None] + self._action_offsets
+        chunks, is_pad = self._chunks(frames, indices, self._horizon) if self._horizon else (None, None)
         return TransitionBatch(
-            observation=self._observation(first[:, None] + self._frame_offsets, indices, draws),
+            observation=self._observation(frames, indices, draws),
             actions=self._actions[steps].flatten(2),
+            chunks=chunks,
+            chunk_is_pad=is_pad,
         )
 
 
@@ -191,8 +206,7 @@ class ChunkDataset(_CachedSamples):
             raise UserError(
                 f"frame cache {cache.folder}: no episodes to train on; check data.path and data.train_split"
             )
-        self._offsets = torch.arange(horizon)
-        self._raw_actions = torch.from_numpy(cache.actions)
+        self._horizon = horizon
 
     def gather(
         self, indices: torch.Tensor, generator: torch.Generator | None = None, augment: bool = False
@@ -202,19 +216,11 @@ class ChunkDataset(_CachedSamples):
 
     def gather_drawn(self, indices: torch.Tensor, draws: torch.Tensor | None) -> ChunkBatch:
         """Like `gather`, augmented by given uniform numbers `[B, num_draws]`; None does not augment."""
-        actions, is_pad = self._chunk(indices)
+        actions, is_pad = self._chunks(self._first[indices], indices, self._horizon)
         observation = self._observation(self._first[indices][:, None], indices, draws)
         return ChunkBatch(observation=observation.at((slice(None), 0)), actions=actions, is_pad=is_pad)
 
     def gather_latents(self, indices: torch.Tensor, latents: torch.Tensor) -> ChunkBatch:
         """The batch of these items with `state` from precomputed `latents`, `[cache.num_frames, Z]`, for frames."""
-        actions, is_pad = self._chunk(indices)
+        actions, is_pad = self._chunks(self._first[indices], indices, self._horizon)
         return ChunkBatch(observation=None, actions=actions, is_pad=is_pad, state=latents[self._first[indices]])
-
-    def _chunk(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        steps = self._first[indices][:, None] + self._offsets
-        last = self._last_frame[self._episode[indices]][:, None]
-        is_pad = steps > last
-        actions = self._raw_actions[torch.minimum(steps, last)]
-        actions[..., :-1][is_pad] = 0.0
-        return self.transform.normalize_actions(actions), is_pad

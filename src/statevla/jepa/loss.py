@@ -17,7 +17,10 @@ from statevla.config import JepaLossConfig
 
 
 class JepaLosses(NamedTuple):
-    """Scalars: the weighted `total`; each term without its weight; `latent` is the weighted sum of its section."""
+    """Scalars: the weighted `total`; each term without its weight; `latent` is the weighted sum of its section.
+
+    `behavior_cloning` is not of this module: `StateVLA.jepa_loss` adds it.
+    """
 
     total: Tensor
     prediction: Tensor
@@ -25,6 +28,7 @@ class JepaLosses(NamedTuple):
     covariance: Tensor
     latent: Tensor
     inverse_dynamics: Tensor
+    behavior_cloning: Tensor
 
 
 def temporal_jepa_loss(
@@ -56,7 +60,7 @@ def temporal_jepa_loss(
         + latent
         + config.inverse_dynamics_weight * inverse_dynamics
     )
-    return JepaLosses(total, error, variance, covariance, latent, inverse_dynamics)
+    return JepaLosses(total, error, variance, covariance, latent, inverse_dynamics, total.new_zeros(()))
 
 
 def variance_loss(z: Tensor, target_std: float, eps: float = 1e-4) -> Tensor:

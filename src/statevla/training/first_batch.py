@@ -13,14 +13,10 @@ MAX_SAMPLES = 4
 
 def describe(batch: TransitionBatch | ChunkBatch) -> dict[str, list[int]]:
     """Name → shape of every tensor of a batch."""
-    tensors = {"actions": batch.actions}
-    if isinstance(batch, ChunkBatch):
-        tensors["is_pad"] = batch.is_pad
-        if batch.state is not None:
-            tensors["state"] = batch.state
+    tensors = {name: tensor for name, tensor in vars(batch).items() if name != "observation"}
     if batch.observation is not None:
         tensors |= vars(batch.observation)
-    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+    return {name: list(tensor.shape) for name, tensor in tensors.items() if tensor is not None}
 
 
 def draw_observations(observation: ModelInput, cameras: Sequence[str], titles: Sequence[str], path: Path) -> None:

@@ -16,22 +16,43 @@ EMA_WARMUP = 10.0
 
 
 def build_optimizer(
-    parameters: Mapping[str, nn.Parameter], learning_rate: float, config: TrainingConfig
+    parameters: Mapping[str, nn.Parameter],
+    learning_rate: float,
+    config: TrainingConfig,
+    lr_scales: Mapping[str, float] | None = None,
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019). Vectors, scalars and parameters marked `_no_weight_decay` do not decay."""
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
-    for parameter in parameters.values():
-        exempt = parameter.ndim <= 1 or getattr(parameter, "_no_weight_decay", False)
-        (kept if exempt else decayed).append(parameter)
-    groups = [(decayed, config.weight_decay), (kept, 0.0)]
+    """AdamW (Loshchilov & Hutter 2019). Vectors, scalars and parameters marked `_no_weight_decay` do not decay.
+
+    Args:
+        learning_rate: before scaling; see `set_learning_rate`.
+        lr_scales: parameter → factor on its learning rate, in (0, 1]; 1 where none is given.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        decays = parameter.ndim > 1 and not getattr(parameter, "_no_weight_decay", False)
+        groups.setdefault(((lr_scales or {}).get(name, 1.0), decays), []).append(parameter)
+    # The full rate first: `param_groups[0]` is what logs show.
+    ordered = sorted(groups.items(), key=lambda item: item[0], reverse=True)
     return torch.optim.AdamW(
-        [{"params": group, "weight_decay": weight_decay} for group, weight_decay in groups if group],
-        lr=learning_rate,
+        [
+            {
+                "params": group,
+                "weight_decay": config.weight_decay if decays else 0.0,
+                "lr": scale * learning_rate,
+                "lr_scale": scale,
+            }
+            for (scale, decays), group in ordered
+        ],
         betas=config.betas,
         # On a CPU the loop over tensors takes ten times as long as the fused kernel; CUDA's default is fast.
         fused=all(parameter.device.type == "cpu" for parameter in parameters.values()) or None,
     )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Give every group of `build_optimizer` its share of `learning_rate`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr_scale"] * learning_rate
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_steps: int) -> float:

@@ -1,7 +1,7 @@
 """What each phase optimises, and from which samples.
 
-    1   temporal JEPA: the encoder learns to predict what an action does
-    2   flow matching: the policy learns on states of the frozen encoder
+    1   temporal JEPA: the encoder learns to predict what an action does (behaviour cloning may help: a switch)
+    2   flow matching: the policy learns on states of the frozen encoder (its last layers may move: a switch)
     bc  behaviour cloning: encoder and policy together, from scratch (the baseline)
 
 A step's loss does not depend on how its batch is cut over processes and accumulation steps, with three exceptions:
@@ -12,7 +12,7 @@ sees a micro-batch of one process (of all processes on CUDA).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,12 @@ def phase_config(config: Config, phase: str) -> Phase1Config | Phase2Config | Bc
         "bc": config.training.bc,
     }
     return sections[phase]
+
+
+def learning_rate_scales(config: Config, phase: str, names: Iterable[str]) -> dict[str, float]:
+    """Factor on the learning rate of each trained parameter: in phase 2, unfrozen parts of the encoder move slower."""
+    slow = config.training.phase2.unfreeze_lr_scale if phase == "2" else 1.0
+    return {name: slow if name.startswith("state_encoder.") else 1.0 for name in names}
 
 
 class PhaseLoss(nn.Module):
@@ -85,7 +91,7 @@ def num_targets(batch: Batch) -> int:
 
 def is_finite(batch: Batch) -> Tensor:
     """Which samples of a batch hold finite numbers only, bool `[B]`."""
-    tensors: Sequence[Tensor | None] = [batch.actions, getattr(batch, "state", None)]
+    tensors: Sequence[Tensor | None] = [batch.actions, getattr(batch, "state", None), getattr(batch, "chunks", None)]
     if batch.observation is not None:
         tensors = [*tensors, batch.observation.robot_state, batch.observation.language, batch.observation.images]
     finite = [torch.isfinite(tensor).flatten(1).all(dim=1) for tensor in tensors if tensor is not None]

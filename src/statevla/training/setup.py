@@ -95,7 +95,7 @@ def prepare(
     validation = None
     if validation_episodes:
         validation = _samples(config, phase, cache, validation_episodes, transform, language_table)
-    if phase == "2":
+    if phase == "2" and not config.training.phase2.unfreeze_last_blocks:
         model.freeze_encoder()
         states = open_latents(model.eval(), config, cache, transform, language_table, device, processes, say)
         train = LatentSamples(train, states)

@@ -27,8 +27,17 @@ from statevla.training.optimization import (
     learning_rate_factor,
     optimizer_tensors,
     restore_optimizer,
+    set_learning_rate,
 )
-from statevla.training.phases import PHASE_NAMES, Batch, PhaseLoss, is_finite, num_targets, phase_config
+from statevla.training.phases import (
+    PHASE_NAMES,
+    Batch,
+    PhaseLoss,
+    is_finite,
+    learning_rate_scales,
+    num_targets,
+    phase_config,
+)
 from statevla.training.run_log import RunLog
 from statevla.training.setup import Setup, resume_differences
 from statevla.training.validation import validate
@@ -63,7 +72,12 @@ class Trainer:
         gather = gather_rows if processes.world_size > 1 else None
         self.loss = PhaseLoss(model, setup.phase, gather)
         self.parameters = dict(model.phase_parameters(setup.phase))
-        self.optimizer = build_optimizer(self.parameters, self.phase_settings.learning_rate, self.settings)
+        self.optimizer = build_optimizer(
+            self.parameters,
+            self.phase_settings.learning_rate,
+            self.settings,
+            learning_rate_scales(config, setup.phase, self.parameters),
+        )
         averages = setup.phase != "1" and self.settings.policy_ema_decay > 0
         self.average = WeightAverage(self.parameters, self.settings.policy_ema_decay) if averages else None
         self.accumulation = self.settings.gradient_accumulation_steps
@@ -142,8 +156,7 @@ class Trainer:
         rate = self.phase_settings.learning_rate * learning_rate_factor(
             step, self.total_steps, self.phase_settings.warmup_steps
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.optimizer, rate)
         counts = torch.tensor([float(num_targets(batch)) for batch, _ in pieces], device=device)
         shares = counts / processes.sum(counts.sum()).clamp_min(1.0)
         terms: dict[str, Tensor] = {}

@@ -1,0 +1,131 @@
+"""Switches of the recipe that change what a phase trains, in whole runs: they learn, resume and say what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from statevla.config import Config
+from statevla.data import open_frame_cache
+from statevla.data.datasets import ChunkDataset, TransitionDataset
+from statevla.training.checkpoint import load_checkpoint, load_training_state
+from statevla.training.distributed import Processes
+from statevla.training.run import train
+from statevla.training.setup import prepare
+from statevla.training.storage import read_tensors
+from statevla.training.trainer import Trainer
+
+SECTIONS = {"1": "phase1", "2": "phase2"}
+
+
+class StopError(Exception):
+    """Ends a run where a test wants it to end."""
+
+
+def with_phase(config: Config, phase: str, output_dir: Path, **changes: Any) -> Config:
+    """A copy that writes to `output_dir` and has `changes` in the section of `phase`."""
+    section = getattr(config.training, SECTIONS[phase]).model_copy(update=changes)
+    training = config.training.model_copy(update={SECTIONS[phase]: section, "checkpoint_every_steps": 3})
+    return config.model_copy(update={"training": training, "output_dir": str(output_dir)})
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return read_tensors(run / "last" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def phase1_run(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(with_phase(tiny_config, "1", tmp_path_factory.mktemp("phase1")), "1")
+
+
+@pytest.mark.parametrize(
+    ("phase", "changes"),
+    [
+        ("1", {"behavior_cloning_weight": 0.1}),
+        ("2", {"unfreeze_last_blocks": 1}),
+    ],
+)
+def test_resuming_continues_bit_for_bit(
+    tiny_config: Config, tmp_path: Path, phase1_run: Path, phase: str, changes: dict[str, Any]
+) -> None:
+    base = phase1_run if phase == "2" else None
+    whole = train(with_phase(tiny_config, phase, tmp_path / "whole", max_steps=5, **changes), phase, base)
+    config = with_phase(tiny_config, phase, tmp_path / "parts", max_steps=5, **changes)
+    original = Trainer._save
+
+    def save_and_stop(self: Any, is_best: bool) -> None:
+        original(self, is_best)
+        raise StopError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_save", save_and_stop)
+        with pytest.raises(StopError):
+            train(config, phase, base)
+    parts = tmp_path / "parts" / whole.name
+    assert load_training_state(parts)[0].values["step"] == 3
+    train(config, phase, resume=True)
+    left, right = weights(whole), weights(parts)
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
+
+
+def test_cloning_trains_the_heads_in_phase_1_and_phase_2_starts_anew(
+    tiny_config: Config, tmp_path: Path, phase1_run: Path
+) -> None:
+    run = train(with_phase(tiny_config, "1", tmp_path, behavior_cloning_weight=0.1), "1")
+    plain, cloned = weights(phase1_run), weights(run)
+    moved = {name for name in plain if not torch.equal(plain[name], cloned[name])}
+    assert {"policy.action.weight", "gripper.mlp.0.weight"} <= moved
+    assert "gripper_log_variance" not in moved
+    metrics = load_checkpoint(run / "last").metrics["validation"]
+    assert metrics["behavior_cloning"] > 0
+    terms = metrics["prediction"] + metrics["variance"] + 0.04 * metrics["covariance"]
+    assert metrics["total"] == pytest.approx(terms + 0.1 * metrics["behavior_cloning"], rel=1e-4)
+    setup = prepare(tiny_config, "2", run, torch.device("cpu"), Processes(), lambda _: None)
+    torch.manual_seed(tiny_config.seed)
+    fresh = type(setup.model)(setup.config)
+    assert torch.equal(setup.model.policy.action.weight, fresh.policy.action.weight)
+    assert torch.equal(setup.model.state_encoder.tokenizer.cls, cloned["state_encoder.tokenizer.cls"])
+
+
+def test_chunks_of_windows_are_those_of_their_frames(tiny_config: Config, tmp_path: Path, phase1_run: Path) -> None:
+    config = with_phase(tiny_config, "1", tmp_path, behavior_cloning_weight=0.1, num_frames=3, frame_skip=2)
+    setup = prepare(config, "1", None, torch.device("cpu"), Processes(), lambda _: None)
+    cache, table = open_frame_cache(config), setup.language_table
+    episodes = range(len(cache.episodes))
+    windows = TransitionDataset(cache, episodes, config.training.phase1, setup.transform, table)
+    chunks = ChunkDataset(cache, episodes, config.model.action_seq_len, setup.transform, table)
+    # The last window of the first episode reaches its end: there, chunks are padded.
+    last = cache.episodes[0].num_steps - 1 - 4
+    batch = windows.gather(torch.tensor([0, last]))
+    assert batch.chunks.shape == (2, 3, config.model.action_seq_len, 7)
+    expected = chunks.gather(torch.tensor([0, 2, 4, last, last + 2, last + 4]))
+    torch.testing.assert_close(batch.chunks.flatten(0, 1), expected.actions)
+    assert torch.equal(batch.chunk_is_pad.flatten(0, 1), expected.is_pad)
+    assert batch.chunk_is_pad.any()
+    off = TransitionDataset(cache, episodes, tiny_config.training.phase1, setup.transform, table)
+    assert off.gather(torch.tensor([0])).chunks is None
+
+
+def test_unfrozen_parts_move_at_their_own_rate(tiny_config: Config, tmp_path: Path, phase1_run: Path) -> None:
+    config = with_phase(tiny_config, "2", tmp_path, unfreeze_last_blocks=1, unfreeze_lr_scale=0.25)
+    setup = prepare(config, "2", phase1_run, torch.device("cpu"), Processes(), lambda _: None)
+    trainer = Trainer(setup, tmp_path / "run")
+    rates = {id(p): g["lr"] for g in trainer.optimizer.param_groups for p in g["params"]}
+    assert len(rates) == len(trainer.parameters)
+    for name, parameter in trainer.parameters.items():
+        slow = name.startswith("state_encoder.")
+        assert rates[id(parameter)] == pytest.approx(1e-3 * (0.25 if slow else 1.0)), name
+    assert trainer.optimizer.param_groups[0]["lr"] == 1e-3
+
+    run = train(config, "2", phase1_run)
+    before, after = weights(phase1_run), weights(run)
+    moved = {
+        name for name in before if name.startswith("state_encoder.") and not torch.equal(before[name], after[name])
+    }
+    assert moved == {name for name in trainer.parameters if name.startswith("state_encoder.")}
+    assert "state_encoder.encoder.stack.layers.0.mixer.in_proj.weight" in moved
