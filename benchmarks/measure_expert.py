@@ -5,7 +5,8 @@
 Writes `benchmarks/results/expert.json`, `{suite: {task: {"successes", "episodes", ...}}}`, after every task,
 and beside it `expert_settings.json` with seed, noise and versions; `--out` names another file, for a scan that is not
 for the record. Tasks that are there already are skipped, so that a long measurement can be done in pieces
-(`--time-limit-s`). Every episode that was run counts; of a failed one the parts of the goal that do not hold are kept.
+(`--time-limit-s`), and more `--episodes` go on after those that are there; measure with `--again` after a change of the
+expert. Every episode that was run counts; of a failed one the parts of the goal that do not hold are kept.
 """
 
 from __future__ import annotations
@@ -61,34 +62,36 @@ class Args:
     """Where the results go; the settings stand beside it."""
 
 
-def measure_task(args: Args, index: int) -> dict[str, Any]:
-    """Successes of one task."""
+def measure_task(args: Args, index: int, before: dict[str, Any]) -> dict[str, Any]:
+    """Successes of one task; goes on after the episodes of `before`, a result of the same settings."""
     from statevla.sim.rollout import run_expert
     from statevla.sim.simulation import Simulation
 
     task = find_task(args.suite, index)
     simulation = Simulation(task)
-    failed: dict[int, list[str]] = {}
-    lengths: list[int] = []
-    for number, state in enumerate(load_init_states(task)[: args.episodes]):
-        simulation.reset(args.seed, state)
-        rng = np.random.default_rng([args.seed, index, number])
-        rollout = run_expert(simulation, rng, args.noise, task.max_steps)
-        lengths.append(len(rollout))
-        if not rollout.success:
-            failed[number] = [" ".join(goal) for goal in simulation.goal if not simulation.holds(goal)]
+    steps = list(before.get("steps", ()))
+    failed = list(before.get("failed_states", ())) if steps else []
+    unmet = Counter(before.get("unmet", {}) if steps else {})
+    states = load_init_states(task)[: args.episodes]
+    for number in range(len(steps), len(states)):
         if args.max_failures is not None and len(failed) > args.max_failures:
             break
+        simulation.reset(args.seed, states[number])
+        rng = np.random.default_rng([args.seed, index, number])
+        rollout = run_expert(simulation, rng, args.noise, task.max_steps)
+        steps.append(len(rollout))
+        if not rollout.success:
+            failed.append(number)
+            unmet.update(" ".join(goal) for goal in simulation.goal if not simulation.holds(goal))
     simulation.close()
-    result: dict[str, Any] = {
-        "successes": len(lengths) - len(failed),
-        "episodes": len(lengths),
-        "mean_steps": round(float(np.mean(lengths)), 1),
-        "failed_states": list(failed),
+    return {
+        "successes": len(steps) - len(failed),
+        "episodes": len(steps),
+        "mean_steps": round(float(np.mean(steps)), 1),
+        "steps": steps,
+        "failed_states": failed,
+        "unmet": dict(unmet),
     }
-    if failed:
-        result["unmet"] = dict(Counter(goal for unmet in failed.values() for goal in unmet))
-    return result
 
 
 def is_measured(result: dict[str, Any], args: Args) -> bool:
@@ -114,9 +117,11 @@ def measure(args: Args) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     settings_path = path.with_name(f"{path.stem}_settings.json")
     settings = {"seed": args.seed, "noise": args.noise, "versions": versions()}
-    before = load(settings_path)
-    if before and before != settings and not args.again:
-        raise UserError(f"{settings_path.name}: results were measured with {before}; use the same, or delete them")
+    measured_with = load(settings_path)
+    if measured_with and measured_with != settings and not args.again:
+        raise UserError(
+            f"{settings_path.name}: results were measured with {measured_with}; use the same, or delete them"
+        )
     store(settings_path, settings)
     done = load(path).get(args.suite, {})
     pending = [
@@ -134,13 +139,17 @@ def measure(args: Args) -> int:
                 pending = []
             while pending and len(running) < args.workers:
                 task = pending.pop(0)
-                running[pool.submit(measure_task, args, task.index)] = task
+                before = {} if args.again else done.get(task.name, {})
+                running[pool.submit(measure_task, args, task.index, before)] = task
             for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
                 task, result = running.pop(future), future.result()
                 results = load(path)
                 results.setdefault(args.suite, {})[task.name] = result
                 store(path, results)
-                console.print(f"{task.suite} {task.index} {task.name}: {result}", soft_wrap=True, highlight=False)
+                line = f"{task.suite} {task.index} {task.name}: {result['successes']}/{result['episodes']}"
+                console.print(
+                    f"{line}, {result['mean_steps']} steps {result['unmet']}", soft_wrap=True, highlight=False
+                )
     print_table(console, args.suite, load(path).get(args.suite, {}))
     return 0
 
