@@ -19,9 +19,9 @@ LAYERS = [
     {"jepa", "data"},
     {"state_encoder", "action_policy"},
     {"statevla_model"},
-    {"policy", "training", "diagnostics", "info"},
+    {"policy", "session", "alarm", "training", "diagnostics", "info"},
     {"sim", "serving", "report"},
-    {"doctor", "demo", "cli", "__main__"},
+    {"doctor", "demo", "probe", "cli", "__main__"},
 ]
 # data reads files and never sees a model.
 FORBIDDEN = {"data": {"jepa", "mamba", "flow"}, "transforms": {"mamba", "flow"}, "language": {"mamba", "flow"}}

@@ -9,11 +9,13 @@ cover it say, with weights `exp(-m·i)`, `i` = 0 for the oldest (ACT, Zhao et al
 Determinism: the noise of a query is a function of (seed, episode, number of the query) and of nothing else, so it does
 not depend on which other environments share the forward. Floating-point sums do: results of different batch sizes
 agree to rounding, not bit for bit, and a simulation amplifies the difference. Query one by one where that matters.
+
+Surprise: every look is compared with what the world model expected of the actions executed since the last one, see
+`statevla.alarm`. `statevla calibrate` gives a checkpoint the thresholds that an alarm needs.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -22,77 +24,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from statevla.alarm import Calibration, Sighting, expect, novelty_of, surprise_of
 from statevla.device import autocast, resolve_device
 from statevla.errors import UserError
+from statevla.session import PolicySession
 from statevla.transforms import Transform
-from statevla.types import ActionChunk, Gripper, ModelInput, Observation
+from statevla.types import ActionChunk, ModelInput, Observation
 
 if TYPE_CHECKING:
     from statevla.language import LanguageEncoder
     from statevla.statevla_model import StateVLA
 
 MAX_CACHED_INSTRUCTIONS = 1024
-
-
-class PolicySession:
-    """One environment's side of a policy: which actions are still to be executed, and which noise comes next.
-
-    Make it with `StateVLAPolicy.new_session`.
-    """
-
-    def __init__(self, policy: StateVLAPolicy, episode: int) -> None:
-        self._policy = policy
-        self.episode = episode
-        self.reset()
-
-    def reset(self, episode: int | None = None) -> None:
-        """Forget everything; `episode` (the same one by default) chooses the noise of the queries to come."""
-        self.episode = self.episode if episode is None else episode
-        self.num_queries = 0
-        self.num_steps = 0
-        self._queue: deque[np.ndarray] = deque()
-        self._chunks: deque[tuple[int, np.ndarray]] = deque()  # (step at which it was asked for, [H, A])
-
-    def needs_observation(self) -> bool:
-        """Whether the next action needs a fresh observation with images; otherwise it is queued already."""
-        return not self._queue
-
-    def next_action(self) -> np.ndarray:
-        """Take the next queued action, float32 `[A]`.
-
-        Raises:
-            UserError: none is left; give the policy an observation.
-        """
-        if not self._queue:
-            raise UserError("policy session: no action left; pass an observation where needs_observation() says so")
-        self.num_steps += 1
-        return self._queue.popleft()
-
-    def next_actions(self) -> np.ndarray:
-        """Take all queued actions, float32 `[k, A]`: everything to execute until the next observation."""
-        return np.stack([self.next_action() for _ in range(len(self._queue))])
-
-    def accept(self, chunk: np.ndarray) -> None:
-        """Queue what to do next, given a fresh chunk `[H, A]` for the present step."""
-        decay, count = self._policy.temporal_ensembling, self._policy.execute_steps
-        self.num_queries += 1
-        if decay is None:
-            self._queue = deque(chunk[:count])
-            return
-        self._chunks.append((self.num_steps, chunk))
-        while self._chunks[0][0] + len(self._chunks[0][1]) <= self.num_steps:
-            self._chunks.popleft()
-        self._queue = deque(self._blend(self.num_steps + offset, decay) for offset in range(count))
-
-    def _blend(self, step: int, decay: float) -> np.ndarray:
-        """The weighted mean of all chunks that cover `step`; the gripper goes with the greater weight."""
-        votes = np.stack([chunk[step - start] for start, chunk in self._chunks if step - start < len(chunk)])
-        weights = np.exp(-decay * np.arange(len(votes)))
-        action = (weights[:, None] * votes).sum(0) / weights.sum()
-        # A tie goes to the newest chunk, which has seen most.
-        side = action[-1] if abs(action[-1]) > 1e-9 else votes[-1, -1]
-        action[-1] = float(Gripper.CLOSE if side > 0 else Gripper.OPEN)
-        return action.astype(np.float32)
 
 
 class StateVLAPolicy:
@@ -109,6 +52,8 @@ class StateVLAPolicy:
         seed: of the flow's noise.
         precision: `auto`, `bf16` or `fp32`; `auto` takes bf16 where it is faster and the configuration trains with it.
         name: of the checkpoint, for messages and results.
+        has_world_model: whether the temporal predictor was trained, so that there is a surprise.
+        calibration: thresholds of the alarms.
 
     Raises:
         UserError: an option is out of range, or the language encoder does not fit the model.
@@ -127,6 +72,8 @@ class StateVLAPolicy:
         seed: int = 0,
         precision: str = "auto",
         name: str = "policy",
+        has_world_model: bool = True,
+        calibration: Calibration | None = None,
     ) -> None:
         settings = model.config.model
         self.horizon, self.name, self.seed = settings.action_seq_len, name, seed
@@ -157,6 +104,8 @@ class StateVLAPolicy:
         self.config = model.config
         self.transform = transform
         self.language = language
+        self.has_world_model, self.calibration = has_world_model, calibration
+        self._memory = None if calibration is None else calibration.memory.to(self.device)
         self.num_sampling_steps = num_sampling_steps or settings.policy.num_sampling_steps
         self.temporal_ensembling = temporal_ensembling
         self.execute_steps = execute_steps or (self.horizon if temporal_ensembling is None else 1)
@@ -183,10 +132,11 @@ class StateVLAPolicy:
             UserError: no such checkpoint, a damaged one, or one without a trained policy.
         """
         from statevla.language import build_language_encoder
-        from statevla.training.checkpoint import load_checkpoint
+        from statevla.training.checkpoint import load_checkpoint, weights_hash
 
         loaded = load_checkpoint(path)
-        if str(loaded.metrics.get("phase")) == "1":
+        phase = str(loaded.metrics.get("phase"))
+        if phase == "1":
             raise UserError(
                 f"checkpoint {path}: phase 1 trains no policy yet; train one on it with "
                 f"train.py --phase 2 --phase1_checkpoint {path}"
@@ -202,6 +152,8 @@ class StateVLAPolicy:
             seed=seed,
             precision=precision,
             name=str(path),
+            has_world_model=phase != "bc",
+            calibration=Calibration.load(loaded.path, weights_hash(loaded.path), loaded.config.model.state_dim),
         )
 
     # One robot --------------------------------------------------------------------------------------------------------
@@ -213,6 +165,27 @@ class StateVLAPolicy:
     def needs_observation(self) -> bool:
         """Whether `act` wants a fresh observation now."""
         return self._session.needs_observation()
+
+    @property
+    def surprise(self) -> float | None:
+        """How far the last look was from what the world model expected; see `PolicySession`."""
+        return self._session.surprise
+
+    @property
+    def novelty(self) -> float | None:
+        """How far z of the last look is from the training frames; see `PolicySession`."""
+        return self._session.novelty
+
+    @property
+    def alarm(self) -> bool | None:
+        """Whether surprise has exceeded its threshold since the last `reset`; None where it has none."""
+        return self._session.alarm
+
+    def threshold(self, score: str, num_actions: int | None = None) -> float | None:
+        """The threshold of `surprise` or `novelty` for looks `num_actions` apart (`execute_steps`); None: none."""
+        if self.calibration is None:
+            return None
+        return self.calibration.threshold(score, num_actions or self.execute_steps)
 
     def act(self, observation: Observation | None = None) -> np.ndarray:
         """The next action, float32 `[A]`; the observation is looked at only where `needs_observation()`.
@@ -229,14 +202,18 @@ class StateVLAPolicy:
     def act_chunk(self, observation: Observation | Sequence[Observation]) -> ActionChunk | list[ActionChunk]:
         """Ask for whole chunks, without queue or blending; each one takes the noise of the next query.
 
+        What is executed of them is not known here, so there is no surprise; `act` and sessions have one.
+
         Raises:
             UserError: an observation does not fit the model.
         """
         observations = [observation] if isinstance(observation, Observation) else list(observation)
         session = self._session
         noise = [self._noise(session.episode, session.num_queries + i) for i in range(len(observations))]
-        chunks = [ActionChunk(chunk) for chunk in self._sample(self._to_model_input(observations), noise)]
-        session.num_queries += len(observations)
+        sampled, _ = self._sample(self._to_model_input(observations), noise)
+        chunks = [ActionChunk(chunk) for chunk in sampled]
+        for _ in chunks:
+            session.note(None)
         return chunks[0] if isinstance(observation, Observation) else chunks
 
     # Several environments ---------------------------------------------------------------------------------------------
@@ -263,11 +240,12 @@ class StateVLAPolicy:
         Raises:
             UserError: an observation does not fit the model.
         """
-        for (session, _), chunk in zip(requests, self.sample_chunks(requests)):
-            session.accept(chunk)
+        for (session, _), (chunk, sighting) in zip(requests, self.sample_chunks(requests)):
+            session.accept(chunk, sighting)
 
-    def sample_chunks(self, requests: Sequence[tuple[PolicySession, Observation]]) -> list[np.ndarray]:
-        """Whole chunks, float32 `[H, A]` each, with the noise of each session's next query; one forward for all.
+    def sample_chunks(self, requests: Sequence[tuple[PolicySession, Observation]]) -> list[tuple[np.ndarray, Sighting]]:
+        """Whole chunks, float32 `[H, A]` each, with the noise of each session's next query, and what the looks told;
+        one forward for all.
 
         Nothing is queued or counted: that is what `PolicySession.accept` does.
 
@@ -277,7 +255,9 @@ class StateVLAPolicy:
         if not requests:
             return []
         noise = [self._noise(session.episode, session.num_queries) for session, _ in requests]
-        return list(self._sample(self._to_model_input([observation for _, observation in requests]), noise))
+        chunks, states = self._sample(self._to_model_input([observation for _, observation in requests]), noise)
+        sightings = [self._judge(session.before(), state) for (session, _), state in zip(requests, states)]
+        return list(zip(chunks, sightings))
 
     # The model --------------------------------------------------------------------------------------------------------
 
@@ -310,18 +290,30 @@ class StateVLAPolicy:
         return self.transform.observation_to_model_input(observations, embeddings).to(self.device)
 
     @torch.inference_mode()
-    def _sample(self, batch: ModelInput, noise: Sequence[Tensor]) -> np.ndarray:
-        """Chunks in the robot's units, float32 `[B, H, A]`."""
+    def _sample(self, batch: ModelInput, noise: Sequence[Tensor]) -> tuple[np.ndarray, Tensor]:
+        """Chunks in the robot's units, float32 `[B, H, A]`, and z, float32 `[B, Z]`."""
         start = torch.stack(list(noise)).to(self.device)
         with autocast(self.device, self._autocast_precision):
-            sampled = self.model.sample_actions(batch, self.num_sampling_steps, noise=start)
+            state = self.model.encode_for_policy(batch)
+            sampled = self.model.sample_actions(state, self.num_sampling_steps, noise=start)
         actions = self.transform.denormalize_actions(sampled)
         chunks = actions.cpu().numpy().astype(np.float32)
         if not np.isfinite(chunks).all():
             raise UserError(f"policy '{self.name}': it answered NaN or infinite actions; its weights are damaged")
         # Never ask a robot for more than any demonstration did.
         chunks[..., :-1] = chunks[..., :-1].clip(self._low, self._high)
-        return chunks
+        return chunks, state[:, : self.config.model.state_dim].float()
+
+    @torch.inference_mode()
+    def _judge(self, before: tuple[Tensor, np.ndarray] | None, state: Tensor) -> Sighting:
+        """What the look at z `[Z]` told, given z and the executed actions before it."""
+        surprise = novelty = None
+        if before is not None and self.has_world_model:
+            expected = expect(self.model, self.transform, before[0][None], before[1][None])
+            surprise = float(surprise_of(expected, state[None]))
+        if self._memory is not None:
+            novelty = float(novelty_of(state[None], self._memory))
+        return Sighting(state, surprise, novelty)
 
     def _noise(self, episode: int, query: int) -> Tensor:
         """Normal `[H, A-1]`, drawn on the CPU so that every device starts from the same."""

@@ -60,6 +60,7 @@ def test_chunks_are_the_policys_own(policy: StateVLAPolicy, checkpoint: Path, ob
             "action_horizon": HORIZON,
             "execute_steps": HORIZON,
             "control_freq_hz": 20.0,
+            "surprise_threshold": None,
             "modes": ["chunk", "act"],
             "max_message_bytes": 16 * 2**20,
         }
@@ -84,6 +85,30 @@ def test_actions_one_by_one_are_the_policys_own(checkpoint: Path, observe: Obser
             for step in range(2 * HORIZON + 1):
                 assert client.needs_observation() == local.needs_observation()
                 np.testing.assert_allclose(client.act(observe(step)), local.act(observe(step)), atol=1e-5)
+
+
+def test_surprise_goes_over_the_wire_in_both_modes(checkpoint: Path, observe: Observe) -> None:
+    served, local = (StateVLAPolicy.from_pretrained(checkpoint) for _ in range(2))
+    executed = [local.act(observe(0)) for _ in range(HORIZON)]
+    local.act(observe(1))
+    assert local.surprise is not None
+    with serving(served) as server, PolicyClient(port=server.port) as client:
+        for step in range(HORIZON + 1):
+            client.act(observe(step // HORIZON))
+            assert (client.surprise is None) == (step < HORIZON)
+        assert client.surprise == pytest.approx(local.surprise, rel=1e-3)
+        client.reset()
+        assert client.surprise is None
+        client.act_chunk(observe(0))
+        client.act_chunk(observe(1))
+        assert client.surprise is None  # nobody said what was executed
+        client.act_chunk(observe(0))
+        client.act_chunk(observe(1), np.stack(executed))
+        assert client.surprise == pytest.approx(local.surprise, rel=1e-3)
+        assert client.alarm is None
+        for bad in (np.zeros((2, 5)), np.zeros((300, 7)), np.full((2, 7), 1e300), [[0.0] * 7]):
+            with pytest.raises(UserError, match="executed_actions"):
+                client.infer({**request_of(observe(0)), "executed_actions": bad})
 
 
 def test_an_action_without_observation_is_refused(policy: StateVLAPolicy) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from statevla.alarm import Sighting
 from statevla.errors import UserError
 from statevla.policy import PolicySession, StateVLAPolicy
 from statevla.types import Observation
@@ -28,11 +29,20 @@ class QueueFullError(Exception):
     """More requests wait than the server allows."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The chunk `[H, A]` for an observation, what the look told, and the seconds that the forward took."""
+
+    chunk: np.ndarray
+    sighting: Sighting
+    seconds: float
+
+
 @dataclass
 class _Waiting:
     session: PolicySession
     observation: Observation
-    answer: asyncio.Future[tuple[np.ndarray, float]]
+    answer: asyncio.Future[Answer]
 
 
 class Batcher:
@@ -63,8 +73,8 @@ class Batcher:
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(max_queue_size)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
 
-    async def sample(self, session: PolicySession, observation: Observation) -> tuple[np.ndarray, float]:
-        """The chunk `[H, A]` for an observation, and the seconds that its forward took.
+    async def sample(self, session: PolicySession, observation: Observation) -> Answer:
+        """What the policy says to an observation.
 
         Raises:
             QueueFullError: too many requests wait already.
@@ -125,9 +135,9 @@ class Batcher:
                 _settle(batch[0], error)
             return
         seconds = time.perf_counter() - start
-        for waiting, chunk in zip(batch, chunks):
+        for waiting, (chunk, sighting) in zip(batch, chunks):
             if not waiting.answer.done():  # cancelled: the client has gone
-                waiting.answer.set_result((chunk, seconds))
+                waiting.answer.set_result(Answer(chunk, sighting, seconds))
 
 
 def _settle(waiting: _Waiting, error: Exception) -> None:

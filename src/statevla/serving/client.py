@@ -37,6 +37,7 @@ class PolicyClient:
 
     Attributes:
         metadata: what the server says about itself and its model.
+        surprise, alarm: of the last answer, as in `statevla.session.PolicySession`.
 
     Raises:
         UserError: no server is there, it refuses the client, or it speaks another protocol.
@@ -55,6 +56,8 @@ class PolicyClient:
         self._timeout_s = timeout_s
         self._connection = self._connect(api_key, time.monotonic() + wait_s)
         self._needs_observation = True
+        self.surprise: float | None = None
+        self.alarm: bool | None = None
         self.metadata = self._receive()
 
     def reset(self, episode: int | None = None) -> None:
@@ -62,6 +65,7 @@ class PolicyClient:
         chosen = {} if episode is None else {protocol.EPISODE: int(episode)}
         self.infer({protocol.RESET: True, **chosen})
         self._needs_observation = True
+        self.surprise = self.alarm = None
 
     def needs_observation(self) -> bool:
         """Whether `act` wants a fresh observation now."""
@@ -76,15 +80,23 @@ class PolicyClient:
         message = {} if observation is None or not self._needs_observation else request_of(observation)
         answer = self.infer({protocol.MODE: protocol.ACT, **message})
         self._needs_observation = bool(answer[protocol.NEEDS_OBSERVATION])
+        self._take_surprise(answer)
         return answer[protocol.ACTION]
 
-    def act_chunk(self, observation: Observation) -> ActionChunk:
+    def act_chunk(self, observation: Observation, executed_actions: np.ndarray | None = None) -> ActionChunk:
         """A whole chunk.
+
+        Args:
+            observation: of now.
+            executed_actions: float `[n, A]`, those executed since the last call; without them there is no surprise.
 
         Raises:
             UserError: the server refuses; its message says why.
         """
-        return ActionChunk(self.infer(request_of(observation))[protocol.ACTIONS])
+        executed = {} if executed_actions is None else {protocol.EXECUTED_ACTIONS: executed_actions}
+        answer = self.infer({**request_of(observation), **executed})
+        self._take_surprise(answer)
+        return ActionChunk(answer[protocol.ACTIONS])
 
     def infer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Send one request (`statevla.serving.protocol` has the keys) and wait for its answer.
@@ -111,6 +123,9 @@ class PolicyClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _take_surprise(self, answer: dict[str, Any]) -> None:
+        self.surprise, self.alarm = answer.get(protocol.SURPRISE), answer.get(protocol.ALARM)
 
     def _connect(self, api_key: str | None, deadline: float) -> ClientConnection:
         headers = {"Authorization": f"{protocol.API_KEY_SCHEME} {api_key}"} if api_key else None

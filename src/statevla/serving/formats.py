@@ -27,7 +27,8 @@ MIN_IMAGE_PX, MAX_IMAGE_PX = 8, 4096
 MAX_INSTRUCTION_CHARS = 1024
 MAX_EPISODE = 2**32 - 1
 _HARMLESS_KEY = re.compile(r"(?:images/|observation/)?[\w.-]{1,40}", re.ASCII)
-_COMMON_KEYS = {protocol.MODE, protocol.RESET, protocol.EPISODE}
+_COMMON_KEYS = {protocol.MODE, protocol.RESET, protocol.EPISODE, protocol.EXECUTED_ACTIONS}
+MAX_EXECUTED = 256
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,16 @@ OPENPI_LIBERO = RequestFormat(
 
 @dataclass(frozen=True)
 class Request:
-    """A request that fits the model; `observation` is None where none was sent."""
+    """A request that fits the model; `observation` is None where none was sent.
+
+    `executed_actions` `[n, A]` are those since the client's last look, where it says so (mode `chunk`).
+    """
 
     mode: str
     observation: Observation | None
     reset: bool
     episode: int | None
+    executed_actions: np.ndarray | None = None
 
     @property
     def only_resets(self) -> bool:
@@ -96,7 +101,26 @@ def read_request(message: Mapping[str, Any], model: ModelConfig) -> Request:
     observation = _read_observation(message, keys, model) if keys else None
     if observation is None and mode == protocol.CHUNK and not reset:
         raise UserError(f"request: expected an observation, got no keys; send {_expected_keys(model)}")
-    return Request(mode, observation, reset, episode)
+    return Request(
+        mode, observation, reset, episode, _read_executed(message.get(protocol.EXECUTED_ACTIONS), mode, model)
+    )
+
+
+def _read_executed(value: Any, mode: str, model: ModelConfig) -> np.ndarray | None:
+    key = protocol.EXECUTED_ACTIONS
+    if value is None:
+        return None
+    if mode == protocol.ACT:
+        raise UserError(f"{key}: expected in mode 'chunk' only; in mode 'act' the server knows them, leave it out")
+    is_numeric = isinstance(value, np.ndarray) and value.dtype.kind == "f"
+    if not is_numeric or value.ndim != 2 or value.shape[1] != model.action_dim or len(value) > MAX_EXECUTED:
+        got = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise UserError(f"{key}: expected floats [n, {model.action_dim}] with n up to {MAX_EXECUTED}, got {got}")
+    with np.errstate(over="ignore"):
+        executed = value.astype(np.float32)
+    if not np.isfinite(executed).all():
+        raise UserError(f"{key}: expected finite numbers, got NaN or infinity; send the actions as executed")
+    return executed
 
 
 def _read_observation(message: Mapping[str, Any], keys: tuple[str, ...], model: ModelConfig) -> Observation:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Any
 
-import numpy as np
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
@@ -23,7 +22,7 @@ from statevla.errors import UserError
 from statevla.policy import PolicySession, StateVLAPolicy
 from statevla.serving import protocol
 from statevla.serving.auth import ApiKey
-from statevla.serving.batching import Batcher, QueueFullError
+from statevla.serving.batching import Answer, Batcher, QueueFullError
 from statevla.serving.formats import ORIENTATIONS, Request, read_request
 from statevla.serving.metrics import CONTENT_TYPE, Metrics
 from statevla.serving.wire import MAX_MESSAGE_BYTES, WireError, pack, unpack
@@ -239,20 +238,24 @@ class PolicyServer:
             if request.only_resets:
                 return {protocol.RESET: True}
         if request.mode == protocol.CHUNK:
-            chunk, seconds = await self._sample(session, request.observation)
-            session.num_queries += 1
-            return {protocol.ACTIONS: chunk, protocol.SERVER_TIMING: {"infer_ms": seconds * 1000}}
+            if request.executed_actions is not None:
+                session.set_executed(request.executed_actions)
+            answer = await self._sample(session, request.observation)
+            session.note(answer.sighting)
+            return {protocol.ACTIONS: answer.chunk, **_surprise(session), **_timing(answer.seconds)}
         seconds = 0.0
         if session.needs_observation():
-            chunk, seconds = await self._sample(session, request.observation)
-            session.accept(chunk)
+            answer = await self._sample(session, request.observation)
+            session.accept(answer.chunk, answer.sighting)
+            seconds = answer.seconds
         return {
             protocol.ACTION: session.next_action(),
             protocol.NEEDS_OBSERVATION: session.needs_observation(),
-            protocol.SERVER_TIMING: {"infer_ms": seconds * 1000},
+            **_surprise(session),
+            **_timing(seconds),
         }
 
-    async def _sample(self, session: PolicySession, observation: Observation | None) -> tuple[np.ndarray, float]:
+    async def _sample(self, session: PolicySession, observation: Observation | None) -> Answer:
         if observation is None:
             raise UserError("request: expected an observation at this step, got none; send one")
         try:
@@ -291,9 +294,19 @@ def metadata_of(policy: StateVLAPolicy, settings: ServerSettings) -> dict[str, A
         "action_horizon": policy.horizon,
         "execute_steps": policy.execute_steps,
         "control_freq_hz": CONTROL_FREQ_HZ,
+        "surprise_threshold": policy.threshold("surprise"),
         "modes": [protocol.CHUNK, protocol.ACT],
         "max_message_bytes": settings.max_message_bytes,
     }
+
+
+def _surprise(session: PolicySession) -> dict[str, Any]:
+    values = {protocol.SURPRISE: session.surprise, protocol.ALARM: session.alarm}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _timing(seconds: float) -> dict[str, Any]:
+    return {protocol.SERVER_TIMING: {"infer_ms": seconds * 1000}}
 
 
 def _without_paths(text: str) -> str:

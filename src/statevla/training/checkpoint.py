@@ -196,6 +196,12 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return read_tensors(folder / MODEL_FILE)
 
 
+def weights_hash(folder: Path) -> str | None:
+    """SHA-256 of the deployed weights as the checkpoint records it; None where it does not."""
+    recorded = _version(folder).get("sha256", {}).get(MODEL_FILE)
+    return None if recorded is None else str(recorded)
+
+
 def load_training_state(run: Path) -> tuple[TrainingState, dict[str, Tensor], Config]:
     """State, weights and configuration of `<run>/last`, to continue from.
 
