@@ -124,7 +124,8 @@ def test_state_and_observation_give_the_same_loss(model: StateVLA, config) -> No
     batch = random_chunks(config)
     state = model.encode(batch.observation).detach()
     from_state = ChunkBatch(None, batch.actions, batch.is_pad, state)
-    losses = [model.action_loss(b, torch.Generator().manual_seed(3)) for b in (batch, from_state)]
+    draws = model.draw_flow(len(batch.actions), generator=torch.Generator().manual_seed(3))
+    losses = [model.action_loss(b, draws) for b in (batch, from_state)]
     torch.testing.assert_close(losses[0].total, losses[1].total)
 
 
@@ -137,9 +138,7 @@ def test_padded_steps_do_not_count(model: StateVLA, config) -> None:
     losses = []
     for actions in (wild, wild.clone()):
         actions[:, 2:, -1] *= -1 if losses else 1
-        losses.append(
-            model.action_loss(ChunkBatch(batch.observation, actions, is_pad), torch.Generator().manual_seed(0))
-        )
+        losses.append(model.action_loss(ChunkBatch(batch.observation, actions, is_pad)))
     torch.testing.assert_close(losses[0].gripper, losses[1].gripper)
 
 
@@ -340,11 +339,11 @@ def test_one_batch_overfit_actions(model: StateVLA, config, phase: str) -> None:
         model.freeze_encoder()
     optimizer = torch.optim.Adam([p for _, p in model.phase_parameters(phase)], lr=5e-3)
     noise = torch.Generator().manual_seed(0)
-    start = model.action_loss(batch, noise)
+    start = model.action_loss(batch, model.draw_flow(4, generator=noise))
     tail = []
     for _ in range(250):
         optimizer.zero_grad()
-        losses = model.action_loss(batch, noise)
+        losses = model.action_loss(batch, model.draw_flow(4, generator=noise))
         losses.total.backward()
         optimizer.step()
         tail.append(losses)

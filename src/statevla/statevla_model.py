@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from statevla.action_policy import FlowMatchingPolicy, GripperClassifier, gripper_command, gripper_loss
 from statevla.config import Config
 from statevla.errors import UserError
-from statevla.flow import flow_matching_loss, interpolate, l1_loss, sample_flow_time, solve
+from statevla.flow import FlowDraws, flow_matching_loss, interpolate, l1_loss, sample_flow_time, solve
 from statevla.jepa import JepaLosses, latent_loss, temporal_jepa_loss
 from statevla.mamba import prepare_for_inference
 from statevla.state_encoder import JepaStateEncoder
@@ -60,13 +61,19 @@ class StateVLA(nn.Module):
         """z_t `[..., Z]` and the action block `[..., K·A]` → the expected z after it, `[..., Z]`."""
         return self.state_encoder.predictor(state, actions)
 
-    def jepa_loss(self, batch: TransitionBatch, gather: Callable[[Tensor], Tensor] | None = None) -> JepaLosses:
+    def jepa_loss(
+        self,
+        batch: TransitionBatch,
+        gather: Callable[[Tensor], Tensor] | None = None,
+        draws: FlowDraws | None = None,
+    ) -> JepaLosses:
         """Phase 1: predict every next retained frame's target from the online z before it.
 
         Args:
             batch: windows of T frames; with `chunks` where `behavior_cloning_weight` is set.
             gather: with several processes, a differentiable all-gather over the first dim, so that the terms that
                 depend on the batch are those of the global batch.
+            draws: for behaviour cloning, one for every frame, leading dims `[B, T]`; as in `action_loss`.
 
         Raises:
             UserError: behaviour cloning is on and the batch has no chunks.
@@ -100,10 +107,10 @@ class StateVLA(nn.Module):
         losses = temporal_jepa_loss(predictions, target, regularized, latent, recovered, loss)
         if policy_state is None:
             return losses
-        cloned = self._cloning_loss(policy_state, batch)
+        cloned = self._cloning_loss(policy_state, batch, draws)
         return losses._replace(total=losses.total + phase1.behavior_cloning_weight * cloned, behavior_cloning=cloned)
 
-    def _cloning_loss(self, policy_state: Tensor, batch: TransitionBatch) -> Tensor:
+    def _cloning_loss(self, policy_state: Tensor, batch: TransitionBatch, draws: FlowDraws | None) -> Tensor:
         """Flow and gripper loss of the heads at the frames of windows, `policy_state` `[B, T', P]`; a scalar.
 
         Padded steps count as zero rather than not at all: so micro-batches weigh alike, whatever their padding.
@@ -112,16 +119,29 @@ class StateVLA(nn.Module):
             raise UserError("training.phase1.behavior_cloning_weight: the batch has no action chunks; set it to 0")
         frames = policy_state.shape[1]
         chunks, is_pad = (part[:, :frames].flatten(0, 1) for part in (batch.chunks, batch.chunk_is_pad))
-        losses = self.action_loss(ChunkBatch(None, chunks, is_pad, policy_state.flatten(0, 1)))
+        draws = None if draws is None else draws.at((slice(None), slice(frames))).flatten()
+        losses = self.action_loss(ChunkBatch(None, chunks, is_pad, policy_state.flatten(0, 1)), draws)
         # Without the learned balance: what "best" is chosen by must not depend on a learned weight.
         return (losses.flow + losses.gripper) * (~is_pad).float().mean()
 
-    def action_loss(self, batch: ChunkBatch, generator: torch.Generator | None = None) -> ActionLosses:
+    def draw_flow(
+        self, *leading: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+    ) -> FlowDraws:
+        """Noise and flow times for chunks of leading dims `leading`, from `generator` (None: the global one)."""
+        model = self.config.model
+        place = torch.device(device)
+        shape = torch.Size((*leading, model.action_seq_len, model.action_dim - 1))
+        noise = _randn(shape, place, generator)
+        time = sample_flow_time(math.prod(leading), model.policy.flow_time, place, generator)
+        return FlowDraws(noise, time.view(leading))
+
+    def action_loss(self, batch: ChunkBatch, draws: FlowDraws | None = None) -> ActionLosses:
         """Phase 2: flow matching on the continuous dims, cross-entropy on the gripper.
 
         Args:
             batch: with `state` when `encode_for_policy` ran already, else the observation is encoded here.
-            generator: for the noise and the flow times; None takes the global one.
+            draws: noise and flow time of each sample, as from `draw_flow`; None draws them here, from the global
+                generator. Given from outside, the loss does not depend on how a batch is cut into micro-batches.
         """
         if batch.state is not None:
             state = batch.state
@@ -135,8 +155,7 @@ class StateVLA(nn.Module):
             still = torch.zeros_like(x_0)
             continuous = l1_loss(self.policy(still, still[:, 0, 0], condition), x_0, mask)
         else:
-            x_1 = _randn(x_0.shape, x_0.device, generator)
-            t = sample_flow_time(x_0.shape[0], self.config.model.policy.flow_time, x_0.device, generator)
+            x_1, t = self.draw_flow(x_0.shape[0], device=x_0.device) if draws is None else draws
             velocity = self.policy(interpolate(x_0, x_1, t[:, None, None]), t, condition)
             continuous = flow_matching_loss(velocity, x_0, x_1, mask)
         gripper = gripper_loss(self.gripper(state), batch.actions[..., -1], mask)

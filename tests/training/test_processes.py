@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -79,15 +80,21 @@ def test_a_killed_run_ends_with_the_same_weights(tiny_config: Config, tmp_path: 
     )
 
 
-def torchrun(config: Path, phase: str, output: Path, *arguments: str) -> None:
+def torchrun_command(config: Path, phase: str, output: Path, *arguments: str) -> list[str]:
+    """Two processes of `train.py`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
     command += [str(ROOT / "train.py"), "--config", str(config), "--phase", phase, "--output_dir", str(output)]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    return [*command, *arguments]
+
+
+def torchrun(config: Path, phase: str, output: Path, *arguments: str) -> None:
+    command = torchrun_command(config, phase, output, *arguments)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("first batch") == 1
+    assert done.stdout.count("first batch") == int("--resume" not in arguments)
 
 
 def losses(run: Path, kind: str = "train") -> list[dict[str, float]]:
@@ -122,26 +129,60 @@ def test_two_processes_equal_one_in_phase_1(tiny_config: Config, tmp_path: Path)
     assert_close_runs(train(config, "1"), tmp_path / "two" / "phase1_temporal_jepa")
 
 
-def test_two_processes_equal_two_accumulation_steps(tiny_config: Config, tmp_path: Path) -> None:
-    """End to end with padded chunks of unequal number, so that a mean of the processes' means would differ."""
-    training = tiny_config.training.model_copy(update={"gradient_accumulation_steps": 2})
-    config = tiny_config.model_copy(update={"training": training, "output_dir": str(tmp_path / "one")})
-    one = train(config, "bc")
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_two_processes_equal_one_end_to_end(tiny_config: Config, tmp_path: Path, accumulation: int) -> None:
+    """Padded chunks of unequal number, so that a mean of means would differ; noise belongs to samples."""
+    config = tiny_config.model_copy(update={"output_dir": str(tmp_path / "one")})
     path = write_config(config, tmp_path)
-    torchrun(path, "bc", tmp_path / "two", "training.gradient_accumulation_steps=1")
-    assert_close_runs(one, tmp_path / "two" / "behaviour_cloning")
+    torchrun(path, "bc", tmp_path / "two", f"training.gradient_accumulation_steps={accumulation}")
+    assert_close_runs(train(config, "bc"), tmp_path / "two" / "behaviour_cloning")
+
+
+def test_two_processes_equal_one_in_phase_2(tiny_config: Config, tmp_path: Path) -> None:
+    config = tiny_config.model_copy(update={"output_dir": str(tmp_path / "one")})
+    phase1 = train(config, "1")
+    path = write_config(config, tmp_path)
+    torchrun(path, "2", tmp_path / "two", "--phase1_checkpoint", str(phase1 / "checkpoint_best.pt"))
+    assert_close_runs(train(config, "2", phase1), tmp_path / "two" / "phase2_flow_matching")
 
 
 @pytest.mark.slow
-def test_phase_2_and_resume_run_in_two_processes(tiny_config: Config, tmp_path: Path) -> None:
-    path = write_config(tiny_config, tmp_path)
-    torchrun(path, "1", tmp_path / "two")
-    phase1 = ["--phase1_checkpoint", str(tmp_path / "two" / "phase1_temporal_jepa" / "checkpoint_best.pt")]
+def test_phase_2_in_two_processes_survives_being_killed(tiny_config: Config, tmp_path: Path) -> None:
+    """SIGKILL of torchrun and both processes at an arbitrary moment, then on to the end: the same weights, bit for bit,
+    as two processes that were left alone."""
+    section = tiny_config.training.phase2.model_copy(update={"max_steps": 400})
+    training = tiny_config.training.model_copy(
+        update={"phase2": section, "checkpoint_every_steps": 5, "validate_every_steps": 150, "log_every_steps": 10}
+    )
+    config = tiny_config.model_copy(update={"training": training, "output_dir": str(tmp_path)})
+    path = write_config(config, tmp_path)
+    phase1 = ["--phase1_checkpoint", str(train(config, "1") / "checkpoint_best.pt")]
     torchrun(path, "2", tmp_path / "whole", *phase1)
-    torchrun(path, "2", tmp_path / "parts", *phase1, "training.checkpoint_every_steps=5", "training.phase2.max_steps=8")
-    assert step_of(tmp_path / "parts" / "phase2_flow_matching") == 8
-    torchrun(path, "2", tmp_path / "parts", *phase1, "--resume", "training.phase2.max_steps=10")
-    assert step_of(tmp_path / "parts" / "phase2_flow_matching") == 10
+
+    run = tmp_path / "killed" / "phase2_flow_matching"
+    command = torchrun_command(path, "2", tmp_path / "killed", *phase1)
+    # torchrun starts its processes in sessions of their own: they are found by their parent, and must end with it.
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    while step_of(run) < 40 and process.poll() is None:
+        time.sleep(0.005)
+    time.sleep(0.023)
+    assert process.poll() is None, "it ended before it could be killed"
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) >= 2
+    for victim in (psutil.Process(process.pid), *workers):
+        victim.kill()
+    process.wait()
+    psutil.wait_procs(workers)
+    assert 40 <= step_of(run) < 400
+
+    torchrun(path, "2", tmp_path / "killed", *phase1, "--resume")
+    whole = tmp_path / "whole" / "phase2_flow_matching"
+    assert step_of(run) == step_of(whole) == 400
+    for file in ("last/model.safetensors", "last/training_state/state.safetensors"):
+        left, right = read_tensors(whole / file), read_tensors(run / file)
+        assert left.keys() == right.keys()
+        for name, tensor in left.items():
+            assert torch.equal(tensor, right[name]), name
 
 
 @pytest.mark.parametrize(

@@ -76,11 +76,17 @@ class BatchSampler:
         """This process's share of the next (micro-)batch, int64 `[batch_size / world_size / accumulation]`."""
         if self._position >= self.batches_per_epoch * self.batch_size:
             self.epoch, self._position = self.epoch + 1, 0
+        share = self.rows(0)
+        start = self._position
+        self._position += self.batch_size // self.accumulation
+        return self._permutation(self.epoch)[start + share.start : start + share.stop]
+
+    def rows(self, piece: int) -> slice:
+        """Where this process's micro-batch number `piece` lies in the batch of its optimizer step."""
         micro = self.batch_size // self.accumulation
         share = micro // self.world_size
-        start = self._position + self.rank * share
-        self._position += micro
-        return self._permutation(self.epoch)[start : start + share]
+        start = piece * micro + self.rank * share
+        return slice(start, start + share)
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "position": self._position, "num_items": self.num_items, "seed": self.seed}

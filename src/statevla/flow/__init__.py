@@ -4,11 +4,12 @@ Convention: `x_0` = data (action), `x_1` = noise, `x_t = (1 - t) x_0 + t x_1`, t
 sampling integrates from t = 1 to t = 0.
 """
 
-from statevla.flow.path import flow_matching_loss, interpolate, l1_loss, sample_flow_time, target_velocity
+from statevla.flow.path import FlowDraws, flow_matching_loss, interpolate, l1_loss, sample_flow_time, target_velocity
 from statevla.flow.solver import SOLVERS, solve
 
 __all__ = [
     "SOLVERS",
+    "FlowDraws",
     "flow_matching_loss",
     "interpolate",
     "l1_loss",

@@ -6,10 +6,30 @@ written with time running from data (0) to noise (1).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 BETA_SHAPE = 1.5
+
+
+class FlowDraws(NamedTuple):
+    """What training draws for every chunk: `noise` x_1 `[..., H, A]` and its flow `time` `[...]`."""
+
+    noise: Tensor
+    time: Tensor
+
+    def at(self, index: int | slice | tuple[slice, ...]) -> FlowDraws:
+        """Index the leading dims of both alike."""
+        return FlowDraws(self.noise[index], self.time[index])
+
+    def flatten(self) -> FlowDraws:
+        """Merge all leading dims into one."""
+        return FlowDraws(self.noise.flatten(0, self.time.ndim - 1), self.time.flatten())
+
+    def to(self, device: torch.device) -> FlowDraws:
+        return FlowDraws(self.noise.to(device), self.time.to(device))
 
 
 def interpolate(x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:

@@ -6,8 +6,8 @@
 
 A step's loss does not depend on how its batch is cut over processes and accumulation steps, with three exceptions:
 phase 1's terms over the batch (variance, covariance, SIGReg) see one micro-batch of all processes, so that accumulation
-makes their batch smaller; the noise of flow matching is drawn per micro-batch; and batch normalisation, where it is on,
-sees a micro-batch of one process (of all processes on CUDA).
+makes their batch smaller; `model.robot_token_dropout` draws its masks per micro-batch; and batch normalisation, where
+it is on, sees a micro-batch of one process (of all processes on CUDA).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from statevla.config import BcConfig, Config, Phase1Config, Phase2Config
+from statevla.flow import FlowDraws
 from statevla.statevla_model import StateVLA
 from statevla.types import ChunkBatch, TransitionBatch
 
@@ -61,20 +62,23 @@ class PhaseLoss(nn.Module):
         if phase == "2":
             model.freeze_encoder()
 
-    def forward(self, batch: Batch, weight: Tensor | float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, batch: Batch, weight: Tensor | float = 1.0, draws: FlowDraws | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a micro-batch, and its terms.
 
         Args:
             batch: of this process.
             weight: share of the micro-batch in the step, times the number of processes (for DDP averages).
+            draws: noise and flow times of its chunks, where the phase has any; None draws them here.
 
         Returns:
             The weighted total to differentiate, and every scalar term, detached and unweighted.
         """
         if isinstance(batch, TransitionBatch):
-            losses = self.model.jepa_loss(batch, self.gather)._asdict()
+            losses = self.model.jepa_loss(batch, self.gather, draws)._asdict()
         else:
-            losses = self.model.action_loss(batch)._asdict()
+            losses = self.model.action_loss(batch, draws)._asdict()
         terms = {name: value.detach().float() for name, value in losses.items()}
         return losses["total"] * weight, terms
 

@@ -15,9 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from statevla.data import BatchSampler, Prefetcher
 from statevla.device import autocast
-from statevla.diagnostics.sequences import Subject
 from statevla.diagnostics.world_model import THRESHOLDS, measure_world_model
 from statevla.errors import UserError
+from statevla.flow import FlowDraws
 from statevla.training.checkpoint import Contents, TrainingState, load_strict, load_training_state, save_checkpoint
 from statevla.training.distributed import gather_rows
 from statevla.training.first_batch import describe, draw_observations
@@ -43,6 +43,8 @@ from statevla.training.setup import Setup, resume_differences
 from statevla.training.validation import validate
 
 MAX_NAMED_EPISODES = 8
+SEEDS_PER_STEP = 4_096
+"""Random streams of a step: one per micro-batch and process, and the last for what the whole batch draws at once."""
 MAX_PROBED_EPISODES = 8
 """Held-out episodes that the world model is measured on while training; all of them at the end."""
 
@@ -160,13 +162,15 @@ class Trainer:
         counts = torch.tensor([float(num_targets(batch)) for batch, _ in pieces], device=device)
         shares = counts / processes.sum(counts.sum()).clamp_min(1.0)
         terms: dict[str, Tensor] = {}
+        draws = self._draw_flow(step)
         for number, (batch, _) in enumerate(pieces):
             self._seed_draws(step, number)
             is_last = number + 1 == len(pieces)
             sync = contextlib.nullcontext() if is_last or self.wrapped is self.loss else self.wrapped.no_sync()
             with sync:
                 with autocast(device, self.settings.precision):
-                    total, here = self.wrapped(batch.to(device), shares[number] * processes.world_size)
+                    mine = None if draws is None else draws.at(self.loader.sampler.rows(number)).to(device)
+                    total, here = self.wrapped(batch.to(device), shares[number] * processes.world_size, mine)
                 total.backward()
             terms = {name: terms.get(name, 0.0) + value * shares[number] for name, value in here.items()}
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.grad_clip_norm)
@@ -183,14 +187,30 @@ class Trainer:
         return row.detach()
 
     def _seed_draws(self, step: int, piece: int) -> None:
-        """Seed what the model draws itself (flow noise, dropout, projections), for one micro-batch.
+        """Seed what the model draws itself (dropout, projections), for one micro-batch.
 
         Counted over accumulation steps and processes, so that two processes draw what one process draws in two
         accumulation steps. Phase 1 draws alike on all processes, as they share terms over the whole batch.
         """
         processes = self.setup.processes
         place = piece if self.setup.phase == "1" else piece * processes.world_size + processes.rank
-        torch.manual_seed((self.setup.config.seed * 1_000_003 + step) * 4_096 + place)
+        torch.manual_seed(self._seed(step, place))
+
+    def _draw_flow(self, step: int) -> FlowDraws | None:
+        """Noise and flow times of the whole step's batch, on the CPU, however it is cut; None where no flow is trained.
+
+        Every process draws them all: sample i of a step has the same noise whichever process and micro-batch it is in.
+        """
+        config, phase1 = self.setup.config, self.setup.phase == "1"
+        clones = not phase1 or config.training.phase1.behavior_cloning_weight > 0
+        if not clones or config.model.policy.objective != "flow":
+            return None
+        leading = [self.phase_settings.batch_size, *([config.training.phase1.num_frames] if phase1 else [])]
+        generator = torch.Generator().manual_seed(self._seed(step, SEEDS_PER_STEP - 1))
+        return self.setup.model.draw_flow(*leading, generator=generator)
+
+    def _seed(self, step: int, place: int) -> int:
+        return (self.setup.config.seed * 1_000_003 + step) * SEEDS_PER_STEP + place
 
     def _stop_at_bad_batch(self, pieces: Sequence[tuple[Batch, Tensor]], step: int) -> None:
         """Raise a UserError that names the episodes whose numbers are not finite, or else all of the batch."""
@@ -238,11 +258,8 @@ class Trainer:
         self.best_loss = min(values["loss"], self.best_loss)
         self.metrics = {"step": self.step, "validation": values}
         if setup.phase == "1":
-            subject = Subject(
-                setup.model, setup.config, setup.cache, setup.transform, setup.language_table, setup.device
-            )
             episodes = setup.validation_episodes[: None if is_last else MAX_PROBED_EPISODES]
-            world_model = measure_world_model(subject, episodes) if setup.processes.is_main else {}
+            world_model = measure_world_model(setup.subject, episodes) if setup.processes.is_main else {}
             setup.processes.wait()
             self.loss.train()
             self.metrics["world_model"] = world_model
