@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -97,6 +97,7 @@ def encode_frames(
     wanted: Tensor,
     use_target: bool = False,
     images_from: Tensor | None = None,
+    pictures: Tensor | None = None,
 ) -> Tensor:
     """z of frames, float32 `[len(wanted), Z]`, on the CPU.
 
@@ -105,6 +106,7 @@ def encode_frames(
         wanted: int64, indices into the cache.
         use_target: encode with the target encoder.
         images_from: take the pictures from these frames instead (the robot state stays); they belong to `episodes`.
+        pictures: take these pictures instead, uint8 `[len(wanted), V, P, P, 3]`, upright.
     """
     model, source = subject.model, subject.frames_of(episodes)
     item_of = torch.full((subject.cache.num_frames,), -1, dtype=torch.int64)
@@ -116,8 +118,10 @@ def encode_frames(
         part = slice(start, start + ENCODE_BATCH)
         observation = _observation(source, item_of[wanted[part]])
         if images_from is not None:
-            pictures = _observation(source, item_of[images_from[part]]).images
-            observation = ModelInput(pictures, observation.robot_state, observation.language)
+            images = _observation(source, item_of[images_from[part]]).images
+            observation = replace(observation, images=images)
+        elif pictures is not None:
+            observation = replace(observation, images=subject.transform.images_to_float(pictures[part]))
         with autocast(subject.device, subject.config.training.precision):
             encode = model.encode_target if use_target else model.encode
             parts.append(encode(observation.to(subject.device)).float().cpu())

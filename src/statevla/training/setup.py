@@ -13,6 +13,7 @@ from torch import Tensor
 
 from statevla.config import Config
 from statevla.data import ChunkDataset, FrameCache, TransitionDataset, open_frame_cache, split_episodes
+from statevla.diagnostics.sequences import Subject
 from statevla.errors import UserError
 from statevla.language import build_language_encoder
 from statevla.statevla_model import StateVLA
@@ -53,6 +54,11 @@ class Setup:
     @property
     def statistics(self) -> Statistics:
         return self.transform.statistics
+
+    @property
+    def subject(self) -> Subject:
+        """The model and its data, as diagnostics take them."""
+        return Subject(self.model, self.config, self.cache, self.transform, self.language_table, self.device)
 
 
 def prepare(
