@@ -347,7 +347,8 @@ class TrainingConfig(_Section):
     grad_clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the whole gradient."""
     gradient_accumulation_steps: Positive = 1
-    """Micro-batches per optimizer step."""
+    """Micro-batches per optimizer step. The losses are those of one large batch, but for phase 1's terms over samples
+    (variance, covariance, SIGReg), which see one micro-batch at a time."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """`bf16`: autocast, weights stay float32."""
     policy_ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0

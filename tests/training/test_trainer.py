@@ -182,6 +182,12 @@ def test_accumulation_equals_the_whole_batch(
                 torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=2e-5, msg=f"{name} differs")
 
 
+def test_a_single_sample_has_no_variance(tiny_config: Config, tmp_path: Path) -> None:
+    config = with_training(tiny_config, tmp_path, "1", batch_size=8, gradient_accumulation_steps=8)
+    with pytest.raises(UserError, match=r"expected 2 or more predictions per micro-batch, .* got 1; accumulate less"):
+        train(config, "1")
+
+
 def test_every_sample_has_its_own_noise_however_a_batch_is_cut(tiny_config: Config, tmp_path: Path) -> None:
     config = with_training(tiny_config, tmp_path, "bc", batch_size=24)
     whole = BatchSampler(100, 24, seed=0)

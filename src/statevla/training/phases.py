@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from statevla.config import BcConfig, Config, Phase1Config, Phase2Config
+from statevla.errors import UserError
 from statevla.flow import FlowDraws
 from statevla.statevla_model import StateVLA
 from statevla.types import ChunkBatch, TransitionBatch
@@ -34,6 +35,17 @@ def phase_config(config: Config, phase: str) -> Phase1Config | Phase2Config | Bc
         "bc": config.training.bc,
     }
     return sections[phase]
+
+
+def check_micro_batch(config: Config, phase: str) -> None:
+    """Raise a UserError if phase 1's terms over samples would see one sample alone, which has no variance."""
+    phase1, pieces = config.training.phase1, config.training.gradient_accumulation_steps
+    together = phase1.batch_size // pieces * (phase1.num_frames - 1)
+    if phase == "1" and together < 2:
+        raise UserError(
+            f"training.phase1.batch_size {phase1.batch_size} in training.gradient_accumulation_steps {pieces}: "
+            f"expected 2 or more predictions per micro-batch, to take their variance, got {together}; accumulate less"
+        )
 
 
 def learning_rate_scales(config: Config, phase: str, names: Iterable[str]) -> dict[str, float]:

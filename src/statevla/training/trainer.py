@@ -33,6 +33,7 @@ from statevla.training.phases import (
     PHASE_NAMES,
     Batch,
     PhaseLoss,
+    check_micro_batch,
     is_finite,
     learning_rate_scales,
     num_targets,
@@ -68,6 +69,7 @@ class Trainer:
         self.setup, self.run = setup, run
         config, processes = setup.config, setup.processes
         self.settings, self.phase_settings = config.training, phase_config(config, setup.phase)
+        check_micro_batch(config, setup.phase)
         model = setup.model
         if processes.world_size > 1 and setup.device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(model)
