@@ -26,6 +26,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "statevla.diagnostics.cli:offline",
         "held-out episodes: action errors, world model, probes (also eval.py)",
     ),
+    "probe": (
+        "statevla.probe:probe",
+        "what the state z knows: copy skill, action sensitivity, probes, a moved object",
+    ),
     "rollout": ("statevla.sim.evaluate:rollout", "success in simulation (also run_libero_eval.py)"),
     "report": ("statevla.report.command:report", "one self-contained HTML page of runs and evaluations"),
     "serve": ("statevla.serving.cli:serve", "a checkpoint as a policy server (openpi's protocol)"),

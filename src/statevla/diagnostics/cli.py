@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +50,7 @@ def _evaluate(arguments: list[str]) -> None:
 
 def offline(args: EvalArgs) -> None:
     """Evaluate a checkpoint on held-out episodes: action errors, world model, probes; JSON, tables and pictures."""
-    from statevla.diagnostics.offline import evaluate
+    from statevla.diagnostics.offline import evaluate, finite_tree
     from statevla.diagnostics.plots import draw_all
     from statevla.training.checkpoint import resolve_checkpoint
     from statevla.training.storage import write_json_atomically, writing
@@ -70,15 +69,18 @@ def offline(args: EvalArgs) -> None:
     )
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    write_json_atomically(out / "evaluation.json", _finite(evaluation.results))
+    write_json_atomically(out / "evaluation.json", finite_tree(evaluation.results))
     pictures = draw_all(evaluation.results, evaluation.samples, out)
     console = Console()
-    for table in _tables(evaluation.results):
+    for table in result_tables(evaluation.results):
         console.print(table)
+    for note in evaluation.results.get("notes", []):
+        console.print(note, soft_wrap=True)
     console.print(f"{out}: evaluation.json, {', '.join(path.name for path in pictures)}", soft_wrap=True)
 
 
-def _tables(results: dict[str, Any]) -> list[Table]:
+def result_tables(results: dict[str, Any]) -> list[Table]:
+    """What an evaluation or a probe found, as tables for the terminal."""
     tables = []
     where = f"{results['checkpoint']}, {results['num_episodes']} {results['split']} episodes"
     if "actions" in results:
@@ -95,7 +97,18 @@ def _tables(results: dict[str, Any]) -> list[Table]:
         for name, scores in results["probes"].items():
             table.add_row(name.replace("_", " "), *(_number(scores[kind]) for kind in kinds))
         tables.append(table)
+    if surprise := results.get("object_surprise"):
+        tables.append(_surprise_table(surprise))
     return tables
+
+
+def _surprise_table(values: dict[str, Any]) -> Table:
+    caption = f"moved over unmoved: in {values['moved_more']:.0%} of the pairs, p = {values['p_value']:.2g}"
+    title = f"surprise at a moved object: pictures from {values['source']}, {values['num_pairs']} pairs"
+    table = Table("picture", "median over the true frame's", title=title, caption=caption)
+    for kind in ("repeated", "unmoved", "moved"):
+        table.add_row(kind, _number(values[f"{kind}_ratio"]))
+    return table
 
 
 def _action_table(actions: dict[str, Any], where: str) -> Table:
@@ -119,14 +132,3 @@ def _action_table(actions: dict[str, Any], where: str) -> Table:
 
 def _number(value: float) -> str:
     return f"{value:.4g}"
-
-
-def _finite(tree: Any) -> Any:
-    """NaN and infinity have no place in JSON: null."""
-    if isinstance(tree, dict):
-        return {key: _finite(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_finite(value) for value in tree]
-    if isinstance(tree, float):
-        return float(tree) if math.isfinite(tree) else None
-    return tree

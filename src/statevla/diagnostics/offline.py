@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ import torch
 from statevla.data import open_frame_cache, split_episodes
 from statevla.device import resolve_device
 from statevla.diagnostics.actions import ChunkSamples, action_metrics, sample_chunks
-from statevla.diagnostics.probes import run_probes
+from statevla.diagnostics.object_surprise import NO_POSES, Exchange, measure_object_surprise
+from statevla.diagnostics.probes import MAX_EPISODES, beats_baselines, run_probes, thin
 from statevla.diagnostics.sequences import Subject
 from statevla.diagnostics.world_model import go_no_go, measure_world_model
 from statevla.errors import UserError
@@ -19,6 +22,8 @@ from statevla.training.checkpoint import LoadedCheckpoint, load_checkpoint
 from statevla.training.provenance import git_commit, versions
 from statevla.training.setup import check_language, embed_instructions
 from statevla.transforms import Transform
+
+QUICK_EPISODES = 12
 
 
 @dataclass(frozen=True)
@@ -54,37 +59,105 @@ def evaluate(
     Raises:
         UserError: checkpoint or data are missing or do not fit each other.
     """
+    opened = open_subject(checkpoint, data, device)
+    episodes = opened.episodes(split)
+    results = opened.header(split, episodes)
+    samples = None
+    if results["phase"] != "1":
+        samples = sample_chunks(opened.subject, episodes, max_samples, num_seeds, steps)
+        results["actions"] = action_metrics(samples, opened.subject)
+    # Behaviour cloning trains no predictor: there is no world model to measure.
+    has_world_model = results["phase"] != "bc"
+    results |= measure_state(opened.subject, opened.train, opened.held_out, episodes, has_world_model, probes)
+    return Evaluation(results, samples)
+
+
+@dataclass(frozen=True)
+class OpenedSubject:
+    """A checkpoint with its data: `train` and `held_out` are the episodes of its own split."""
+
+    loaded: LoadedCheckpoint
+    subject: Subject
+    train: list[int]
+    held_out: list[int]
+
+    def episodes(self, split: str) -> list[int]:
+        """Those of `validation`, `train` or `all`; a UserError if there are none."""
+        chosen = {"validation": self.held_out, "train": self.train, "all": sorted([*self.train, *self.held_out])}[split]
+        if not chosen:
+            raise UserError(f"evaluation of {self.loaded.path}: no {split} episodes; give --split train")
+        return chosen
+
+    def header(self, split: str, episodes: Sequence[int]) -> dict[str, Any]:
+        """What was evaluated, with which versions."""
+        return {
+            "checkpoint": str(self.loaded.path),
+            "phase": str(self.loaded.metrics.get("phase", "2")),
+            "step": self.loaded.metrics.get("step"),
+            "split": split,
+            "num_episodes": len(episodes),
+            "data": str(self.subject.cache.folder.name),
+            "versions": versions(),
+            "git_commit": git_commit(),
+            "training_metrics": self.loaded.metrics,
+        }
+
+
+def open_subject(checkpoint: str | Path, data: str | None, device: str) -> OpenedSubject:
+    """Open a checkpoint and its data, or the data set at `data`, split as in training.
+
+    Raises:
+        UserError: one of them is missing, or they do not fit each other.
+    """
     loaded = load_checkpoint(checkpoint, resolve_device(device))
     if loaded.config.num_threads:
         torch.set_num_threads(loaded.config.num_threads)
     subject = _subject(loaded, data)
     train, held_out = split_episodes(subject.cache, loaded.data.train_split, loaded.data.split_seed)
-    episodes = {"validation": held_out, "train": train, "all": sorted([*train, *held_out])}[split]
-    if not episodes:
-        raise UserError(f"evaluation of {loaded.path}: no {split} episodes; give --split train")
-    phase = str(loaded.metrics.get("phase", "2"))
-    results: dict[str, Any] = {
-        "checkpoint": str(loaded.path),
-        "phase": phase,
-        "step": loaded.metrics.get("step"),
-        "split": split,
-        "num_episodes": len(episodes),
-        "data": str(subject.cache.folder.name),
-        "versions": versions(),
-        "git_commit": git_commit(),
-        "training_metrics": loaded.metrics,
-    }
-    samples = None
-    if phase != "1":
-        samples = sample_chunks(subject, episodes, max_samples, num_seeds, steps)
-        results["actions"] = action_metrics(samples, subject)
-    if phase != "bc":
-        # Behaviour cloning trains no predictor: there is no world model to measure.
+    return OpenedSubject(loaded, subject, train, held_out)
+
+
+def measure_state(
+    subject: Subject,
+    train: Sequence[int],
+    held_out: Sequence[int],
+    episodes: Sequence[int],
+    world_model: bool = True,
+    probes: bool = True,
+    thorough: bool = True,
+    exchange: Exchange | None = None,
+) -> dict[str, Any]:
+    """What z knows: `world_model` and `go_no_go` on `episodes`, `probes` and `object_surprise` across the split.
+
+    Args:
+        train, held_out: probes are fitted to the one and scored on the other.
+        world_model: there is a trained predictor.
+        probes: also fit probes, and move objects.
+        thorough: False leaves out the MLPs and takes few episodes: seconds instead of a minute.
+        exchange: as `measure_object_surprise` takes it.
+
+    Returns:
+        A tree for JSON; `notes` has a line for what was skipped.
+    """
+    results: dict[str, Any] = {}
+    go: dict[str, bool] = {}
+    if world_model:
         results["world_model"] = measure_world_model(subject, episodes)
-        results["go_no_go"] = go_no_go(results["world_model"])
+        go = go_no_go(results["world_model"])
     if probes:
-        results["probes"] = run_probes(subject, train, held_out)
-    return Evaluation(results, samples)
+        limit = MAX_EPISODES if thorough else QUICK_EPISODES
+        results["probes"] = run_probes(subject, train, held_out, limit, mlp=thorough)
+        if scores := results["probes"].get("object_from_hand"):
+            go["object_from_hand"] = beats_baselines(scores)
+        if not results["probes"]:
+            results["notes"] = ["probes: skipped, they need episodes on both sides of the split"]
+        elif "target_object" not in results["probes"]:
+            results["notes"] = [NO_POSES]
+        elif world_model:
+            results["object_surprise"] = measure_object_surprise(subject, thin(episodes, limit), exchange)
+    if go:
+        results["go_no_go"] = go
+    return results
 
 
 def _subject(loaded: LoadedCheckpoint, data: str | None) -> Subject:
@@ -96,3 +169,14 @@ def _subject(loaded: LoadedCheckpoint, data: str | None) -> Subject:
     check_language(language, loaded)
     device = next(loaded.model.parameters()).device
     return Subject(loaded.model, config, cache, Transform(config.model, loaded.statistics), table, device)
+
+
+def finite_tree(tree: Any) -> Any:
+    """A tree for JSON, which has no NaN and no infinity: null."""
+    if isinstance(tree, dict):
+        return {key: finite_tree(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [finite_tree(value) for value in tree]
+    if isinstance(tree, float):
+        return float(tree) if math.isfinite(tree) else None
+    return tree

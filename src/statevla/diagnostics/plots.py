@@ -25,6 +25,8 @@ def draw_all(results: dict[str, Any], samples: ChunkSamples | None, folder: Path
         written.append(_draw_world_model(results["world_model"], folder / "world_model.png"))
     if results.get("probes"):
         written.append(_draw_probes(results["probes"], folder / "probes.png"))
+    if results.get("object_surprise"):
+        written.append(_draw_object_surprise(results["object_surprise"], folder / "object_surprise.png"))
     return written
 
 
@@ -107,4 +109,14 @@ def _draw_probes(probes: dict[str, dict[str, float]], path: Path) -> Path:
     axes[0][0].set_xticks(np.arange(len(probes)) + 0.4 - width / 2, [name.replace("_", " ") for name in probes])
     axes[0][0].set(ylabel="R² on held-out episodes (cut at -0.2)", ylim=(-0.2, 1))
     axes[0][0].legend(fontsize=8)
+    return _save(figure, path)
+
+
+def _draw_object_surprise(values: dict[str, Any], path: Path) -> Path:
+    figure, axes = _figure(1, 1, (6, 3.5))
+    kinds = ("repeated", "unmoved", "moved")
+    axes[0][0].bar(kinds, [values[f"{kind}_ratio"] for kind in kinds], color=("tab:gray", "tab:blue", "tab:red"))
+    axes[0][0].axhline(1.0, color="black", linestyle="--")
+    title = f"pictures from {values['source']}, {values['num_pairs']} pairs, p = {values['p_value']:.2g}"
+    axes[0][0].set(ylabel="median surprise over that of the true frame", title=title)
     return _save(figure, path)

@@ -21,6 +21,8 @@ from statevla.types import RobotStateLayout
 
 RIDGE_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Relative to the number of samples, on standardised features."""
+MLP_NAMES = {"ridge": "mlp", "robot_state": "robot_state_mlp", "random_encoder": "random_encoder_mlp"}
+"""What the MLP on the same features as a ridge regression is called."""
 MLP_HIDDEN_DIM, MLP_STEPS, MLP_BATCH = 256, 400, 512
 MAX_EPISODES, MAX_FRAMES = 40, 4_000
 MIN_STD = 1e-4
@@ -30,29 +32,38 @@ SEED = 0
 Targets = dict[str, np.ndarray]
 
 
-def run_probes(subject: Subject, train: Sequence[int], held_out: Sequence[int]) -> dict[str, dict[str, float]]:
+def run_probes(
+    subject: Subject,
+    train: Sequence[int],
+    held_out: Sequence[int],
+    max_episodes: int = MAX_EPISODES,
+    mlp: bool = True,
+) -> dict[str, dict[str, float]]:
     """R² of each probe for each target.
 
     Args:
-        train, held_out: episodes to fit and to score on; at most `MAX_EPISODES` of each are taken, evenly.
+        train, held_out: episodes to fit and to score on.
+        max_episodes: of each side, taken evenly.
+        mlp: also fit two-layer MLPs: to z, and to the two baselines that a straight line could wrong.
 
     Returns:
-        target → {ridge, mlp, robot_state, episode_mean, random_encoder}; empty where either side has no episode.
+        target → {ridge, robot_state, episode_mean, random_encoder} by ridge regression, and with `mlp` {mlp,
+        robot_state_mlp, random_encoder_mlp}; empty where either side has no episode.
     """
-    train, held_out = _thin(train), _thin(held_out)
+    train, held_out = thin(train, max_episodes), thin(held_out, max_episodes)
     if not train or not held_out:
         return {}
     frames = [_frames(subject, episodes) for episodes in (train, held_out)]
     targets = [probe_targets(subject.cache, wanted.numpy()) for wanted in frames]
-    groups = _episode_of(subject.cache, frames[0].numpy())
-    sides = (train, held_out)
-    z = [encode_frames(subject, episodes, wanted).numpy() for episodes, wanted in zip(sides, frames)]
+    groups = episode_of(subject.cache, frames[0].numpy())
+    episodes_of = (train, held_out)
+    z = [encode_frames(subject, episodes, wanted).numpy() for episodes, wanted in zip(episodes_of, frames)]
     robot = [_robot_state(subject, wanted) for wanted in frames]
-    mean = [_episode_mean(x, _episode_of(subject.cache, wanted.numpy())) for x, wanted in zip(z, frames)]
+    mean = [_episode_mean(x, episode_of(subject.cache, wanted.numpy())) for x, wanted in zip(z, frames)]
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         random_subject = replace(subject, model=StateVLA(subject.config).to(subject.device).eval())
-    random = [encode_frames(random_subject, episodes, wanted).numpy() for episodes, wanted in zip(sides, frames)]
+    random = [encode_frames(random_subject, episodes, wanted).numpy() for episodes, wanted in zip(episodes_of, frames)]
     features = {"ridge": z, "robot_state": robot, "episode_mean": mean, "random_encoder": random}
     results: dict[str, dict[str, float]] = {}
     for name in targets[0].keys() & targets[1].keys():
@@ -61,13 +72,20 @@ def run_probes(subject: Subject, train: Sequence[int], held_out: Sequence[int]) 
         if not known_train.any() or not known_test.any() or y_test[known_test].std(0).max() < MIN_STD:
             continue
         data = (y_train[known_train], y_test[known_test])
-        scores = {
-            kind: _score_ridge(x[0][known_train], data[0], x[1][known_test], data[1], groups[known_train])
-            for kind, x in features.items()
-        }
-        predicted = fit_mlp(z[0][known_train], data[0], z[1][known_test])
-        results[name] = {"ridge": scores["ridge"], "mlp": r_squared(predicted, data[1]), **scores}
+        scores = {}
+        for kind, x in features.items():
+            sides = x[0][known_train], x[1][known_test]
+            scores[kind] = _score_ridge(sides[0], data[0], sides[1], data[1], groups[known_train])
+            if mlp and kind in MLP_NAMES:
+                scores[MLP_NAMES[kind]] = r_squared(fit_mlp(sides[0], data[0], sides[1]), data[1])
+        results[name] = scores
     return {name: results[name] for name in targets[0] if name in results}
+
+
+def beats_baselines(scores: Mapping[str, float]) -> bool:
+    """Whether the better probe of z says more than every baseline, `scores` as in `run_probes`."""
+    own = [scores[kind] for kind in ("ridge", "mlp") if kind in scores]
+    return max(own) > max(score for kind, score in scores.items() if kind not in ("ridge", "mlp"))
 
 
 def probe_targets(cache: FrameCache, frames: np.ndarray) -> Targets:
@@ -81,23 +99,31 @@ def probe_targets(cache: FrameCache, frames: np.ndarray) -> Targets:
     if hand is not None:
         targets["end_effector"] = hand[frames, :3].astype(np.float64)
     targets["gripper_width"] = (some_state[:, -2] - some_state[:, -1])[:, None]
-    if cache.object_poses is not None:
-        position = np.full((len(frames), 3), np.nan)
-        episode_of = _episode_of(cache, frames)
-        for index in np.unique(episode_of):
-            column = target_object(cache.episodes[index], cache.instructions[cache.episodes[index].instruction])
-            if column is not None:
-                rows = episode_of == index
-                position[rows] = cache.object_poses[frames[rows]][:, 7 * column : 7 * column + 3]
+    position = target_positions(cache, frames)
+    if np.isfinite(position).any():
         targets["target_object"] = position
         if hand is not None:
             targets["object_from_hand"] = position - targets["end_effector"]
     progress = np.empty((len(frames), 1))
-    for row, (frame, index) in enumerate(zip(frames, _episode_of(cache, frames))):
+    for row, (frame, index) in enumerate(zip(frames, episode_of(cache, frames))):
         episode = cache.episodes[index]
         progress[row] = (frame - episode.start) / max(episode.num_steps - 1, 1)
     targets["progress"] = progress
     return targets
+
+
+def target_positions(cache: FrameCache, frames: np.ndarray) -> np.ndarray:
+    """Position of the object that the instruction is about, float64 `[M, 3]` (m); NaN where it is not known."""
+    position = np.full((len(frames), 3), np.nan)
+    if cache.object_poses is None:
+        return position
+    owner = episode_of(cache, frames)
+    for index in np.unique(owner):
+        column = target_object(cache.episodes[index], cache.instructions[cache.episodes[index].instruction])
+        if column is not None:
+            rows = owner == index
+            position[rows] = cache.object_poses[frames[rows]][:, 7 * column : 7 * column + 3]
+    return position
 
 
 def target_object(episode: CachedEpisode, instruction: str) -> int | None:
@@ -173,10 +199,11 @@ def _score_ridge(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.nd
     return r_squared(apply_ridge(fit_ridge(x, y, penalty), x_test), y_test)
 
 
-def _thin(episodes: Sequence[int]) -> list[int]:
-    if len(episodes) <= MAX_EPISODES:
+def thin(episodes: Sequence[int], count: int) -> list[int]:
+    """At most `count` of them, evenly spread."""
+    if len(episodes) <= count:
         return list(episodes)
-    return [episodes[i] for i in np.linspace(0, len(episodes) - 1, MAX_EPISODES).round().astype(int)]
+    return [episodes[i] for i in np.linspace(0, len(episodes) - 1, count).round().astype(int)]
 
 
 def _frames(subject: Subject, episodes: Sequence[int]) -> Tensor:
@@ -184,7 +211,8 @@ def _frames(subject: Subject, episodes: Sequence[int]) -> Tensor:
     return frames[:: -(-len(frames) // MAX_FRAMES)]
 
 
-def _episode_of(cache: FrameCache, frames: np.ndarray) -> np.ndarray:
+def episode_of(cache: FrameCache, frames: np.ndarray) -> np.ndarray:
+    """Index of the episode that each frame belongs to, int64 `[M]`."""
     starts = np.array([episode.start for episode in cache.episodes])
     return np.searchsorted(starts, frames, side="right") - 1
 

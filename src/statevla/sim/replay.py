@@ -64,7 +64,7 @@ def replay_data(
     for file in list_files(path):
         with open_hdf5(file) as handle:
             data = handle["data"]
-            simulation = Simulation(_task_of(file, data, suite))
+            simulation = Simulation(task_of_file(file, data, suite))
             demos = sorted(data, key=lambda key: int("".join(filter(str.isdigit, key)) or 0))
             for key in demos[:max_demos]:
                 results.append(_replay_demo(simulation, file.name, data[key]))
@@ -73,7 +73,12 @@ def replay_data(
     return results
 
 
-def _task_of(file: Path, data: h5py.Group, suite: str | None) -> TaskSpec:
+def task_of_file(file: Path, data: h5py.Group, suite: str | None) -> TaskSpec:
+    """The task that a LIBERO HDF5 file was recorded on; `suite` where the file does not say it.
+
+    Raises:
+        UserError: neither says the suite, or it has no such task.
+    """
     if suite is None:
         if SETTINGS_ATTRIBUTE not in data.attrs:
             raise UserError(f"data {file}: does not say its suite; pass --suite, such as --suite libero_object")
@@ -88,7 +93,7 @@ def _task_of(file: Path, data: h5py.Group, suite: str | None) -> TaskSpec:
 def _replay_demo(simulation: Simulation, file: str, demo: h5py.Group) -> ReplayResult:
     actions = np.asarray(demo["executed_actions" if "executed_actions" in demo else "actions"], dtype=np.float64)
     states = np.asarray(demo["states"], dtype=np.float64)
-    _start(simulation, demo, states)
+    start_episode(simulation, demo, states)
     success, deviation = False, 0.0
     for step, action in enumerate(actions):
         deviation = max(deviation, _deviation(simulation, states[step]))
@@ -98,8 +103,8 @@ def _replay_demo(simulation: Simulation, file: str, demo: h5py.Group) -> ReplayR
     return ReplayResult(file, str(demo.name).rsplit("/", 1)[-1], success, deviation)
 
 
-def _start(simulation: Simulation, demo: h5py.Group, states: np.ndarray) -> None:
-    """Put the simulation where the episode began."""
+def start_episode(simulation: Simulation, demo: h5py.Group, states: np.ndarray) -> None:
+    """Put the simulation where the episode began; `states` `[T, 1 + nq + nv]` are the recorded ones."""
     first = np.asarray(demo.attrs.get("init_state", states[0]), dtype=np.float64)
     if HIDDEN_ATTRIBUTE in demo.attrs:
         simulation.reset(0, settle_steps=0)

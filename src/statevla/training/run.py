@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import torch
 
 from statevla.config import Config, expand_path
 from statevla.device import resolve_device
+from statevla.diagnostics.offline import QUICK_EPISODES, finite_tree, measure_state
+from statevla.diagnostics.plots import draw_all
+from statevla.diagnostics.probes import thin
 from statevla.errors import UserError
 from statevla.training.checkpoint import ALIASES, BEST, LAST, RUN_FOLDERS
 from statevla.training.distributed import Processes, join_processes
 from statevla.training.provenance import run_info
-from statevla.training.setup import prepare
+from statevla.training.setup import Setup, prepare
 from statevla.training.storage import whole_folder, write_json_atomically
 from statevla.training.trainer import Trainer
 
@@ -83,5 +87,22 @@ def _run(
         info["config"] = setup.config.model_dump(mode="json")
         write_json_atomically(run / "run.json", info)
     trainer.fit()
+    if phase == "1" and processes.is_main:
+        _probe(setup, run, say)
     aliases = {name: alias for alias, name in ALIASES.items()}
     say(f"done: {run / LAST} and {run / BEST} (also {aliases[BEST]})")
+
+
+def _probe(setup: Setup, run: Path, say: Callable[[str], None]) -> None:
+    """What the trained state knows, the part that takes seconds: `<run>/probe.json` and pictures."""
+    if not setup.validation_episodes:
+        say("probes: skipped, no episodes are held out")
+        return
+    episodes = thin(setup.validation_episodes, QUICK_EPISODES)
+    results = measure_state(setup.subject, setup.train_episodes, setup.validation_episodes, episodes, thorough=False)
+    write_json_atomically(run / "probe.json", finite_tree(results))
+    draw_all(results, None, run)
+    for note in results.get("notes", []):
+        say(note)
+    read = ", ".join(f"{name} {scores['ridge']:.3f}" for name, scores in results["probes"].items())
+    say(f"linear probes of z, R² on held-out episodes: {read}; {run / 'probe.json'}, more with `statevla probe`")

@@ -1,0 +1,174 @@
+"""Does an object that jumped surprise the world model, and nothing else?
+
+Surprise is ‖ẑ_{t+1} − z_{t+1}‖². The picture of frame t+1 is exchanged while its robot state stays:
+
+    moved      the target object lies elsewhere (must surprise)
+    unmoved    exchanged in the same way, the object where it was (the control)
+    repeated   the frame itself once more (must not surprise)
+
+Without a simulator the pictures are those of other episodes of the same task, chosen by where the object lay; the
+control's arm is at least as far off as that of the moved picture, so that the arm cannot be what surprises. With a
+simulator (`statevla.sim.moved_objects`) the object really is moved, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from statevla.diagnostics.probes import episode_of, target_positions, thin
+from statevla.diagnostics.sequences import LatentSequence, Subject, encode_frames, encode_sequences, retained_frames
+from statevla.diagnostics.world_model import rollout
+
+MOVED_M, UNMOVED_M = 0.05, 0.015
+"""From how far on an object counts as moved, and up to where as unmoved."""
+MAX_PAIRS = 160
+MIN_PAIRS = 8
+"""A test on fewer pairs says nothing."""
+MAX_DONOR_EPISODES = 60
+NO_POSES = "object surprise and object probes: skipped, the data set has no poses of the object that instructions name"
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """Retained frames that follow another one, with the world model's expectation of them.
+
+    Attributes:
+        episodes: that the frames belong to.
+        frames: int64 `[M]`, indices into the cache.
+        expected: float32 `[M, Z]`, ẑ of these frames.
+        observed: float32 `[M, Z]`, z of these frames.
+    """
+
+    episodes: list[int]
+    frames: Tensor
+    expected: Tensor
+    observed: Tensor
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """Pictures that stand in for those of some transitions.
+
+    Attributes:
+        rows: int64 `[P]`, which transitions.
+        encode: (frames `[P]`, kind) → z of these frames with pictures of `moved` or `unmoved`, `[P, Z]`.
+        source: where the pictures come from.
+        details: numbers for the report.
+    """
+
+    rows: Tensor
+    encode: Callable[[Tensor, str], Tensor]
+    source: str
+    details: dict[str, float]
+
+
+Exchange = Callable[[Subject, Transitions], "Exchanged | None"]
+"""Makes pictures for transitions; None where it cannot."""
+
+
+def measure_object_surprise(
+    subject: Subject, episodes: Sequence[int], exchange: Exchange | None = None
+) -> dict[str, Any]:
+    """Paired tests of an object that jumped, on the transitions of `episodes`.
+
+    Args:
+        exchange: makes the pictures; without it, or where it cannot, they are those of other episodes of the cache.
+
+    Returns:
+        `source` and `num_pairs`; medians of surprise at the true picture, and its ratios at `repeated`, `unmoved` and
+        `moved` ones; `moved_more`, the share of pairs where the moved object surprises more than the control;
+        `p_value`, of a one-sided Wilcoxon signed-rank test of that; `details`. Empty where there are too few pairs.
+    """
+    from scipy.stats import wilcoxon
+
+    transitions = _transitions(subject, encode_sequences(subject, episodes))
+    if transitions is None:
+        return {}
+    exchanged = exchange(subject, transitions) if exchange else None
+    exchanged = exchanged or from_other_episodes(subject, transitions)
+    if exchanged is None or len(exchanged.rows) < MIN_PAIRS:
+        return {}
+    rows, frames = exchanged.rows, transitions.frames[exchanged.rows]
+    expected = transitions.expected[rows]
+    use_target = len(subject.model.state_encoder.target) > 0
+    z = {kind: exchanged.encode(frames, kind) for kind in ("moved", "unmoved")}
+    z["repeated"] = encode_frames(subject, transitions.episodes, frames, use_target)
+    values = {kind: _surprise(expected, code) for kind, code in z.items()}
+    true = _surprise(expected, transitions.observed[rows])
+    median = max(float(np.median(true)), 1e-12)
+    differ = values["moved"] != values["unmoved"]
+    test = wilcoxon(values["moved"], values["unmoved"], alternative="greater") if differ.any() else None
+    return {
+        "source": exchanged.source,
+        "num_pairs": len(rows),
+        "true": median,
+        **{f"{kind}_ratio": float(np.median(values[kind])) / median for kind in ("repeated", "unmoved", "moved")},
+        "moved_more": float(np.mean(values["moved"] > values["unmoved"])),
+        "p_value": 1.0 if test is None else float(test.pvalue),
+        "details": exchanged.details,
+    }
+
+
+def from_other_episodes(subject: Subject, transitions: Transitions) -> Exchanged | None:
+    """Pictures of other episodes of the same task; None where no object poses are known."""
+    cache = subject.cache
+    tasks = {cache.episodes[index].task for index in transitions.episodes}
+    members = [index for index, episode in enumerate(cache.episodes) if episode.task in tasks]
+    donors = sorted({*transitions.episodes, *thin(members, MAX_DONOR_EPISODES)})
+    pool = torch.cat([retained_frames(subject, index) for index in donors]).numpy()
+    wanted = transitions.frames.numpy()
+    position, here = target_positions(cache, pool), target_positions(cache, wanted)
+    if not np.isfinite(here).any():
+        return None
+    layout = subject.config.model.robot_state_layout
+    states = subject.transform.normalize_robot_state(torch.from_numpy(cache.robot_states[layout])).numpy()
+    owner, task_number = episode_of(cache, pool), {task: number for number, task in enumerate(sorted(tasks))}
+    task_of = np.array([task_number[cache.episodes[index].task] for index in owner])
+    rows, moved, unmoved, arms = [], [], [], []
+    for row, (frame, index) in enumerate(zip(wanted, episode_of(cache, wanted))):
+        allowed = (owner != index) & (task_of == task_number[cache.episodes[index].task])
+        distance = np.linalg.norm(position - here[row], axis=1)  # NaN compares false: unknown objects drop out
+        arm = np.linalg.norm(states[pool] - states[frame], axis=1)
+        far = np.where(allowed & (distance >= MOVED_M), arm, np.inf)
+        chosen = int(far.argmin())
+        near = np.where(allowed & (distance <= UNMOVED_M) & (arm >= far[chosen]), arm, np.inf)
+        control = int(near.argmin())
+        if np.isfinite(far[chosen]) and np.isfinite(near[control]):
+            rows.append(row)
+            moved.append(pool[chosen])
+            unmoved.append(pool[control])
+            arms.append((far[chosen], near[control]))
+    if not rows:
+        return None
+    pictures = {"moved": torch.tensor(np.array(moved)), "unmoved": torch.tensor(np.array(unmoved))}
+    use_target = len(subject.model.state_encoder.target) > 0
+
+    def encode(frames: Tensor, kind: str) -> Tensor:
+        return encode_frames(subject, donors, frames, use_target, images_from=pictures[kind])
+
+    off = np.median(np.array(arms), axis=0)
+    details = {"arm_off_moved_std": float(off[0]), "arm_off_unmoved_std": float(off[1])}
+    return Exchanged(torch.tensor(rows), encode, "other episodes", details)
+
+
+def _transitions(subject: Subject, sequences: Sequence[LatentSequence]) -> Transitions | None:
+    """At most `MAX_PAIRS` of them, evenly spread over the episodes."""
+    if not sequences:
+        return None
+    frames = torch.cat([sequence.frames[1:] for sequence in sequences])
+    kept = torch.tensor(thin(range(len(frames)), MAX_PAIRS))
+    z = torch.cat([sequence.z[:-1] for sequence in sequences])[kept]
+    actions = torch.cat([sequence.actions for sequence in sequences])[kept]
+    observed = torch.cat([sequence.target[1:] for sequence in sequences])[kept]
+    expected = rollout(subject, z, actions.unsqueeze(1))
+    return Transitions([sequence.episode for sequence in sequences], frames[kept], expected, observed)
+
+
+def _surprise(expected: Tensor, z: Tensor) -> np.ndarray:
+    return (expected - z).square().sum(dim=1).numpy()
