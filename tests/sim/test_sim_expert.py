@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("libero")
 
+from statevla.errors import UserError
 from statevla.sim.episodes import CollectSettings, make_simulation, run_episode
 from statevla.sim.placement import REACH_X_M, REACH_Y_M, wide_init_state
 from statevla.sim.rollout import run_expert
@@ -85,3 +86,23 @@ def test_wide_placement_is_wide_and_free() -> None:
     assert spread[:, 1].std() > 0.12
     np.testing.assert_array_equal(wide_init_state(simulation, 1), wide_init_state(simulation, 1))
     simulation.close()
+
+
+def test_another_task_of_the_scene_is_taken_up_exactly() -> None:
+    first, second = find_task("libero_goal", 7), find_task("libero_goal", 8)
+    taken_up, own = Simulation(first), Simulation(second)
+    taken_up.reset(0, load_init_states(first)[0])  # another episode before, in one of them only
+    run_expert(taken_up, np.random.default_rng(0), max_steps=30)
+    taken_up.take_up(second)
+    assert taken_up.goal == own.goal == [["on", "akita_black_bowl_1", "plate_1"]]
+    rollouts = []
+    for simulation in (taken_up, own):
+        simulation.reset(0, load_init_states(second)[1])
+        rollouts.append(run_expert(simulation, np.random.default_rng(1), noise=0.1))
+    np.testing.assert_array_equal(rollouts[0].states, rollouts[1].states)
+    assert rollouts[0].success
+    assert rollouts[1].success
+    with pytest.raises(UserError, match="its scene differs"):
+        own.take_up(find_task("libero_object", 0))
+    taken_up.close()
+    own.close()

@@ -18,6 +18,7 @@ from statevla.sim.backend import prepare
 BACKEND = prepare()
 
 import mujoco  # noqa: E402  (the backend has to be chosen first)
+from libero.libero.envs.bddl_utils import robosuite_parse_problem  # noqa: E402
 from libero.libero.envs.env_wrapper import ControlEnv  # noqa: E402
 from robosuite.utils import transform_utils  # noqa: E402
 
@@ -91,6 +92,19 @@ class Simulation:
         self._site = self.model.site("gripper0_grip_site").id
         self._hand = self.model.body("robot0_right_hand").id
         self._stepper = FastStepper(self.robosuite_env)
+
+    def take_up(self, task: TaskSpec) -> None:
+        """Pursue another task of the same scene, which is much faster than building the scene again.
+
+        Raises:
+            UserError: the other task's scene is not this one.
+        """
+        if task.scene != self.task.scene:
+            raise UserError(
+                f"task '{task.name}': its scene differs from that of '{self.task.name}'; make a Simulation of its own"
+            )
+        self.task = task
+        self.robosuite_env.parsed_problem = robosuite_parse_problem(str(task.bddl_path))
 
     def reset(self, seed: int, init_state: np.ndarray | None = None, settle_steps: int = SETTLE_STEPS) -> None:
         """Start an episode that is a pure function of the arguments.

@@ -52,6 +52,14 @@ class TaskSpec:
         path = _official_path(self)
         return _num_rows(path) if path.is_file() else 0
 
+    @property
+    def scene(self) -> str:
+        """The BDDL definition without instruction and goal: tasks with the same text differ in nothing else."""
+        text = self.bddl_path.read_text()
+        for section in ("language", "obj_of_interest", "goal"):
+            text = _without_section(text, section)
+        return " ".join(text.split())
+
 
 def suite_names() -> list[str]:
     """All suites whose tasks are installed, the standard five first."""
@@ -180,6 +188,19 @@ def _instruction(suite: str, name: str) -> str:
     if match is None:
         raise UserError(f"'{name}.bddl' of suite '{suite}': expected a (:language …) entry, found none; reinstall it")
     return " ".join(match[1].lower().split())
+
+
+def _without_section(text: str, section: str) -> str:
+    """`text` without the parenthesised `(:section …)`."""
+    start = text.find(f"(:{section}")
+    if start < 0:
+        return text
+    depth = 0
+    for end in range(start, len(text)):
+        depth += (text[end] == "(") - (text[end] == ")")
+        if depth == 0:
+            return text[:start] + text[end + 1 :]
+    return text[:start]
 
 
 def _num_rows(path: Path) -> int:
