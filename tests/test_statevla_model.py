@@ -295,6 +295,26 @@ def test_unfreezing_moves_the_encoders_end_only(count: int) -> None:
     assert not any(parameter.requires_grad for parameter in model.state_encoder.tokenizer.parameters())
 
 
+def test_a_modulated_predictor_fits_into_phase_1() -> None:
+    settings = ["model.predictor={conditioning: adaln, dropout: 0.1}", "training.phase1.rollout_steps=2"]
+    config = load_config("conf/config.yaml", [*TINY, *settings, "training.phase1.num_frames=3"])
+    model = StateVLA(config)
+    batch = TransitionBatch(random_input(config, 6, 3), torch.rand(6, 2, 7) * 2 - 1)
+    optimizer = torch.optim.Adam([p for _, p in model.phase_parameters("1")], lr=1e-3)
+    for _ in range(3):  # gates open with the first steps
+        optimizer.zero_grad()
+        model.jepa_loss(batch).total.backward()
+        optimizer.step()
+    assert gradients(model) == {name for name, _ in model.phase_parameters("1")}
+    with torch.device("meta"):
+        full = StateVLA(load_config("conf/config.yaml", ["model.predictor.conditioning=adaln"]))
+    hidden, z, action = 512, 256, 7
+    expected = (action + 1) * hidden + (hidden + 1) * hidden + (z + 1) * hidden  # action, input
+    expected += 2 * ((hidden + 1) * 3 * hidden + 2 * (hidden + 1) * hidden)  # blocks: modulation, MLP
+    expected += (hidden + 1) * 2 * hidden + (hidden + 1) * z  # last modulation, output
+    assert dict(full.parameter_table())["temporal predictor"] == expected
+
+
 def test_hidden_robot_state_never_reaches_the_encoder() -> None:
     config = load_config("conf/config.yaml", [*TINY, "model.robot_token_dropout=1.0"])
     model, observation = StateVLA(config).eval(), random_input(config, 2)

@@ -131,6 +131,15 @@ class PolicyConfig(_Section):
     """ODE solver; heun and midpoint evaluate twice per step."""
 
 
+class PredictorConfig(_Section):
+    """How the temporal predictor of phase 1 takes the action in."""
+
+    conditioning: Literal["concat", "adaln"] = "concat"
+    """`concat`: beside z, as in the spec; `adaln`: residual blocks that the action scales, shifts and gates."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Chance in training that a hidden number is left out."""
+
+
 class ModelConfig(_Section):
     embed_dim: Positive = 256
     """Width D of tokens and blocks."""
@@ -158,6 +167,7 @@ class ModelConfig(_Section):
     """`layernorm`: Linear + LayerNorm, as in the spec; `batchnorm`: an MLP with BatchNorm; z keeps its scale."""
     stem: Annotated[PatchStem | ConvStem, Field(discriminator="kind")] = PatchStem()
     mamba: MambaConfig = MambaConfig()
+    predictor: PredictorConfig = PredictorConfig()
     policy: PolicyConfig = PolicyConfig()
 
     @model_validator(mode="before")
@@ -212,6 +222,9 @@ class AugmentationConfig(_Section):
 class DataConfig(_Section):
     path: str = "$STATEVLA_HOME/datasets/libero_object"
     """A file or folder of LIBERO HDF5 files, or the folder of a LeRobotDataset v3."""
+    play_path: str | None = None
+    """Another data set, whose episodes phase 1 also trains on: unlabelled play (`statevla collect --play`). Actions and
+    states are normalised as those of `path`; nothing is imitated, nothing held out; format and orientation `auto`."""
     format: Literal["auto", "libero", "lerobot"] = "auto"
     """`auto` looks at the files."""
     orientation: ImageOrientation | Literal["auto"] = "auto"
@@ -349,8 +362,9 @@ class TrainingConfig(_Section):
     gradient_accumulation_steps: Positive = 1
     """Micro-batches per optimizer step. The losses are those of one large batch, but for phase 1's terms over samples
     (variance, covariance, SIGReg), which see one micro-batch at a time."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """`bf16`: autocast, weights stay float32."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """`bf16`: autocast, weights stay float32. `auto` takes it where the processor multiplies bf16: on a CPU without
+    such instructions it is emulated, and many times slower than float32."""
     policy_ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Exponential average of the trained weights, used for validation and deployment in phase 2 and bc; 0 = off."""
     compile: bool = False

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from statevla.config import Config, ModelConfig
-from statevla.jepa import Encoder, InverseDynamics, TemporalPredictor, Tokenizer, ema_momentum, update_ema
+from statevla.jepa import Encoder, InverseDynamics, Tokenizer, build_temporal_predictor, ema_momentum, update_ema
 from statevla.types import ModelInput
 
 
@@ -31,7 +31,7 @@ class JepaStateEncoder(nn.Module):
         self.projection = _build_projection(model)
         action_dim = phase1.frame_skip * model.action_dim
         hidden_dim = phase1.temporal_predictor_hidden_dim
-        self.predictor = TemporalPredictor(model.state_dim, action_dim, hidden_dim)
+        self.predictor = build_temporal_predictor(model.predictor, model.state_dim, action_dim, hidden_dim)
         self.inverse_dynamics = None
         if phase1.loss.inverse_dynamics_weight > 0:
             self.inverse_dynamics = InverseDynamics(model.state_dim, action_dim, hidden_dim)

@@ -6,8 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from statevla.config import JepaLossConfig, LatentLossConfig, load_config
-from statevla.jepa import Encoder, TemporalPredictor, Tokenizer, ema_momentum, temporal_jepa_loss, update_ema
+from statevla.config import JepaLossConfig, LatentLossConfig, PredictorConfig, load_config
+from statevla.jepa import (
+    Encoder,
+    TemporalPredictor,
+    Tokenizer,
+    build_temporal_predictor,
+    ema_momentum,
+    temporal_jepa_loss,
+    update_ema,
+)
 from statevla.jepa.loss import covariance_loss, variance_loss
 from statevla.jepa.regularizers import latent_loss, sigreg
 from statevla.types import ModelInput
@@ -138,6 +146,39 @@ def test_encoder_is_causal_and_cls_sees_all(tiny) -> None:
         moved = (encoder(changed) - base).abs().amax(dim=(0, 2))
         assert (moved[:i] == 0).all()
         assert (moved[i:] > 0).all(), "positive control: what comes after does move"
+
+
+def test_modulated_predictor_starts_as_a_copy_and_learns_what_the_action_does() -> None:
+    torch.manual_seed(0)
+    predictor = build_temporal_predictor(PredictorConfig(conditioning="adaln"), 6, 3, 16)
+    state, action = torch.randn(64, 5, 6), torch.randn(64, 5, 3)
+    assert torch.equal(predictor(state, action), state)
+    # What happens is a product of state and action: neither alone says it.
+    goal = state + action.repeat(1, 1, 2) * state
+    optimizer = torch.optim.Adam(predictor.parameters(), lr=1e-2)
+    for _ in range(300):
+        optimizer.zero_grad()
+        (predictor(state, action) - goal).square().mean().backward()
+        optimizer.step()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in predictor.parameters())
+    copied, learnt = (state - goal).square().mean(), (predictor(state, action) - goal).square().mean()
+    assert learnt < 0.1 * copied
+    shuffled = predictor(state, action.roll(1, 0))
+    assert (shuffled - goal).square().mean() > 3 * learnt
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "adaln"])
+def test_dropout_acts_in_training_only_and_renames_nothing(conditioning: str) -> None:
+    torch.manual_seed(0)
+    plain, dropping = (
+        build_temporal_predictor(PredictorConfig(conditioning=conditioning, dropout=p), 6, 3, 16) for p in (0.0, 0.5)
+    )
+    for parameter in plain.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    dropping.load_state_dict(plain.state_dict())
+    state, action = torch.randn(4, 6), torch.randn(4, 3)
+    assert not torch.allclose(dropping(state, action), plain(state, action))
+    torch.testing.assert_close(dropping.eval()(state, action), plain(state, action))
 
 
 def test_predictor_is_residual() -> None:

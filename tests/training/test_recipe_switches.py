@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from libero_files import smooth_episode, write_official_file
 from statevla.config import Config
 from statevla.data import open_frame_cache
 from statevla.data.datasets import ChunkDataset, TransitionDataset
+from statevla.errors import UserError
 from statevla.training.checkpoint import load_checkpoint, load_training_state
 from statevla.training.distributed import Processes
 from statevla.training.run import train
@@ -109,6 +112,73 @@ def test_chunks_of_windows_are_those_of_their_frames(tiny_config: Config, tmp_pa
     assert batch.chunk_is_pad.any()
     off = TransitionDataset(cache, episodes, tiny_config.training.phase1, setup.transform, table)
     assert off.gather(torch.tensor([0])).chunks is None
+
+
+@pytest.fixture(scope="module")
+def play_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("play")
+    rng = np.random.default_rng(7)
+    episodes = [smooth_episode(rng, 25, 64, (250, 250, 250)) for _ in range(3)]
+    write_official_file(folder / "play_demo.hdf5", "push the green block to the left", episodes)
+    return folder
+
+
+def with_play(config: Config, path: Path | None) -> Config:
+    return config.model_copy(update={"data": config.data.model_copy(update={"play_path": str(path) if path else None})})
+
+
+def test_play_is_watched_but_not_imitated(tiny_config: Config, tmp_path: Path, play_path: Path) -> None:
+    config = with_phase(tiny_config, "1", tmp_path, behavior_cloning_weight=0.1)
+    process, device = Processes(), torch.device("cpu")
+    alone = prepare(config, "1", None, device, process, lambda _: None)
+    lines: list[str] = []
+    setup = prepare(with_play(config, play_path), "1", None, device, process, lines.append)
+    assert lines == ["phase 1 also trains on 3 episodes of play, 72 windows"]
+    assert len(setup.train) == len(alone.train) + 72
+    assert len(setup.validation) == len(alone.validation)
+    assert setup.statistics.to_dict() == alone.statistics.to_dict()
+    assert setup.data.play_cache not in (None, setup.data.cache)
+
+    # Play and demonstrations in one batch, in the order asked for.
+    count = len(alone.train)
+    indices = torch.tensor([count, 3, count + 71, 0])
+    batch = setup.train.gather_drawn(indices, None)
+    demonstrated = alone.train.gather_drawn(torch.tensor([3, 0]), None)
+    torch.testing.assert_close(batch.observation.images[[1, 3]], demonstrated.observation.images)
+    torch.testing.assert_close(batch.actions[[1, 3]], demonstrated.actions)
+    assert not torch.allclose(batch.observation.images[0], batch.observation.images[2])
+    assert batch.chunk_is_pad[[0, 2]].all()
+    assert not batch.chunk_is_pad[3].any()
+    names = setup.train.episode_ids_of(indices)
+    assert [name.startswith("play_demo") for name in names] == [True, False, True, False]
+
+
+def test_play_changes_phase_1_and_only_it(
+    tiny_config: Config, tmp_path: Path, phase1_run: Path, play_path: Path
+) -> None:
+    run = train(with_play(with_phase(tiny_config, "1", tmp_path), play_path), "1")
+    assert any(not torch.equal(tensor, weights(run)[name]) for name, tensor in weights(phase1_run).items())
+    assert load_checkpoint(run).data.play_cache
+    config = with_play(tiny_config, play_path)
+    process, device = Processes(), torch.device("cpu")
+    setup = prepare(config, "2", run, device, process, lambda _: None)
+    assert len(setup.train) == len(prepare(tiny_config, "2", run, device, process, lambda _: None).train)
+    assert setup.data.play_cache == load_checkpoint(run).data.play_cache
+
+
+def test_play_of_another_robot_is_refused(tiny_config: Config, tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    episode = smooth_episode(rng, 25, 64, (250, 250, 250))
+    episode["actions"] = episode["actions"][:, 2:]
+    write_official_file(tmp_path / "play_demo.hdf5", "push the green block to the left", [episode])
+    with pytest.raises(
+        UserError, match=r"data\.play_path .*: expected .* 7 action numbers, .* and 5; play with the same"
+    ):
+        prepare(with_play(tiny_config, tmp_path), "1", None, torch.device("cpu"), Processes(), lambda _: None)
+    with pytest.raises(UserError, match="no such file or folder"):
+        prepare(
+            with_play(tiny_config, tmp_path / "absent"), "1", None, torch.device("cpu"), Processes(), lambda _: None
+        )
 
 
 def test_unfrozen_parts_move_at_their_own_rate(tiny_config: Config, tmp_path: Path, phase1_run: Path) -> None:

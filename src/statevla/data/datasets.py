@@ -132,6 +132,7 @@ class TransitionDataset(_CachedSamples):
         phase1_config: `num_frames`, `frame_skip`; with `behavior_cloning_weight`, batches hold action chunks too.
         transform: of the model that is trained.
         language_table: float `[len(cache.instructions), E]`.
+        labelled: whether the actions are worth imitating; if not, all steps of action chunks are marked as padding.
 
     Raises:
         UserError: no episode is long enough, or the table or the cache does not fit.
@@ -144,6 +145,7 @@ class TransitionDataset(_CachedSamples):
         phase1_config: Phase1Config,
         transform: Transform,
         language_table: torch.Tensor,
+        labelled: bool = True,
     ) -> None:
         skip, num_frames = phase1_config.frame_skip, phase1_config.num_frames
         span = skip * (num_frames - 1)
@@ -155,6 +157,7 @@ class TransitionDataset(_CachedSamples):
                 f"longest of {len(episode_ids)} episodes has {longest}; lower num_frames or frame_skip"
             )
         self._horizon = transform.model_config.action_seq_len if phase1_config.behavior_cloning_weight else 0
+        self._labelled = labelled
         self._frame_offsets = torch.arange(num_frames) * skip
         self._action_offsets = torch.arange(span).view(num_frames - 1, skip)
         # What was executed moves the world, not what an expert would rather have done.
@@ -172,6 +175,8 @@ class TransitionDataset(_CachedSamples):
         frames = first[:, None] + self._frame_offsets
         steps = first[:, None, None] + self._action_offsets
         chunks, is_pad = self._chunks(frames, indices, self._horizon) if self._horizon else (None, None)
+        if is_pad is not None and not self._labelled:
+            is_pad.fill_(True)
         return TransitionBatch(
             observation=self._observation(frames, indices, draws),
             actions=self._actions[steps].flatten(2),

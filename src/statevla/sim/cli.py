@@ -25,7 +25,8 @@ class CollectArgs:
     suite: str = "libero_object"
     """LIBERO or LIBERO-PRO suite."""
     out: Path | None = None
-    """Folder for `<task>_demo.hdf5`, where an interrupted run goes on; $STATEVLA_HOME/datasets/<suite> by default."""
+    """Folder for `<task>_demo.hdf5`, where an interrupted run goes on; $STATEVLA_HOME/datasets/<suite> by default, and
+    .../<suite>_play for `--play`."""
     tasks: str = "all"
     """Task indices: `all`, `0,3,5` or `0-4`."""
     demos: int = 50
@@ -45,7 +46,7 @@ class CollectArgs:
     wide: bool = False
     """Spread the objects over the whole reachable table instead of the official regions."""
     play: bool = False
-    """Unlabelled noisy interaction for phase 1 instead of the task."""
+    """Unlabelled noisy interaction instead of the task, for `data.play_path`."""
 
 
 def collect(args: CollectArgs) -> int:
@@ -60,7 +61,8 @@ def collect(args: CollectArgs) -> int:
     settings = CollectSettings(args.suite, args.seed, args.noise, args.wide, args.play, args.image_size, args.rendering)
     console = Console()
     tasks = parse_task_indices(args.suite, args.tasks)
-    out = args.out or home_dir() / "datasets" / args.suite
+    # Play beside demonstrations would be imitated: a data set is a folder.
+    out = args.out or home_dir() / "datasets" / (f"{args.suite}_play" if args.play else args.suite)
     converted = out / "lerobot"
     if args.format == "lerobot" and converted.exists():
         raise UserError(f"{converted}: exists already; remove it to convert again, or choose another --out folder")

@@ -65,11 +65,13 @@ class DataInfo:
     Attributes:
         cache: fingerprint of the frame cache.
         train_split, split_seed: arguments of `split_episodes`.
+        play_cache: fingerprint of the cache of play that phase 1 trained on too, or None.
     """
 
     cache: str
     train_split: float
     split_seed: int
+    play_cache: str | None = None
 
 
 @dataclass(frozen=True)

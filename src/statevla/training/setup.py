@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from statevla.config import Config
-from statevla.data import ChunkDataset, FrameCache, TransitionDataset, open_frame_cache, split_episodes
+from statevla.data import (
+    ChunkDataset,
+    FrameCache,
+    JoinedTransitions,
+    TransitionDataset,
+    open_frame_cache,
+    split_episodes,
+)
 from statevla.diagnostics.sequences import Subject
 from statevla.errors import UserError
 from statevla.language import build_language_encoder
@@ -98,6 +105,11 @@ def prepare(
         load_strict(model.state_encoder, phase1.model.state_encoder.state_dict(), f"checkpoint {phase1.path}")
     model = model.to(device)
     train = _samples(config, phase, cache, train_episodes, transform, language_table)
+    if phase == "1" and config.data.play_path is not None:
+        play = open_play(config, transform, processes)
+        data = replace(data, play_cache=play.cache.folder.name)
+        say(f"phase 1 also trains on {len(play.cache.episodes)} episodes of play, {len(play)} windows")
+        train = JoinedTransitions([train, play])
     validation = None
     if validation_episodes:
         validation = _samples(config, phase, cache, validation_episodes, transform, language_table)
@@ -118,6 +130,28 @@ def _samples(
     if phase == "1":
         return TransitionDataset(cache, episodes, config.training.phase1, transform, language_table)
     return ChunkDataset(cache, episodes, config.model.action_seq_len, transform, language_table)
+
+
+def open_play(config: Config, transform: Transform, processes: Processes) -> TransitionDataset:
+    """The windows of all episodes at `data.play_path`, unlabelled.
+
+    Raises:
+        UserError: they are missing, or of another robot than the demonstrations that `transform` was made from.
+    """
+    changes = {"path": config.data.play_path, "format": "auto", "orientation": "auto"}
+    cache = open_frame_cache(
+        config.model_copy(update={"data": config.data.model_copy(update=changes)}), progress=processes.is_main
+    )
+    layout, action_dim = config.model.robot_state_layout, config.model.action_dim
+    if layout not in cache.robot_states or cache.actions.shape[1] != action_dim:
+        layouts = ", ".join(known.value for known in cache.robot_states) or "none"
+        raise UserError(
+            f"data.play_path {config.data.play_path}: expected robot states '{layout.value}' and {action_dim} action "
+            f"numbers, as in data.path, got {layouts} and {cache.actions.shape[1]}; play with the same robot"
+        )
+    table, _ = embed_instructions(config, cache)
+    episodes = range(len(cache.episodes))
+    return TransitionDataset(cache, episodes, config.training.phase1, transform, table, labelled=False)
 
 
 def embed_instructions(config: Config, cache: FrameCache) -> tuple[Tensor, LanguageInfo]:
