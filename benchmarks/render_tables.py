@@ -1,4 +1,4 @@
-"""Write the measured tables of README.md, docs/results.md and docs/expert.md from `benchmarks/results/`.
+"""Write the measured tables of README.md and of docs/results.md, expert.md and experiments.md from the raw results.
 
     python benchmarks/render_tables.py [--check]
 
@@ -11,6 +11,8 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from experiments_page import experiments_page
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -38,6 +40,7 @@ def main() -> int:
         ROOT / "README.md": between((ROOT / "README.md").read_text(), metrics_table(summary)),
         ROOT / "docs" / "results.md": results_page(summary),
         ROOT / "docs" / "expert.md": expert_page(load("expert"), load("expert_settings")),
+        ROOT / "docs" / "experiments.md": experiments_page(RESULTS / "experiments"),
     }
     stale = [path for path, text in pages.items() if not path.is_file() or path.read_text() != text]
     if "--check" in sys.argv[1:]:

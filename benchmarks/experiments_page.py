@@ -1,0 +1,135 @@
+"""docs/experiments.md from `benchmarks/results/experiments/*.json` (written by `record_experiment.py`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HEAD = """# Experiments
+
+Every recorded training run, failures included: what was called, what changed against the preset, what the world model
+knows, how far the actions are off on held-out frames, and success in simulation with Wilson's 95 % interval. The raw
+records are in `benchmarks/results/experiments/`. To add one:
+
+```bash
+python eval.py --checkpoint RUN/checkpoint_best.pt
+python run_libero_eval.py --checkpoint RUN/checkpoint_best.pt --task_suite libero_object --out DIR
+python benchmarks/record_experiment.py --name NAME --checkpoint RUN --rollout DIR --note "what was learnt"
+python benchmarks/render_tables.py
+```
+"""
+COLUMNS = """
+Columns: S, copy skill one and four retained steps ahead (0 is copying); A, action sensitivity (1 ignores actions);
+object, R² of the better probe for the target object relative to the hand, and of the best baseline; MSE of normalised
+actions; success in simulation.
+"""
+
+
+def experiments_page(folder: Path) -> str:
+    """The page; experiments in the order of their names."""
+    experiments = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    if not experiments:
+        return f"{HEAD}\nNone is recorded yet.\n"
+    lines = [
+        HEAD + COLUMNS,
+        "| run | phase | seed | S₁ | S₄ | A₁ | object (baseline) | MSE | success |",
+        "|---" * 9 + "|",
+    ]
+    lines += [_row(tree) for tree in experiments]
+    for tree in experiments:
+        lines += ["", *_section(tree)]
+    return "\n".join(lines) + "\n"
+
+
+def _row(tree: dict[str, Any]) -> str:
+    world = tree["diagnostics"].get("world_model") or {}
+    actions = tree["offline"] or {}
+    cells = [
+        f"[{tree['name']}](#{_anchor(tree['name'])})",
+        tree["phase"],
+        tree["seed"],
+        _number(world.get("copy_skill_1")),
+        _number(world.get("copy_skill_4")),
+        _number(world.get("action_sensitivity_1")),
+        _object(tree["diagnostics"].get("probes") or {}),
+        _number(actions.get("normalized", {}).get("mse")),
+        "; ".join(_success(rollout) for rollout in tree["simulated"]) or "not simulated",
+    ]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _section(tree: dict[str, Any]) -> list[str]:
+    lines = [f"## {tree['name']}", ""]
+    if tree["note"]:
+        lines += [tree["note"], ""]
+    changed = ", ".join(f"`{key}={_yaml(value)}`" for key, value in tree["overrides"].items())
+    lines.append(
+        f"Preset `{tree['preset'] or 'defaults'}`{', with ' + changed if changed else ''}; data `{tree['data']}`."
+    )
+    last = tree["training"].get("last")
+    if last is None:
+        lines.append("Training wrote no checkpoint.")
+    else:
+        seconds = last["trained_s"]
+        took = f", {seconds / 60:.0f} minutes" if seconds is not None else ""
+        lines.append(f"{last['step']} steps{took}; commit `{str(tree['git_commit'])[:12]}`.")
+    surprise = tree["diagnostics"].get("object_surprise")
+    if surprise:
+        lines.append(
+            f"A moved object surprises {_number(surprise['moved_ratio'])} times as much as the true frame, an unmoved "
+            f"one {_number(surprise['unmoved_ratio'])} times ({surprise['num_pairs']} pairs, p = "
+            f"{surprise['p_value']:.2g}; pictures from {surprise['source']})."
+        )
+    lines += ["", "```bash", tree["command"], "```"]
+    for rollout in tree["simulated"]:
+        lines += ["", *_tasks(rollout)]
+    return lines
+
+
+def _tasks(rollout: dict[str, Any]) -> list[str]:
+    state = "" if rollout["complete"] else f", of {rollout['planned']} planned"
+    lines = [f"Simulated: {_success(rollout)}{state}. `{' '.join(rollout['command'])}`", ""]
+    lines += ["| task | successes / episodes | interval | errors |", "|---|---|---|---|"]
+    for task in rollout["tasks"]:
+        name = task["name"].replace("_", " ")
+        lines.append(f"| {name} | {task['successes']} / {task['episodes']} | {_interval(task)} | {task['errors']} |")
+    return lines
+
+
+def _success(rollout: dict[str, Any]) -> str:
+    total = rollout["total"]
+    return f"{total['successes']} / {total['episodes']} ({_interval(total)})"
+
+
+def _interval(rates: dict[str, Any]) -> str:
+    low, high = rates["interval_95"]
+    return f"{100 * low:.1f} to {100 * high:.1f} %"
+
+
+def _object(probes: dict[str, Any]) -> str:
+    scores = probes.get("object_from_hand")
+    if not scores:
+        return "–"
+    own = [scores[kind] for kind in ("ridge", "mlp") if kind in scores]
+    baselines = [score for kind, score in scores.items() if kind not in ("ridge", "mlp")]
+    return f"{_number(_largest(own))} ({_number(_largest(baselines))})"
+
+
+def _largest(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return max(known) if known else None
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _anchor(name: str) -> str:
+    """As GitHub and Python-Markdown make it from a heading."""
+    return "".join(c for c in name.lower() if c.isalnum() or c in "-_")
+
+
+def _yaml(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, list | bool) or value is None else str(value)
