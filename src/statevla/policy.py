@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from statevla.alarm import Calibration, Sighting, expect, novelty_of, surprise_of
-from statevla.device import autocast, resolve_device
+from statevla.device import autocast, resolve_device, resolve_precision
 from statevla.errors import UserError
 from statevla.session import PolicySession
 from statevla.transforms import Transform
@@ -336,18 +336,8 @@ class StateVLAPolicy:
 
 
 def _choose_precision(name: str, device: torch.device, model: StateVLA) -> str:
-    if name in ("bf16", "fp32"):
-        return name
-    if name != "auto":
+    if name not in ("auto", "bf16", "fp32"):
         raise UserError(f"precision '{name}': expected auto, bf16 or fp32")
-    if model.config.training.precision == "fp32" or device.type == "mps":
+    if name == "auto" and model.config.training.precision == "fp32":
         return "fp32"
-    if device.type == "cpu":
-        return "bf16" if _cpu_multiplies_bf16() else "fp32"
-    return "bf16"
-
-
-def _cpu_multiplies_bf16() -> bool:
-    """Whether this CPU has instructions for it; without them bf16 is slower than float32."""
-    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(check() for check in checks if check is not None)
+    return resolve_precision(name, device)

@@ -21,7 +21,7 @@ from torch import Tensor
 from statevla.config import Config, expand_path
 from statevla.data import ChunkDataset, FrameCache
 from statevla.data.pixels import item_draws
-from statevla.device import autocast
+from statevla.device import autocast, resolve_precision
 from statevla.statevla_model import StateVLA
 from statevla.training.distributed import Processes
 from statevla.training.storage import sync, writing
@@ -82,7 +82,7 @@ def open_latents(
         UserError: the disk is full, or a frame cannot be read.
     """
     views = config.training.phase2.num_latent_views
-    key = _fingerprint(model, config, cache, language_table)
+    key = _fingerprint(model, config, cache, language_table, device)
     folder = expand_path(config.data.cache_dir) / "latents"
     target = folder / f"{key}.npy"
     if processes.main_says(not target.exists(), device):
@@ -147,7 +147,9 @@ def _encode(
         return model.encode_for_policy(observation.to(device)).float().cpu()
 
 
-def _fingerprint(model: StateVLA, config: Config, cache: FrameCache, language_table: Tensor) -> str:
+def _fingerprint(
+    model: StateVLA, config: Config, cache: FrameCache, language_table: Tensor, device: torch.device
+) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_encoder.state_dict().items():
         # The target, the predictor and the inverse dynamics have no part in encoding.
@@ -160,7 +162,7 @@ def _fingerprint(model: StateVLA, config: Config, cache: FrameCache, language_ta
         "views": views,
         "augmentation": config.data.augmentation.model_dump() if views > 1 else None,
         "condition": config.model.policy.condition.model_dump(),
-        "precision": config.training.precision,
+        "precision": resolve_precision(config.training.precision, device),
     }
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()[:32]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from statevla.config import Config, expand_path
-from statevla.device import resolve_device
+from statevla.device import resolve_device, resolve_precision
 from statevla.diagnostics.offline import QUICK_EPISODES, finite_tree, measure_state
 from statevla.diagnostics.plots import draw_all
 from statevla.diagnostics.probes import thin
@@ -84,6 +84,7 @@ def _run(
     )
     if processes.is_main:
         info: dict[str, Any] = {"phase": phase, **run_info(config.seed, processes.world_size, device)}
+        info["precision"] = resolve_precision(config.training.precision, device)
         info["config"] = setup.config.model_dump(mode="json")
         write_json_atomically(run / "run.json", info)
     trainer.fit()
