@@ -83,7 +83,8 @@ def surprise_of(expected: Tensor, seen: Tensor) -> Tensor:
 
 def novelty_of(state: Tensor, memory: Tensor, num_neighbors: int = NUM_NEIGHBORS) -> Tensor:
     """Mean Euclidean distance of each `state` `[B, Z]` to its nearest rows of `memory` `[M, Z]` → `[B]`."""
-    distances = torch.cdist(state, memory)
+    # By matrix products, small distances would be rounding noise that depends on the batch.
+    distances = torch.cdist(state, memory, compute_mode="donot_use_mm_for_euclid_dist")
     return distances.topk(min(num_neighbors, len(memory)), dim=1, largest=False).values.mean(dim=1)
 
 

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "what the state z knows: copy skill, action sensitivity, probes, a moved object",
     ),
     "rollout": ("statevla.sim.evaluate:rollout", "success in simulation (also run_libero_eval.py)"),
+    "calibrate": ("statevla.diagnostics.calibrate:calibrate", "thresholds of the surprise alarm, on held-out episodes"),
     "report": ("statevla.report.command:report", "one self-contained HTML page of runs and evaluations"),
     "serve": ("statevla.serving.cli:serve", "a checkpoint as a policy server (openpi's protocol)"),
 }

@@ -86,7 +86,7 @@ class PolicySession:
             self._chunks.popleft()
         self._queue = deque(self._blend(self.num_steps + offset, decay) for offset in range(count))
 
-    def set_executed(self, actions: Sequence[np.ndarray]) -> None:
+    def set_executed(self, actions: Sequence[np.ndarray] | np.ndarray) -> None:
         """Tell what has been executed since the last look, where the caller executes chunks without this queue."""
         self._executed = [np.asarray(action, np.float32) for action in actions]
 

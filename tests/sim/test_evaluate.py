@@ -28,6 +28,7 @@ from statevla.sim.rollout_results import (
     read_results,
     success_interval,
     summarize,
+    summarize_alarms,
 )
 from statevla.sim.tasks import TaskSpec
 
@@ -143,17 +144,34 @@ def test_summary_counts_errors_apart() -> None:
     assert json.loads(json.dumps(summary)) == summary
 
 
+def test_alarms_are_counted_by_outcome() -> None:
+    results = [result(0, 0, alarm_step=8), result(0, 1), result(0, 2, False, alarm_step=16), result(0, 3, None)]
+    summary = summarize_alarms(results, {"alpha": 0.1, "threshold": 0.2})
+    assert summary["successes"] == {"episodes": 2, "alarms": 1}
+    assert summary["failures"] == {"episodes": 1, "alarms": 1}
+    assert summary["threshold"] == 0.2
+
+
 def test_video_and_contact_sheet(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     from PIL import Image
 
-    from statevla.sim.video import caption, contact_sheet, write_mp4
+    from statevla.sim.video import SurpriseTrace, caption, contact_sheet, write_mp4
 
-    picture = np.zeros((64, 128, 3), np.uint8)
+    picture = np.zeros((64, 320, 3), np.uint8)
+    trace = SurpriseTrace({2: 0.1, 4: 0.3, 6: 0.1}, threshold=0.2)
+    assert [trace.at(step)[1] for step in (0, 2, 4, 8)] == [False, False, True, True]  # it stays on
+    assert [trace.at(step)[0] for step in (1, 3)] == ["", "surprise 0.50 of threshold"]
+    assert SurpriseTrace({2: 0.1}).at(2) == ("surprise 0.1", False)
     frames = [caption(picture, "pick up the milk " * 5, step, 9, None if step < 9 else True) for step in range(10)]
     assert frames[0].shape[0] % 2 == frames[0].shape[1] % 2 == 0
     assert frames[0][:40].max() > 150  # there is text
     assert not np.array_equal(frames[0], frames[1])  # the step is drawn in
+    calm = caption(picture, "pick up the milk", 3, 9, None, *trace.at(3))
+    alarmed = caption(picture, "pick up the milk", 3, 9, None, *trace.at(8))
+    assert not np.array_equal(calm, alarmed)
+    assert (alarmed[:44] == (230, 159, 0)).all(axis=-1).any()
+    assert not (calm[:44] == (230, 159, 0)).all(axis=-1).any()
     write_mp4(tmp_path / "videos" / "a.mp4", frames, 10.0)
     with av.open(str(tmp_path / "videos" / "a.mp4")) as container:
         decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
@@ -235,6 +253,8 @@ def test_killed_worker_is_retried_and_an_evaluation_continues(
     first = read_results(folder)
     assert sorted(item.num_attempts for item in first.values()) == [1, 2]
     assert {item.success for item in first.values()} <= {True, False}
+    # A surprise at every look but the first.
+    assert all(len(item.surprise) == len(item.policy_ms) - 1 > 0 for item in first.values())
     assert len(list(folder.glob("videos/*.mp4"))) == 1
     assert (folder / "contact_sheet.png").is_file()
     assert summary["versions"]["mujoco"] == "3.3.2"
@@ -317,7 +337,7 @@ def test_an_exception_in_the_environment_is_an_error_not_a_failure(checkpoint: P
 
 def test_results_line_holds_everything(tmp_path: Path) -> None:
     """What is written is what is read, field by field."""
-    item = result(3, 4, True, policy_ms=[1.5, 2.5], render_s=0.5)
+    item = result(3, 4, True, policy_ms=[1.5, 2.5], render_s=0.5, surprise=[0.25], novelty=[1.0, 2.0], alarm_step=16)
     log = EpisodeLog(tmp_path / "episodes.jsonl")
     log.append(item)
     log.close()

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from statevla.command import run_command
 from statevla.config import expand_path, home_dir
 from statevla.device import resolve_device
 from statevla.errors import UserError
-from statevla.policy import PolicySession, StateVLAPolicy
+from statevla.policy import StateVLAPolicy
 from statevla.sim.backend import versions as simulator_versions
 from statevla.sim.rollout_plan import EpisodeSpec, Schedule, plan_episodes
 from statevla.sim.rollout_results import (
@@ -33,10 +33,13 @@ from statevla.sim.rollout_results import (
     machine_info,
     read_results,
     summarize,
+    summarize_alarms,
     write_json,
 )
 from statevla.sim.rollout_view import RolloutProgress, VideoShelf, results_table
+from statevla.sim.running_episode import RunningEpisode
 from statevla.sim.tasks import parse_task_indices, suite_tasks
+from statevla.sim.video import SurpriseTrace
 from statevla.sim.workers import Died, Ended, EnvSettings, Execute, Failed, Look, SaveVideo, Start, Worker, WorkerPool
 from statevla.training.checkpoint import MODEL_FILE, resolve_checkpoint
 from statevla.training.distributed import join_processes
@@ -135,7 +138,7 @@ def evaluate(args: RolloutArgs, console: Console | None = None) -> tuple[Path, d
         processes.wait()
         if rank != 0:
             return folder, None
-        return folder, _finish(args, folder, planned, settings, time.monotonic() - started, len(mine))
+        return folder, _finish(args, policy, folder, planned, settings, time.monotonic() - started, len(mine))
 
 
 def results_folder(args: RolloutArgs, weights_sha256: str) -> Path:
@@ -174,42 +177,9 @@ def _prepare(args: RolloutArgs, device: torch.device) -> tuple[dict[str, Any], l
         "precision": policy.precision,
         "render_size": args.render_size or policy.config.model.image_size,
         "rendering": args.rendering,
+        "surprise_threshold": policy.threshold("surprise"),
     }
     return settings, planned, policy
-
-
-@dataclass
-class _Running:
-    """What the main process remembers of an episode under way; `filming` once it is recorded and only shown again."""
-
-    episode: EpisodeSpec
-    session: PolicySession
-    attempt: int
-    started: float = field(default_factory=time.monotonic)
-    policy_s: float = 0.0
-    policy_ms: list[float] = field(default_factory=list)
-    filming: bool = False
-
-    def result(self, success: bool | None, error: str | None, ended: Ended | None) -> EpisodeResult:
-        episode = self.episode
-        return EpisodeResult(
-            task=episode.task.index,
-            trial=episode.trial,
-            task_name=episode.task.name,
-            instruction=episode.task.instruction,
-            init_state_index=episode.init_state_index,
-            seed=episode.seed,
-            success=success,
-            error=error,
-            num_steps=ended.num_steps if ended else self.session.num_steps,
-            num_attempts=self.attempt,
-            wall_s=round(time.monotonic() - self.started, 3),
-            setup_s=round(ended.setup_s, 3) if ended else 0.0,
-            physics_s=round(ended.physics_s, 3) if ended else 0.0,
-            render_s=round(ended.render_s, 3) if ended else 0.0,
-            policy_s=round(self.policy_s, 4),
-            policy_ms=self.policy_ms,
-        )
 
 
 class _Evaluation:
@@ -228,7 +198,7 @@ class _Evaluation:
         self._schedule, self._progress = schedule, progress
         self._batched = args.batching == "on" or (args.batching == "auto" and policy.device.type != "cpu")
         self._videos = VideoShelf(folder, args.videos)
-        self._running: dict[int, _Running] = {}  # by worker number
+        self._running: dict[int, RunningEpisode] = {}  # by worker number
         self._attempts: dict[tuple[int, int], int] = {}
         self._first_errors: list[str] | None = []  # None once an episode has ended without one
 
@@ -236,7 +206,7 @@ class _Evaluation:
         for worker in pool.workers:
             self._give(worker, pool)
         while self._running:
-            looking: list[tuple[_Running, Worker, Look]] = []
+            looking: list[tuple[RunningEpisode, Worker, Look]] = []
             for worker, message in pool.replies():
                 run = self._running[worker.number]
                 if isinstance(message, Look):
@@ -257,10 +227,10 @@ class _Evaluation:
         if episode is None:
             return
         attempt = self._attempts[episode.key] = self._attempts.get(episode.key, 0) + 1
-        self._running[worker.number] = _Running(episode, self._policy.new_session(episode.seed), attempt)
+        self._running[worker.number] = RunningEpisode(episode, self._policy.new_session(episode.seed), attempt)
         worker.send(Start(episode, record=self._videos.may_want(episode)))
 
-    def _answer(self, looking: list[tuple[_Running, Worker, Look]]) -> None:
+    def _answer(self, looking: list[tuple[RunningEpisode, Worker, Look]]) -> None:
         """One forward for these workers."""
         if not looking:
             return
@@ -270,9 +240,10 @@ class _Evaluation:
         for run, worker, _ in looking:
             run.policy_s += took_s / len(looking)
             run.policy_ms.append(round(1000.0 * took_s, 3))
+            run.note_look(run.session.num_steps)  # what the look before has queued is executed by now
             worker.send(Execute(run.session.next_actions()))
 
-    def _settle(self, run: _Running, worker: Worker, message: Any, pool: WorkerPool) -> None:
+    def _settle(self, run: RunningEpisode, worker: Worker, message: Any, pool: WorkerPool) -> None:
         """A message that ends something: an episode, a video, or the worker; then the worker goes on to the next."""
         del self._running[worker.number]
         if isinstance(message, Died):
@@ -285,7 +256,9 @@ class _Evaluation:
             if (shots := self._videos.claim(run.episode, message.success)) is not None:
                 run.filming = True
                 self._running[worker.number] = run
-                worker.send(SaveVideo(*shots))
+                looks = range(self._policy.execute_steps, 10**9, self._policy.execute_steps)
+                trace = SurpriseTrace(dict(zip(looks, run.surprise)), self._policy.threshold("surprise"))
+                worker.send(SaveVideo(*shots, trace))
                 return
         elif isinstance(message, Died) and not run.filming and run.attempt < MAX_ATTEMPTS:
             self._schedule.put_back(run.episode)
@@ -293,7 +266,7 @@ class _Evaluation:
             self._fail(run, message)
         self._give(worker, pool)
 
-    def _fail(self, run: _Running, message: Died | Failed) -> None:
+    def _fail(self, run: RunningEpisode, message: Died | Failed) -> None:
         where = f"task {run.episode.task.index} trial {run.episode.trial}"
         if run.filming:
             self._progress.say(f"{where}: no video ({message.message})")
@@ -348,7 +321,13 @@ def _run(
 
 
 def _finish(
-    args: RolloutArgs, folder: Path, planned: list[EpisodeSpec], settings: dict[str, Any], wall_s: float, num_run: int
+    args: RolloutArgs,
+    policy: StateVLAPolicy,
+    folder: Path,
+    planned: list[EpisodeSpec],
+    settings: dict[str, Any],
+    wall_s: float,
+    num_run: int,
 ) -> dict[str, Any]:
     """Write summary and contact sheet from whatever the folder holds now."""
     results = read_results(folder)
@@ -358,6 +337,7 @@ def _finish(
         "settings": settings,
         "num_trials": args.num_trials,
         **summarize(wanted, len(planned)),
+        **_alarms(policy, wanted),
         "wall_s": round(wall_s, 2),
         "episodes_in_this_run": num_run,
         "versions": {**versions(), **simulator_versions()},
@@ -368,6 +348,13 @@ def _finish(
     write_json(folder / "summary.json", summary)
     VideoShelf(folder, args.videos).write_contact_sheet(results)
     return summary
+
+
+def _alarms(policy: StateVLAPolicy, results: list[EpisodeResult]) -> dict[str, Any]:
+    threshold = policy.threshold("surprise")
+    if policy.calibration is None or threshold is None:
+        return {}
+    return {"alarm": summarize_alarms(results, {**policy.calibration.summary(), "threshold": threshold})}
 
 
 @contextmanager

@@ -34,6 +34,10 @@ class EpisodeResult:
         num_attempts: 2 if its worker died once.
         setup_s, physics_s, render_s: what the worker's time went to; policy_s: this episode's share of the policy's.
         policy_ms: latency of each query, whatever its batch.
+        surprise: at each query but the first (see `statevla.alarm`); empty without a world model.
+        novelty: at each query; empty where the checkpoint is not calibrated.
+        alarm_step: control step of the query that first raised the surprise alarm; None where none did.
+        novelty_alarm_step: the same of novelty.
         wall_s: from start to end.
     """
 
@@ -53,6 +57,10 @@ class EpisodeResult:
     render_s: float = 0.0
     policy_s: float = 0.0
     policy_ms: list[float] = field(default_factory=list)
+    surprise: list[float] = field(default_factory=list)
+    novelty: list[float] = field(default_factory=list)
+    alarm_step: int | None = None
+    novelty_alarm_step: int | None = None
 
     @property
     def key(self) -> tuple[int, int]:
@@ -181,6 +189,22 @@ def summarize(results: Iterable[EpisodeResult], num_planned: int) -> dict[str, A
             {"task": result.task, "trial": result.trial, "error": result.error} for result in episodes if result.error
         ],
     }
+
+
+def summarize_alarms(results: Iterable[EpisodeResult], calibration: Mapping[str, Any]) -> dict[str, Any]:
+    """In how many episodes the surprise alarm rose, among successes and among failures, and what it was set to.
+
+    Args:
+        results: of the episodes asked for; errors do not count.
+        calibration: `Calibration.summary` and the `threshold` that held.
+    """
+    judged = [result for result in results if result.success is not None]
+    raised = {
+        name: [result.alarm_step is not None for result in judged if result.success is success]
+        for name, success in (("successes", True), ("failures", False))
+    }
+    counts = {name: {"episodes": len(alarms), "alarms": sum(alarms)} for name, alarms in raised.items()}
+    return {**calibration, **counts}
 
 
 def machine_info() -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,22 +23,50 @@ STEPS_PER_FRAME = 2
 STRIP_FRAMES = 6
 _BAR, _INK, _PAPER = 44, (235, 235, 235), (24, 26, 30)
 # Okabe & Ito's blue and vermilion: told apart without red-green vision.
-_SUCCESS, _FAILURE = (86, 180, 233), (213, 94, 0)
+_SUCCESS, _FAILURE, _ALARM = (86, 180, 233), (213, 94, 0), (230, 159, 0)
+
+
+@dataclass(frozen=True)
+class SurpriseTrace:
+    """What surprised the policy in an episode.
+
+    Attributes:
+        values: control step of a look → surprise there.
+        threshold: above it the alarm rises; None without a calibration.
+    """
+
+    values: Mapping[int, float] = field(default_factory=dict)
+    threshold: float | None = None
+
+    def at(self, step: int) -> tuple[str, bool]:
+        """What is known at a control step, in words, and whether the alarm is on."""
+        before = [value for look, value in self.values.items() if look <= step]
+        if not before:
+            return "", False
+        if self.threshold is None:
+            return f"surprise {before[-1]:.3g}", False
+        return f"surprise {before[-1] / self.threshold:.2f} of threshold", max(before) > self.threshold
 
 
 def save_episode(
-    env: LiberoEnv, states: Sequence[np.ndarray], num_steps: int, success: bool, video: Path, strip: Path
+    env: LiberoEnv,
+    states: Sequence[np.ndarray],
+    success: bool,
+    video: Path,
+    strip: Path,
+    surprise: SurpriseTrace,
 ) -> None:
     """Show recorded states again; write the video and a strip of a few frames for the contact sheet.
 
     Args:
         env: the environment that the episode ran in, before its next reset (which moves fixtures).
         states: one per control step, the first from before the first action.
-        num_steps: control steps of the episode.
         success: whether it succeeded.
         video: MP4 to write, at real speed.
         strip: PNG to write.
+        surprise: written into the frames.
     """
+    num_steps = len(states) - 1
     chosen = list(range(0, len(states), STEPS_PER_FRAME))
     if chosen[-1] != len(states) - 1:
         chosen.append(len(states) - 1)
@@ -46,7 +75,8 @@ def save_episode(
         env.set_state(states[step])
         views = [env.simulation.render(camera, FRAME_SIZE) for camera in env.cameras]
         verdict = None if step < len(states) - 1 else success
-        frames.append(caption(np.concatenate(views, axis=1), env.task.instruction, step, num_steps, verdict))
+        picture = np.concatenate(views, axis=1)
+        frames.append(caption(picture, env.task.instruction, step, num_steps, verdict, *surprise.at(step)))
     # The last frame stays for a second, so that the outcome can be read.
     freq_hz = CONTROL_FREQ_HZ / STEPS_PER_FRAME
     write_mp4(video, frames + [frames[-1]] * round(freq_hz), freq_hz)
@@ -54,12 +84,22 @@ def save_episode(
     _save_picture(strip, np.concatenate([frames[i][_BAR:, :FRAME_SIZE] for i in picks], axis=1))
 
 
-def caption(picture: np.ndarray, instruction: str, step: int, num_steps: int, success: bool | None) -> np.ndarray:
+def caption(
+    picture: np.ndarray,
+    instruction: str,
+    step: int,
+    num_steps: int,
+    success: bool | None,
+    surprise: str = "",
+    alarm: bool = False,
+) -> np.ndarray:
     """A bar above the picture: the instruction, the step, and at the end the outcome.
 
     Args:
         picture: uint8 `[H, W, 3]`.
         success: None while the episode runs.
+        surprise: more about this step.
+        alarm: whether the surprise alarm is on.
 
     Returns:
         uint8 `[H + bar, W, 3]`, both sides even as H.264 wants them.
@@ -70,6 +110,9 @@ def caption(picture: np.ndarray, instruction: str, step: int, num_steps: int, su
     draw = ImageDraw.Draw(canvas)
     draw.text((8, 4), _shorten(instruction, width - 16), fill=_INK, font=_font(14))
     draw.text((8, 24), f"step {step} / {num_steps}", fill=_INK, font=_font(12))
+    if surprise:
+        text = f"ALARM  {surprise}" if alarm else surprise
+        draw.text((110, 24), text, fill=_ALARM if alarm else _INK, font=_font(12))
     if success is not None:
         text = "success" if success else "failure"
         draw.text((width - 70, 22), text, fill=_SUCCESS if success else _FAILURE, font=_font(14))

@@ -30,6 +30,7 @@ from statevla.types import Observation, RobotStateLayout
 if TYPE_CHECKING:
     from statevla.sim.env import LiberoEnv
     from statevla.sim.rendering import Rendering
+    from statevla.sim.video import SurpriseTrace
 
 REPLY_TIMEOUT_S = 600.0
 """A worker that has said nothing for so long is taken for dead. Building an environment takes seconds."""
@@ -70,6 +71,7 @@ class SaveVideo:
 
     video: Path
     strip: Path
+    surprise: SurpriseTrace
 
 
 # From a worker --------------------------------------------------------------------------------------------------------
@@ -277,7 +279,7 @@ class _Stage:
 
         assert self._env is not None
         assert self._states is not None
-        save_episode(self._env, self._states, len(self._states) - 1, self._success, message.video, message.strip)
+        save_episode(self._env, self._states, self._success, message.video, message.strip, message.surprise)
         return VideoSaved()
 
 
