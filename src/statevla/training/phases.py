@@ -6,8 +6,8 @@
 
 A step's loss does not depend on how its batch is cut over processes and accumulation steps, with three exceptions:
 phase 1's terms over the batch (variance, covariance, SIGReg) see one micro-batch of all processes, so that accumulation
-makes their batch smaller; `model.robot_token_dropout` draws its masks per micro-batch; and batch normalisation, where
-it is on, sees a micro-batch of one process (of all processes on CUDA).
+makes their batch smaller; dropout (of robot tokens, in the predictor) draws per micro-batch; and batch normalisation,
+where it is on, sees a micro-batch of one process (of all processes on CUDA).
 """
 
 from __future__ import annotations
