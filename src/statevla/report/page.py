@@ -21,6 +21,7 @@ _PICTURES = {
     "chunks.png": "Demonstrated chunks and sampled ones",
     "world_model.png": "World model",
     "probes.png": "Probes",
+    "object_surprise.png": "Surprise at an object that was moved",
 }
 _STYLE = """
 :root { --ink: #1d232a; --soft: #5b6570; --line: #dfe3e8; --paper: #ffffff; --tile: #f4f6f8; --accent: #0072B2; }
