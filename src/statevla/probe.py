@@ -42,7 +42,11 @@ def probe(args: ProbeArgs) -> None:
 
     folder = resolve_checkpoint(args.checkpoint)
     opened = open_subject(args.checkpoint, args.data, args.device)
-    episodes = opened.episodes("validation")
+    episodes = opened.held_out
+    if not episodes:
+        raise UserError(
+            f"probe {folder}: no held-out episodes; train with data.train_split below 1, or give other --data"
+        )
     results = opened.header("validation", episodes)
     if results["phase"] == "bc":
         raise UserError(f"probe {folder}: behaviour cloning trains no world model; give a run of phase 1 or 2")

@@ -128,5 +128,16 @@ def test_behaviour_cloning_has_no_world_model(config: Config, tmp_path: Path) ->
         probe(ProbeArgs(str(run), out=tmp_path / "out", device="cpu"))
 
 
+def test_nothing_held_out_is_said_and_not_measured(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = config.data.model_copy(update={"train_split": 1.0})
+    run = train(replace_output(config, tmp_path).model_copy(update={"data": data}), "1")
+    assert "probes: skipped, no episodes are held out" in capsys.readouterr().out
+    assert not (run / "probe.json").exists()
+    with pytest.raises(UserError, match="no held-out episodes; train with data"):
+        probe(ProbeArgs(str(run), out=tmp_path / "out", device="cpu"))
+
+
 def replace_output(config: Config, folder: Path) -> Config:
     return config.model_copy(update={"output_dir": str(folder)})
