@@ -18,6 +18,8 @@ MAX_ROUNDS = 3
 """How often the goals are gone through: what does not hold afterwards is tried again from where things are then."""
 _SLOT_SPACING_M = 0.10
 """Between the centres of objects that share a region."""
+_SNUG_M = 0.03
+"""An object with less free space than this around it is aimed with care."""
 
 
 class Expert:
@@ -128,8 +130,8 @@ def _inside_region(scene: Scene, name: str, target: str) -> Destination:
     long_axis = None
     if length > 2 * min(extent[:2]):
         long_axis = 0.0 if extent[0] > extent[1] else np.pi / 2
-    scatter = 0.002 if long_axis is not None else 0.006
-    return Destination(centre[:2], float(centre[2]) - 0.03, 0.02, scatter, long_axis)
+    snug = length > 2 * min(extent[:2]) - _SNUG_M
+    return Destination(centre[:2], float(centre[2]) - 0.03, 0.02, 0.002 if snug else 0.006, long_axis, snug)
 
 
 class ExecutionNoise:

@@ -34,6 +34,7 @@ class Destination:
         drop: height of its lowest point above `surface` at release (m).
         scatter: standard deviation of this episode's aim (m).
         long_axis: direction that the object's longer side has to take, seen from above (rad); None if any will do.
+        snug: whether the object only just fits: then its outline is centred, otherwise its body's origin.
     """
 
     position: np.ndarray
@@ -41,6 +42,7 @@ class Destination:
     drop: float
     scatter: float = _PLACE_SCATTER_M
     long_axis: float | None = None
+    snug: bool = False
 
 
 class PickPlace:
@@ -157,7 +159,7 @@ class PickPlace:
         """Straight up until clear; stops early where the object stays behind."""
         here = self.scene.hand()[0]
         self.lift_from, self.object_from = here.copy(), self.scene.position(self.name)[2]
-        self.carried = here[:2] - self.scene.position(self.name)[:2]
+        self.carried = here[:2] - self._centre()
         for _ in range(60):
             here = self.scene.hand()[0]
             left = self.carry_height - here[2]
@@ -229,6 +231,13 @@ class PickPlace:
 
     def _over_place(self) -> np.ndarray:
         """Where the grip site has to be `[2]` for the object's centre to be over its place."""
-        hanging = np.clip(self.scene.hand()[0][:2] - self.scene.position(self.name)[:2], -0.25, 0.25)
+        hanging = np.clip(self.scene.hand()[0][:2] - self._centre(), -0.25, 0.25)
         self.carried = 0.7 * self.carried + 0.3 * hanging
         return self.place + self.carried
+
+    def _centre(self) -> np.ndarray:
+        """What of the object has to be over its place `[2]`."""
+        if not self.destination.snug:
+            return self.scene.position(self.name)[:2]
+        outline = self.scene.points(self.name)[:, :2]
+        return (outline.min(0) + outline.max(0)) / 2
