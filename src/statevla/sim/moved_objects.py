@@ -115,16 +115,25 @@ def _draw(simulation: Simulation, subject: Subject, size: int) -> np.ndarray:
 
 
 def _shift(simulation: Simulation, name: str) -> None:
-    """Move an object by `SHIFT_M` to where it is farthest from the other objects and the hand."""
+    joint = object_joint(simulation, name)
+    address = int(simulation.model.jnt_qposadr[joint])
+    simulation.data.qpos[address : address + 2] += free_shift(simulation, name, SHIFT_M)
+    mujoco.mj_forward(simulation.model, simulation.data)
+
+
+def free_shift(simulation: Simulation, name: str, distance_m: float) -> np.ndarray:
+    """The horizontal shift `[2]` (m) of an object that takes it farthest from the other objects and the hand."""
     poses = dict(zip(simulation.object_names, simulation.object_states()[:, :2]))
     others = [place for other, place in poses.items() if other != name] + [simulation.ee_position()[:2]]
     angles = np.arange(NUM_DIRECTIONS) * (2 * np.pi / NUM_DIRECTIONS)
-    shifts = SHIFT_M * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    shifts = distance_m * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     free = [_nearest(poses[name] + shift, others) for shift in shifts]
-    joint = simulation.model.joint(simulation.robosuite_env.objects_dict[name].joints[-1]).id
-    address = int(simulation.model.jnt_qposadr[joint])
-    simulation.data.qpos[address : address + 2] += shifts[int(np.argmax(free))]
-    mujoco.mj_forward(simulation.model, simulation.data)
+    return shifts[int(np.argmax(free))]
+
+
+def object_joint(simulation: Simulation, name: str) -> int:
+    """Number of the free joint of a movable object."""
+    return int(simulation.model.joint(simulation.robosuite_env.objects_dict[name].joints[-1]).id)
 
 
 def _nearest(place: np.ndarray, others: Sequence[np.ndarray]) -> float:
