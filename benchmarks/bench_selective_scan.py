@@ -39,7 +39,7 @@ from statevla.mamba.backends import ScanInputs
 from statevla.mamba.scan_reference import scan_sequential
 
 INNER, STATES = 512, 16
-AVX2_CPU = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": ""}
+AVX2_CPU = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma"}
 Scan = Callable[[dict[str, Tensor]], Tensor]
 
 

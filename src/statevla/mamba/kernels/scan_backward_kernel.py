@@ -41,6 +41,9 @@ from statevla.mamba.kernels.scan_layout import (
     C,
     D,
     Z,
+    bounded_power,
+    is_bounded,
+    power,
     prepare_steps,
 )
 from statevla.mamba.kernels.simd import (
@@ -48,7 +51,6 @@ from statevla.mamba.kernels.simd import (
     LOG2_E,
     as_address,
     broadcast,
-    exp2,
     fma,
     load,
     load_int,
@@ -79,14 +81,14 @@ from statevla.mamba.kernels.staging import (
 
 
 @njit(**OPTIONS)
-def _advance_keeping(steps, delta, delta_u, y, b, c, width, decay, decays, states):
+def _advance_keeping(power_of, steps, delta, delta_u, y, b, c, width, decay, decays, states):
     """As `_advance`, starting from `states[0]` and keeping `2^(delta decay)` and the state of every step."""
     a0, a1, a2, a3 = load(decay, 0), load(decay, LANES), load(decay, 2 * LANES), load(decay, 3 * LANES)
     h0, h1, h2, h3 = load(states, 0), load(states, LANES), load(states, 2 * LANES), load(states, 3 * LANES)
     for t in range(steps):
         d, x, row = load(delta, t * LANES), load(delta_u, t * LANES), t * width
         here = t * UNROLL * LANES
-        e0, e1, e2, e3 = exp2(d * a0), exp2(d * a1), exp2(d * a2), exp2(d * a3)
+        e0, e1, e2, e3 = power_of(d, a0), power_of(d, a1), power_of(d, a2), power_of(d, a3)
         store(decays, here, e0)
         store(decays, here + LANES, e1)
         store(decays, here + 2 * LANES, e2)
@@ -105,15 +107,14 @@ def _advance_keeping(steps, delta, delta_u, y, b, c, width, decay, decays, state
 
 
 @njit(**OPTIONS)
-def _retreat_one(grad_h, dy, x, d, decay_t, state_before, state_after, b, c, index, grad_b, grad_c, slot):
-    """One state, one step back. Returns the gradient of the state before, and what it adds to three sums."""
+def _retreat_one(grad_h, into_u, dy, x, decay_t, state_before, state_after, b, c, index, grad_b, grad_c, slot):
+    """One state, one step back. Returns the gradient of the state before, the sum for u, and the decay's share."""
     grad_h = fma(dy, broadcast(c, index), grad_h)
     store(grad_c, slot, fma(dy, state_after, load(grad_c, slot)))
     store(grad_b, slot, fma(grad_h, x, load(grad_b, slot)))
-    to_input = grad_h * broadcast(b, index)
+    into_u = fma(grad_h, broadcast(b, index), into_u)
     grad_h = grad_h * decay_t
-    to_decay = grad_h * state_before
-    return grad_h, to_input, to_decay
+    return grad_h, into_u, grad_h * state_before
 
 
 @njit(**OPTIONS)
@@ -137,18 +138,14 @@ def _retreat(
         row, k = t * width, t * UNROLL * LANES
         p0, p1 = load(states, k), load(states, k + LANES)
         p2, p3 = load(states, k + 2 * LANES), load(states, k + 3 * LANES)
-        g0, i0, q0 = _retreat_one(g0, dy, x, d, load(decays, k), p0, h0, b, c, row, grad_b, grad_c, k)
-        g1, i1, q1 = _retreat_one(
-            g1, dy, x, d, load(decays, k + LANES), p1, h1, b, c, row + 1, grad_b, grad_c, k + LANES
-        )
-        g2, i2, q2 = _retreat_one(
-            g2, dy, x, d, load(decays, k + 2 * LANES), p2, h2, b, c, row + 2, grad_b, grad_c, k + 2 * LANES
-        )
-        g3, i3, q3 = _retreat_one(
-            g3, dy, x, d, load(decays, k + 3 * LANES), p3, h3, b, c, row + 3, grad_b, grad_c, k + 3 * LANES
-        )
+        into_u, k1, k2, k3 = load(to_u, t * LANES), k + LANES, k + 2 * LANES, k + 3 * LANES
+        e0, e1, e2, e3 = load(decays, k), load(decays, k1), load(decays, k2), load(decays, k3)
+        g0, into_u, q0 = _retreat_one(g0, into_u, dy, x, e0, p0, h0, b, c, row, grad_b, grad_c, k)
+        g1, into_u, q1 = _retreat_one(g1, into_u, dy, x, e1, p1, h1, b, c, row + 1, grad_b, grad_c, k1)
+        g2, into_u, q2 = _retreat_one(g2, into_u, dy, x, e2, p2, h2, b, c, row + 2, grad_b, grad_c, k2)
+        g3, into_u, q3 = _retreat_one(g3, into_u, dy, x, e3, p3, h3, b, c, row + 3, grad_b, grad_c, k3)
         h0, h1, h2, h3 = p0, p1, p2, p3
-        store(to_u, t * LANES, load(to_u, t * LANES) + ((i0 + i1) + (i2 + i3)))
+        store(to_u, t * LANES, into_u)
         through = fma(q0, a0, fma(q1, a1, fma(q2, a2, fma(q3, a3, load(to_dt, t * LANES)))))
         store(to_dt, t * LANES, through)
         s0, s1, s2, s3 = fma(q0, d, s0), fma(q1, d, s1), fma(q2, d, s2), fma(q3, d, s3)
@@ -224,13 +221,18 @@ def _backward_vector(p, batch, block, first_row, steps, v, lanes, width, b, c, r
     num_blocks = (load_int(p, LENGTH) + BLOCK - 1) // BLOCK
     num_vectors = (load_int(p, INNER) + LANES - 1) // LANES
     checkpoint = load_int(p, CHECKPOINTS) + ((batch * num_blocks + block) * num_vectors + v) * width * VECTOR_BYTES
+    bounded = is_bounded(steps, delta, decay, width)
     for n in range(0, width, UNROLL):
-        bytes_n, vectors_n, rows_n = n * FLOAT_BYTES, n * VECTOR_BYTES, n * BLOCK * VECTOR_BYTES
+        vectors_n, rows_n = n * VECTOR_BYTES, n * BLOCK * VECTOR_BYTES
+        b_n, c_n, decay_n = b + n * FLOAT_BYTES, c + n * FLOAT_BYTES, decay + vectors_n
         for i in range(UNROLL):
             store(states, i * LANES, load(checkpoint, (n + i) * LANES))
-        _advance_keeping(steps, delta, delta_u, y, b + bytes_n, c + bytes_n, width, decay + vectors_n, decays, states)
+        if bounded:
+            _advance_keeping(bounded_power, steps, delta, delta_u, y, b_n, c_n, width, decay_n, decays, states)
+        else:
+            _advance_keeping(power, steps, delta, delta_u, y, b_n, c_n, width, decay_n, decays, states)
         _retreat(
-            steps, delta, delta_u, grad_y, b + bytes_n, c + bytes_n, width, decay + vectors_n, decays, states,
+            steps, delta, delta_u, grad_y, b_n, c_n, width, decay_n, decays, states,
             grad_state + vectors_n, grad_a + vectors_n, grad_b + rows_n, grad_c + rows_n, to_u, to_delta,
         )  # fmt: skip
     _finish_steps(p, batch, first_row, steps, channel, lanes, bias, skip, rows, grad_skip, grad_bias)

@@ -32,6 +32,9 @@ from statevla.mamba.kernels.scan_layout import (
     C,
     D,
     Z,
+    bounded_power,
+    is_bounded,
+    power,
     prepare_steps,
 )
 from statevla.mamba.kernels.simd import (
@@ -39,7 +42,6 @@ from statevla.mamba.kernels.simd import (
     LOG2_E,
     as_address,
     broadcast,
-    exp2,
     fma,
     load,
     load_int,
@@ -66,16 +68,16 @@ from statevla.mamba.kernels.staging import (
 
 
 @njit(**OPTIONS)
-def _advance(steps, delta, delta_u, y, b, c, width, decay, state):
+def _advance(power_of, steps, delta, delta_u, y, b, c, width, decay, state):
     """Four states over a block: `h = 2^(delta decay) h + delta_u B`, `y += C h`; `b`, `c` point at these states."""
     a0, a1, a2, a3 = load(decay, 0), load(decay, LANES), load(decay, 2 * LANES), load(decay, 3 * LANES)
     h0, h1, h2, h3 = load(state, 0), load(state, LANES), load(state, 2 * LANES), load(state, 3 * LANES)
     for t in range(steps):
         d, x, row = load(delta, t * LANES), load(delta_u, t * LANES), t * width
-        h0 = fma(exp2(d * a0), h0, x * broadcast(b, row))
-        h1 = fma(exp2(d * a1), h1, x * broadcast(b, row + 1))
-        h2 = fma(exp2(d * a2), h2, x * broadcast(b, row + 2))
-        h3 = fma(exp2(d * a3), h3, x * broadcast(b, row + 3))
+        h0 = fma(power_of(d, a0), h0, x * broadcast(b, row))
+        h1 = fma(power_of(d, a1), h1, x * broadcast(b, row + 1))
+        h2 = fma(power_of(d, a2), h2, x * broadcast(b, row + 2))
+        h3 = fma(power_of(d, a3), h3, x * broadcast(b, row + 3))
         even = fma(h0, broadcast(c, row), fma(h2, broadcast(c, row + 2), load(y, t * LANES)))
         store(y, t * LANES, fma(h1, broadcast(c, row + 1), fma(h3, broadcast(c, row + 3), even)))
     store(state, 0, h0)
@@ -111,9 +113,14 @@ def _forward_vector(p, batch, block, first_row, steps, channel, lanes, width, b,
         here = ((batch * num_blocks + block) * num_vectors + channel // LANES) * width * LANES
         for n in range(width):
             store(checkpoints, here + n * LANES, load(state, n * LANES))
+    bounded = is_bounded(steps, delta, decay, width)
     for n in range(0, width, UNROLL):
-        bytes_n, vectors_n = n * FLOAT_BYTES, n * VECTOR_BYTES
-        _advance(steps, delta, delta_u, y, b + bytes_n, c + bytes_n, width, decay + vectors_n, state + vectors_n)
+        b_n, c_n = b + n * FLOAT_BYTES, c + n * FLOAT_BYTES
+        decay_n, state_n = decay + n * VECTOR_BYTES, state + n * VECTOR_BYTES
+        if bounded:
+            _advance(bounded_power, steps, delta, delta_u, y, b_n, c_n, width, decay_n, state_n)
+        else:
+            _advance(power, steps, delta, delta_u, y, b_n, c_n, width, decay_n, state_n)
     _gate(p, batch, first_row, steps, channel, lanes, y, raw, delta)
 
 

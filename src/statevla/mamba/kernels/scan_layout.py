@@ -9,11 +9,17 @@ import numpy as np
 from numba import njit
 
 from statevla.mamba.kernels.simd import (
+    EXP2_LIMIT,
     LANES,
+    exp2,
+    exp2_of_product,
+    largest,
+    largest_lane,
     load,
     load_int,
     softplus,
     store,
+    zero,
 )
 from statevla.mamba.kernels.staging import (
     FLOAT_BYTES,
@@ -71,3 +77,31 @@ def prepare_steps(p, batch, first_row, steps, channel, lanes, bias, skip, raw, d
             d = softplus(d)
         store(delta, t * LANES, d)
         store(delta_u, t * LANES, d * x)
+
+
+@njit(**OPTIONS)
+def power(delta, decay):
+    """`2^(delta decay)` of one vector, of any size."""
+    return exp2(delta * decay)
+
+
+@njit(**OPTIONS)
+def bounded_power(delta, decay):
+    """The same where `is_bounded` says so."""
+    return exp2_of_product(delta, decay)
+
+
+@njit(**OPTIONS)
+def is_bounded(steps, delta, decay, width):
+    """Whether no exponent of a block comes near the range of float32: then `bounded_power` may be used.
+
+    (Where AVX-512 scales by powers of two there is nothing to gain from the question.)
+    """
+    if LANES == 16:
+        return False
+    longest, fastest = zero(), zero()
+    for t in range(steps):
+        longest = largest(longest, load(delta, t * LANES))
+    for n in range(width):
+        fastest = largest(fastest, load(decay, n * LANES))
+    return largest_lane(longest * fastest) < np.float32(EXP2_LIMIT)
