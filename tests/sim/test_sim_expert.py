@@ -41,6 +41,26 @@ def test_expert_takes_a_bowl_out_of_a_drawer() -> None:
     simulation.close()
 
 
+@pytest.mark.parametrize(
+    ("suite", "index"),
+    [
+        ("libero_goal", 0),  # open a drawer
+        ("libero_goal", 5),  # push a dish
+        ("libero_goal", 7),  # turn a knob
+        ("libero_90", 33),  # close a door
+        ("libero_90", 73),  # a book into a compartment that it just fits
+        ("libero_90", 77),  # and into one that it must not be let go in
+        ("libero_90", 3),  # into a drawer and close it
+    ],
+)
+def test_expert_has_every_skill(suite: str, index: int) -> None:
+    simulation = Simulation(find_task(suite, index))
+    simulation.reset(0, load_init_states(simulation.task)[0])
+    rng = np.random.default_rng([0, index, 0])  # as in benchmarks/measure_expert.py
+    assert run_expert(simulation, rng, noise=0.1, max_steps=simulation.task.max_steps).success
+    simulation.close()
+
+
 def test_episodes_are_pure_functions_of_settings_and_index() -> None:
     task = find_task("libero_object", 0)
     first, second = make_simulation(task), make_simulation(task)

@@ -131,7 +131,23 @@ def _inside_region(scene: Scene, name: str, target: str) -> Destination:
     if length > 2 * min(extent[:2]):
         long_axis = 0.0 if extent[0] > extent[1] else np.pi / 2
     snug = length > 2 * min(extent[:2]) - _SNUG_M
-    return Destination(centre[:2], float(centre[2]) - 0.03, 0.02, 0.002 if snug else 0.006, long_axis, snug)
+    scatter = 0.002 if snug else 0.006
+    keep = _rests_below(scene, name, target)
+    return Destination(centre[:2], float(centre[2]) - 0.03, 0.02, scatter, long_axis, snug, keep)
+
+
+def _rests_below(scene: Scene, name: str, target: str) -> bool:
+    """Whether an object's origin comes to rest below a region that it lies in, so that it would not count as inside.
+
+    LIBERO's region of the desk caddy's back compartment begins 12 mm above its floor; a book's origin is at its foot.
+    """
+    centre, rotation, half = scene.region(target)
+    around = scene.points(scene.region_owner(target))
+    below = around[(np.linalg.norm(around[:, :2] - centre[:2], axis=1) < 0.03) & (around[:, 2] < centre[2])]
+    if not len(below):
+        return False
+    resting = below[:, 2].max() + scene.position(name)[2] - scene.points(name)[:, 2].min()
+    return bool(resting < centre[2] - (np.abs(rotation) @ half)[2] - 0.005)
 
 
 class ExecutionNoise:

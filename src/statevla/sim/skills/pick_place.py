@@ -35,6 +35,7 @@ class Destination:
         scatter: standard deviation of this episode's aim (m).
         long_axis: direction that the object's longer side has to take, seen from above (rad); None if any will do.
         snug: whether the object only just fits: then its outline is centred, otherwise its body's origin.
+        keep: whether to end with the object in the hand, where the goal would no longer hold once it lies.
     """
 
     position: np.ndarray
@@ -43,6 +44,7 @@ class Destination:
     scatter: float = _PLACE_SCATTER_M
     long_axis: float | None = None
     snug: bool = False
+    keep: bool = False
 
 
 class PickPlace:
@@ -83,7 +85,8 @@ class PickPlace:
         else:
             return
         yield from self._carry()
-        yield from self._release()
+        if not (self.destination.keep and self.done()):
+            yield from self._release()
 
     # Planning ---------------------------------------------------------------------------------------------------------
 
