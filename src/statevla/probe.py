@@ -6,7 +6,6 @@ pictures of other episodes stand in (`diagnostics.object_surprise`).
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +26,7 @@ class ProbeArgs:
     out: Path | None = None
     """Folder for probe.json and pictures; `probe_<checkpoint>` beside the checkpoint by default."""
     simulator: Literal["auto", "on", "off"] = "auto"
-    """Move the target object in the simulator; `auto` does where it is installed."""
+    """Move the target object in the simulator; `auto` does where it works."""
     device: str = "auto"
     """As in the configuration."""
 
@@ -54,7 +53,7 @@ def probe(args: ProbeArgs) -> None:
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     results |= measure_state(
-        opened.subject, opened.train, opened.held_out, episodes, exchange=_exchange(args.simulator)
+        opened.subject, opened.train, opened.held_out, episodes, exchange=choose_exchange(args.simulator)
     )
     write_json_atomically(out / "probe.json", finite_tree(results))
     pictures = draw_all(results, None, out)
@@ -66,14 +65,20 @@ def probe(args: ProbeArgs) -> None:
     console.print(f"{out}: probe.json, {', '.join(path.name for path in pictures)}", soft_wrap=True)
 
 
-def _exchange(simulator: str) -> Any:
+def choose_exchange(simulator: str) -> Any:
     """How the pictures of moved objects are made; None for those of other episodes.
 
     Raises:
-        UserError: the simulator is asked for and absent.
+        UserError: the simulator is asked for and does not work here.
     """
-    if simulator == "off" or (simulator == "auto" and importlib.util.find_spec("mujoco") is None):
+    if simulator == "off":
         return None
-    from statevla.sim.moved_objects import move_target_objects
-
+    try:
+        from statevla.sim.moved_objects import move_target_objects
+    except (ImportError, UserError) as error:
+        reason = " ".join(str(error).split())
+        if simulator == "on":
+            raise UserError(f"--simulator on: {reason}; pip install 'statevla[sim]', or see statevla doctor") from None
+        print(f"no simulator ({reason}): pictures of other episodes stand in for moved objects")
+        return None
     return move_target_objects

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,12 @@ import torch
 
 from libero_files import smooth_episode, write_official_file
 from statevla.config import Config
-from statevla.diagnostics.object_surprise import NO_POSES, measure_object_surprise
+from statevla.diagnostics.object_surprise import NO_PAIRS, NO_POSES, measure_object_surprise
 from statevla.diagnostics.offline import measure_state
 from statevla.diagnostics.probes import beats_baselines
 from statevla.diagnostics.sequences import Subject, encode_frames
 from statevla.errors import UserError
-from statevla.probe import ProbeArgs, probe
+from statevla.probe import ProbeArgs, choose_exchange, probe
 from statevla.training.distributed import Processes
 from statevla.training.run import train
 from statevla.training.setup import prepare
@@ -65,6 +66,15 @@ def test_a_moved_object_surprises_and_a_repeated_frame_does_not(subject: Subject
     assert found["p_value"] < 1e-6
     # The control's arm is no nearer than that of the moved picture.
     assert found["details"]["arm_off_unmoved_std"] >= found["details"]["arm_off_moved_std"]
+
+
+def test_stand_ins_with_another_arm_are_refused(subject: Subject) -> None:
+    # The arm of every episode now stands somewhere else: whatever surprised would be the arm.
+    for number, episode in enumerate(subject.cache.episodes):
+        for states in subject.cache.robot_states.values():
+            states[episode.start : episode.stop] += 5.0 * number
+    assert measure_object_surprise(subject, [0, 1, 2, 3]) == {}
+    assert measure_state(subject, [0, 1, 2, 3], [4, 5], [4, 5], thorough=False)["notes"] == [NO_PAIRS]
 
 
 def test_an_encoder_that_does_not_look_is_not_surprised(subject: Subject) -> None:
@@ -120,6 +130,17 @@ def test_training_and_the_command_write_what_was_found(
     printed = capsys.readouterr().out
     assert "surprise at a moved object" in printed
     assert "probe.json" in printed
+
+
+def test_without_a_simulator_other_episodes_stand_in(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # None in sys.modules makes the import fail, as it does where MuJoCo is absent.
+    monkeypatch.setitem(sys.modules, "statevla.sim.moved_objects", None)
+    assert choose_exchange("auto") is None
+    assert "pictures of other episodes stand in" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"--simulator on: .*; pip install"):
+        choose_exchange("on")
 
 
 def test_behaviour_cloning_has_no_world_model(config: Config, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ Surprise is ‖ẑ_{t+1} − z_{t+1}‖². The picture of frame t+1 is exchanged
     repeated   the frame itself once more (must not surprise)
 
 Without a simulator the pictures are those of other episodes of the same task, chosen by where the object lay; the
-control's arm is at least as far off as that of the moved picture, so that the arm cannot be what surprises. With a
+control's arm is a little farther off than that of the moved picture, so that the arm cannot be what surprises. With a
 simulator (`statevla.sim.moved_objects`) the object really is moved, and nothing else.
 """
 
@@ -27,10 +27,17 @@ from statevla.diagnostics.world_model import rollout
 
 MOVED_M, UNMOVED_M = 0.05, 0.015
 """From how far on an object counts as moved, and up to where as unmoved."""
+MAX_ARM_STD = 0.3
+"""How far off the arm of a stand-in may be (standard deviations of the robot state, root mean square over its numbers):
+farther off, it is the arm that surprises, a hundred times as much as the true frame and more."""
 MAX_PAIRS = 160
 MIN_PAIRS = 8
 """A test on fewer pairs says nothing."""
 MAX_DONOR_EPISODES = 60
+NO_PAIRS = (
+    "object surprise: skipped, hardly any other episode shows the object elsewhere with the arm in the same place; "
+    "`statevla probe` moves it where the simulator is installed"
+)
 NO_POSES = "object surprise and object probes: skipped, the data set has no poses of the object that instructions name"
 
 
@@ -134,12 +141,12 @@ def from_other_episodes(subject: Subject, transitions: Transitions) -> Exchanged
     for row, (frame, index) in enumerate(zip(wanted, episode_of(cache, wanted))):
         allowed = (owner != index) & (task_of == task_number[cache.episodes[index].task])
         distance = np.linalg.norm(position - here[row], axis=1)  # NaN compares false: unknown objects drop out
-        arm = np.linalg.norm(states[pool] - states[frame], axis=1)
+        arm = np.sqrt(((states[pool] - states[frame]) ** 2).mean(axis=1))
         far = np.where(allowed & (distance >= MOVED_M), arm, np.inf)
         chosen = int(far.argmin())
         near = np.where(allowed & (distance <= UNMOVED_M) & (arm >= far[chosen]), arm, np.inf)
         control = int(near.argmin())
-        if np.isfinite(far[chosen]) and np.isfinite(near[control]):
+        if max(far[chosen], near[control]) <= MAX_ARM_STD:
             rows.append(row)
             moved.append(pool[chosen])
             unmoved.append(pool[control])

@@ -13,7 +13,7 @@ import torch
 from statevla.data import open_frame_cache, split_episodes
 from statevla.device import resolve_device
 from statevla.diagnostics.actions import ChunkSamples, action_metrics, sample_chunks
-from statevla.diagnostics.object_surprise import NO_POSES, Exchange, measure_object_surprise
+from statevla.diagnostics.object_surprise import NO_PAIRS, NO_POSES, Exchange, measure_object_surprise
 from statevla.diagnostics.probes import MAX_EPISODES, beats_baselines, run_probes, thin
 from statevla.diagnostics.sequences import Subject
 from statevla.diagnostics.world_model import go_no_go, measure_world_model
@@ -155,6 +155,7 @@ def measure_state(
             results["notes"] = [NO_POSES]
         elif world_model:
             results["object_surprise"] = measure_object_surprise(subject, thin(episodes, limit), exchange)
+            results["notes"] = [] if results["object_surprise"] else [NO_PAIRS]
     if go:
         results["go_no_go"] = go
     return results
