@@ -62,10 +62,25 @@ def trained(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture
 def rollouts(tmp_path: Path) -> Path:
     """Results of an evaluation in simulation, written by the code that writes them."""
-    from statevla.sim.rollout_results import EpisodeResult, summarize, write_json
+    from statevla.sim.rollout_results import EpisodeLog, EpisodeResult, summarize, summarize_alarms, write_json
 
     results = [
-        EpisodeResult(0, trial, "soup", "pick up the <soup>", trial, 1, trial < 3, None, 120, 1, 3.0, policy_ms=[9.0])
+        EpisodeResult(
+            0,
+            trial,
+            "soup",
+            "pick up the <soup>",
+            trial,
+            1,
+            trial < 3,
+            None,
+            120,
+            1,
+            3.0,
+            policy_ms=[9.0] * 3,
+            surprise=[0.01, 0.5 if trial == 3 else 0.02],
+            alarm_step=16 if trial == 3 else None,
+        )
         for trial in range(4)
     ]
     results.append(EpisodeResult(0, 4, "soup", "pick up the <soup>", 4, 1, None, "worker gone", 0, 2, 3.0))
@@ -75,14 +90,21 @@ def rollouts(tmp_path: Path) -> Path:
         "execute_steps": 8,
         "num_sampling_steps": 4,
         "temporal_ensembling": None,
+        "surprise_threshold": 0.2,
     }
+    alarm = {"alpha": 0.1, "num_episodes": 20, "source": "20 held-out <episodes>", "threshold": 0.2}
     summary = {
         "settings": settings,
         **summarize(results, 6),
+        "alarm": summarize_alarms(results, alarm),
         "versions": {"mujoco": "3.3.2"},
         "command": ["run", "a b"],
     }
     write_json(tmp_path / "rollouts" / "summary.json", summary)
+    log = EpisodeLog(tmp_path / "rollouts" / "episodes.jsonl")
+    for result in results:
+        log.append(result)
+    log.close()
     (tmp_path / "rollouts" / "videos").mkdir()
     (tmp_path / "rollouts" / "videos" / "task00_trial000_success.mp4").write_bytes(b"\0\0\0\x18ftypmp42")
     return tmp_path
@@ -120,6 +142,9 @@ def test_rollouts_are_shown_with_intervals_and_errors(rollouts: Path, capsys: py
     assert "75.0%" in text
     assert "30.1% to 95.4%" in text  # Wilson's interval of 3 in 4
     assert "worker gone" in text
+    assert "it rose in 0 of 3 successes and in 1 of 1 failures" in text
+    assert "20 held-out &lt;episodes&gt;" in text
+    assert "alarm above" in text  # the threshold, in the chart's legend
     assert "pick up the &lt;soup&gt;" in text
     assert "pick up the <soup>" not in text
     assert "Not complete" in text

@@ -91,6 +91,37 @@ def success_bars(rows: Sequence[tuple[str, dict[str, Any]]]) -> str:
     return _svg(figure)
 
 
+def surprise_curves(episodes: Sequence[dict[str, Any]], execute_steps: int, threshold: float | None) -> str:
+    """Surprise over the control steps of simulated episodes, a line each; empty where none was recorded.
+
+    Args:
+        episodes: lines of `episodes.jsonl`.
+        execute_steps: control steps from one look to the next.
+        threshold: of the alarm, drawn dashed.
+    """
+    shown = [entry for entry in episodes if entry.get("surprise") and entry.get("success") is not None]
+    if not shown:
+        return ""
+    figure, axes = _figure(1, 1, (9.0, 2.8))
+    ax = axes.flat[0]
+    labels = {True: "success", False: "failure"}
+    for entry in shown:
+        success, values = bool(entry["success"]), entry["surprise"]
+        steps = [execute_steps * (number + 1) for number in range(len(values))]
+        color = BLUE if success else VERMILION
+        # One label per outcome: a legend of fifty lines tells nothing.
+        ax.plot(steps, values, color=color, alpha=0.4, linewidth=0.9, label=labels.pop(success, None), marker=".")
+    if threshold is not None:
+        ax.axhline(threshold, color="#222222", linewidth=1.0, linestyle="--", label="alarm above")
+    positive = [value for entry in shown for value in entry["surprise"] if value > 0]
+    if positive and max(positive) > 30 * min(positive):
+        ax.set_yscale("log")
+    ax.set(xlabel="control step", ylabel="surprise")
+    ax.grid(alpha=0.25)
+    ax.legend(fontsize=8, frameon=False, ncols=3)
+    return _svg(figure)
+
+
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 

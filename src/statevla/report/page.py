@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from statevla.report.charts import copy_skill_curves, success_bars, training_curves
-from statevla.report.sources import Run, Sources, Tree
+from statevla.report.charts import copy_skill_curves, success_bars, surprise_curves, training_curves
+from statevla.report.sources import Run, Sources, Tree, read_episodes
 
 _Kind = Literal["numbers", "words"]
 MAX_VIDEOS = 16
@@ -108,6 +108,15 @@ def _rollout(rollout: Tree) -> Iterator[str]:
     yield _table(header, [[name, *_rate_cells(rates)] for name, rates in [*rows, ("all tasks", total)]])
     for error in summary.get("errors", []):
         yield f"<p class='soft'>Error in task {error['task']}, trial {error['trial']}: {_text(error['error'])}</p>"
+    curves = surprise_curves(read_episodes(folder), settings["execute_steps"], settings.get("surprise_threshold"))
+    yield _chart(curves, "Surprise of the world model at every look of every episode")
+    if alarm := summary.get("alarm"):
+        good, bad = alarm["successes"], alarm["failures"]
+        yield (
+            f"<p>Surprise alarm, set on {_text(alarm['source'])} to at most {alarm['alpha']:.0%} false alarms per "
+            f"episode: it rose in {good['alarms']} of {good['episodes']} successes and in {bad['alarms']} of "
+            f"{bad['episodes']} failures.</p>"
+        )
     yield _picture(folder / "contact_sheet.png", "Recorded episodes: one row each, from start to end")
     yield _videos(folder)
 

@@ -76,6 +76,11 @@ def find_sources(folders: Sequence[Path]) -> Sources:
     return Sources(runs, evaluations, rollouts, commands)
 
 
+def read_episodes(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a simulated evaluation's `episodes*.jsonl`; none where only its summary is there."""
+    return [line for path in sorted(folder.glob("episodes*.jsonl")) for line in _read_log(path)]
+
+
 def _json_files(folder: Path) -> Iterable[Path]:
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and not entry.is_symlink() and entry.name not in _SKIPPED:
