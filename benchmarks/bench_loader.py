@@ -1,16 +1,16 @@
 """Speed and memory of the loader alone, on a synthetic frame cache larger than the memory it may use.
 
-    python benchmarks/bench_loader.py [--size-gb 10] [--num-workers 0] [--out benchmarks/results/loader.json]
+    python benchmarks/bench_loader.py [--size-gb 10] [--num-workers 0] [--name loader]
 
 Makes a cache in a temporary folder, draws shuffled, augmented batches of both data sets from it, and reports frames per
 second (a frame is one control step with all its cameras) and resident memory. The folder is deleted at the end.
+Writes `benchmarks/results/<name>.json`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import tempfile
 import time
@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 import torch
 
+from harness import environment, update_summary, write_results
 from statevla.config import AugmentationConfig, ConvStem, ModelConfig, Phase1Config
 from statevla.data import BatchSampler, CachedEpisode, ChunkDataset, FrameCache, Prefetcher, TransitionDataset
 from statevla.data.cache import FRAMES_FILE, write_index
@@ -83,7 +84,7 @@ def main() -> None:
     parser.add_argument("--duration-s", type=float, default=20.0)
     parser.add_argument("--num-workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=None, help="where the temporary cache goes")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/loader.json"))
+    parser.add_argument("--name", default="loader", help="of the results, and of their keys in summary.json")
     options = parser.parse_args()
 
     model = ModelConfig(image_size=options.image_size, embed_dim=192, stem=ConvStem(), language_dim=384)
@@ -108,15 +109,9 @@ def main() -> None:
             print(json.dumps(runs[-1]))
         cache.close()
     result = {
-        "command": f"python benchmarks/bench_loader.py --size-gb {options.size_gb:g} --image-size {options.image_size}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "machine": {
-            "load_average": psutil.getloadavg()[0],
-            "cores": psutil.cpu_count(),
-            "memory_gb": round(psutil.virtual_memory().total / 2**30),
-        },
-        "seed": 0,
-        "threads": torch.get_num_threads(),
+        **environment(seed=0),
+        "load_average": psutil.getloadavg()[0],
+        "memory_gb": round(psutil.virtual_memory().total / 2**30),
         "cache_gb": round(size_gb, 2),
         "cameras": len(model.cameras),
         "image_size": options.image_size,
@@ -125,9 +120,9 @@ def main() -> None:
         "rss_peak_of_process_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "runs": runs,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(f"wrote {options.out}")
+    print(f"wrote {write_results(options.name, result)}")
+    best = max(run["frames_per_s"] for run in runs)
+    update_summary({f"{options.name}_frames_per_s": best, f"{options.name}_rss_mb": result["rss_peak_of_process_mb"]})
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Phase 2 on stored states against encoding every batch anew: samples per second of the real training loop.
 
-    python benchmarks/bench_phase2_latents.py [--config conf/config.yaml] [--out benchmarks/results/phase2_latents.json]
+    python benchmarks/bench_phase2_latents.py [--config conf/config.yaml] [--threads 2] [--name phase2_latents]
 
 Both runs use the same `Trainer`, batch size and precision, on a synthetic frame cache (speed does not depend on what
 pictures show) in a temporary folder. Encoding every frame once is timed as well, and the number of epochs after which
-it has paid for itself.
+it has paid for itself. Writes `benchmarks/results/<name>.json`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -24,13 +22,13 @@ from typing import Any
 import torch
 
 from bench_loader import make_cache
+from harness import environment, update_summary, write_results
 from statevla.config import Config, load_config
 from statevla.data import ChunkDataset
 from statevla.statevla_model import StateVLA
 from statevla.training.checkpoint import DataInfo, LanguageInfo
 from statevla.training.distributed import Processes
 from statevla.training.latents import LatentSamples, open_latents
-from statevla.training.provenance import git_commit, versions
 from statevla.training.run_log import LOG_FILE
 from statevla.training.setup import Setup
 from statevla.training.trainer import Trainer
@@ -93,14 +91,14 @@ def main() -> None:
     parser.add_argument("--size-gb", type=float, default=0.4, help="of the synthetic frame cache")
     parser.add_argument("--encoding-steps", type=int, default=8)
     parser.add_argument("--latent-steps", type=int, default=300)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/phase2_latents.json"))
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads, unless the configuration says a number")
+    parser.add_argument("--name", default="phase2_latents", help="of the results, and of their keys in summary.json")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "frames").mkdir()
         config = load_config(args.config, [f"data.cache_dir={folder}", "device=cpu", f"output_dir={folder}"])
-        if config.num_threads:
-            torch.set_num_threads(config.num_threads)
+        torch.set_num_threads(config.num_threads or args.threads)
         setup = make_setup(config, folder / "frames", args.size_gb)
         encoding = samples_per_s(
             replace(setup, train=ImageSamples(setup.train)), args.encoding_steps, 1, folder / "encoding"
@@ -118,19 +116,16 @@ def main() -> None:
     result |= {
         "config": args.config,
         "batch_size": config.training.phase2.batch_size,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "seed": config.seed,
-        "num_threads": torch.get_num_threads(),
-        "machine": platform.platform(),
         "load_average": os.getloadavg()[0],
-        "versions": versions(),
-        "git_commit": git_commit(),
+        **environment(config.seed),
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    path = write_results(args.name, result)
+    update_summary(
+        {f"{args.name}_ratio": result["ratio"], f"{args.name}_samples_per_s": result["stored_samples_per_s"]}
+    )
     print(f"encoding every batch: {result['encoding_samples_per_s']:.1f} samples/s")
     print(f"stored states:        {result['stored_samples_per_s']:.1f} samples/s ({result['ratio']:.0f} times)")
-    print(f"encoding once pays for itself after {result['epochs_to_break_even']:.2f} epochs; {args.out}")
+    print(f"encoding once pays for itself after {result['epochs_to_break_even']:.2f} epochs; {path}")
 
 
 def summarize(encoding: list[float], stored: list[float], encode_s: float, num_frames: int) -> dict[str, Any]:
