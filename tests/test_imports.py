@@ -19,9 +19,9 @@ LAYERS = [
     {"jepa", "data"},
     {"state_encoder", "action_policy"},
     {"statevla_model"},
-    {"policy", "session", "alarm", "training", "diagnostics", "info"},
+    {"policy", "session", "alarm", "share", "model_card", "training", "diagnostics", "info"},
     {"sim", "serving", "report"},
-    {"doctor", "demo", "probe", "cli", "__main__"},
+    {"doctor", "demo", "probe", "view", "cli", "__main__"},
 ]
 # data reads files and never sees a model.
 FORBIDDEN = {"data": {"jepa", "mamba", "flow"}, "transforms": {"mamba", "flow"}, "language": {"mamba", "flow"}}

@@ -32,6 +32,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "rollout": ("statevla.sim.evaluate:rollout", "success in simulation (also run_libero_eval.py)"),
     "calibrate": ("statevla.diagnostics.calibrate:calibrate", "thresholds of the surprise alarm, on held-out episodes"),
+    "share": ("statevla.share:share", "a checkpoint with its model card, to a folder or to the Hugging Face hub"),
+    "view": ("statevla.view:view", "a data set or the episodes of a rollout in the Rerun viewer"),
     "report": ("statevla.report.command:report", "one self-contained HTML page of runs and evaluations"),
     "serve": ("statevla.serving.cli:serve", "a checkpoint as a policy server (openpi's protocol)"),
 }

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from statevla.alarm import Calibration, Sighting, expect, novelty_of, surprise_of
+from statevla.config import LanguageConfig, expand_path
 from statevla.device import autocast, resolve_device, resolve_precision
 from statevla.errors import UserError
 from statevla.session import PolicySession
@@ -34,6 +35,7 @@ from statevla.types import ActionChunk, ModelInput, Observation
 if TYPE_CHECKING:
     from statevla.language import LanguageEncoder
     from statevla.statevla_model import StateVLA
+    from statevla.training.checkpoint import LoadedCheckpoint
 
 MAX_CACHED_INSTRUCTIONS = 1024
 
@@ -109,6 +111,7 @@ class StateVLAPolicy:
         self.num_sampling_steps = num_sampling_steps or settings.policy.num_sampling_steps
         self.temporal_ensembling = temporal_ensembling
         self.execute_steps = execute_steps or (self.horizon if temporal_ensembling is None else 1)
+        self._checkpoint: Path | None = None
         self._embeddings: dict[str, Tensor] = {}
         low, high = transform.statistics.actions.min[:-1], transform.statistics.actions.max[:-1]
         self._low, self._high = low.astype(np.float32), high.astype(np.float32)
@@ -126,7 +129,8 @@ class StateVLAPolicy:
         seed: int = 0,
         precision: str = "auto",
     ) -> StateVLAPolicy:
-        """Load a checkpoint: a folder, or an alias such as `checkpoints/phase2_flow_matching/checkpoint_best.pt`.
+        """Load a checkpoint: a folder, an alias such as `checkpoints/phase2_flow_matching/checkpoint_best.pt`, or
+        `owner/repository` of the Hugging Face hub.
 
         Raises:
             UserError: no such checkpoint, a damaged one, or one without a trained policy.
@@ -141,10 +145,10 @@ class StateVLAPolicy:
                 f"checkpoint {path}: phase 1 trains no policy yet; train one on it with "
                 f"train.py --phase 2 --phase1_checkpoint {path}"
             )
-        return cls(
+        policy = cls(
             loaded.model,
             Transform(loaded.config.model, loaded.statistics),
-            build_language_encoder(loaded.config.language, loaded.config.model.language_dim),
+            build_language_encoder(_language_of(loaded), loaded.config.model.language_dim),
             device=device,
             num_sampling_steps=num_sampling_steps,
             execute_steps=execute_steps,
@@ -155,6 +159,33 @@ class StateVLAPolicy:
             has_world_model=phase != "bc",
             calibration=Calibration.load(loaded.path, weights_hash(loaded.path), loaded.config.model.state_dim),
         )
+        policy._checkpoint = loaded.path
+        return policy
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Copy the checkpoint, without its training state and with a model card, into a new folder; returns it.
+
+        Raises:
+            UserError: the policy comes from no checkpoint, or the folder is not empty or cannot be written.
+        """
+        from statevla.share import copy_checkpoint
+
+        return copy_checkpoint(self._source(), expand_path(folder))
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face hub; returns the address.
+
+        Raises:
+            UserError: the policy comes from no checkpoint, no hub is reachable, or it refuses.
+        """
+        from statevla.share import push_checkpoint
+
+        return push_checkpoint(self._source(), repo_id, private)
+
+    def _source(self) -> Path:
+        if self._checkpoint is None:
+            raise UserError("policy: made from parts, there is no checkpoint to share; use from_pretrained")
+        return self._checkpoint
 
     # One robot --------------------------------------------------------------------------------------------------------
 
@@ -333,6 +364,13 @@ class StateVLAPolicy:
         while len(self._embeddings) > MAX_CACHED_INSTRUCTIONS:  # a server meets any number of them
             self._embeddings.pop(next(iter(self._embeddings)))
         return embeddings
+
+
+def _language_of(loaded: LoadedCheckpoint) -> LanguageConfig:
+    """The language settings; a file of embeddings that was shared with the checkpoint lies beside its weights."""
+    language = loaded.config.language
+    beside = loaded.path / Path(language.encoder).name
+    return language.model_copy(update={"encoder": str(beside)}) if beside.is_file() else language
 
 
 def _choose_precision(name: str, device: torch.device, model: StateVLA) -> str:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from statevla.config import Config, config_from_dict, expand_path
 from statevla.errors import UserError
 from statevla.statevla_model import StateVLA
+from statevla.training.hub import download, is_repo_id
 from statevla.training.provenance import git_commit, versions
 from statevla.training.storage import (
     read_json,
@@ -145,7 +146,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
     """The checkpoint folder that `path` means.
 
     It may be a checkpoint, a run folder (its best, else its last), or `checkpoint_best.pt` / `checkpoint_last.pt` in
-    a run folder, whether or not these links exist.
+    a run folder, whether or not these links exist, or `owner/repository` of the Hugging Face hub.
 
     Raises:
         UserError: there is none; what is there instead is named.
@@ -160,6 +161,8 @@ def resolve_checkpoint(path: str | Path) -> Path:
         raise UserError(
             f"checkpoint {wanted}: is a file; a checkpoint is a folder with {MODEL_FILE} and its JSON files"
         )
+    if is_repo_id(path):
+        return download(str(path)).resolve()
     here = wanted if wanted.is_dir() else wanted.parent
     found = sorted(entry.name for entry in here.iterdir()) if here.is_dir() else []
     has = f"{here} has {', '.join(found[:8])}" if found else f"{here} is empty or absent"

@@ -1,0 +1,154 @@
+"""The README.md of a shared checkpoint: what it is, what it was made of, what it can do and what it cannot."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from statevla.config import home_dir
+from statevla.training.checkpoint import weights_hash
+
+_HEAD = """---
+license: mit
+library_name: statevla
+pipeline_tag: robotics
+tags: [robotics, vision-language-action, world-model, flow-matching, mamba]
+---
+"""
+_PHASES = {"1": "phase 1 (temporal JEPA)", "2": "phase 2 (flow matching)", "bc": "behaviour cloning"}
+
+
+def model_card(checkpoint: Path, name: str, rollouts: Sequence[Path] = ()) -> str:
+    """The card of a checkpoint's folder, in Markdown with the hub's metadata.
+
+    Numbers come from files: the run's `run.json`, offline evaluations beside the checkpoint, and summaries of rollouts
+    of the same weights, in `rollouts` and in `$STATEVLA_HOME/rollouts`. What was not measured is said to be so.
+
+    Args:
+        checkpoint: the folder of the checkpoint.
+        name: heading, and what `from_pretrained` is to be called with.
+        rollouts: results folders to look at besides.
+    """
+    config, metrics, data = (_read(checkpoint / f"{part}.json") for part in ("config", "metrics", "data"))
+    version, run = _read(checkpoint / "version.json"), _read(checkpoint.parent / "run.json")
+    lines = [_HEAD + f"# {name}", "", *_introduction(config, metrics, name)]
+    lines += ["", "## Training", "", *_training(config, metrics, data, run)]
+    lines += ["", "## Measured", "", *_measured(checkpoint, rollouts)]
+    lines += ["", "## Surprise alarm", "", *_alarm(checkpoint)]
+    lines += ["", "## Limits", "", *_limits(config)]
+    lines += ["", "## Versions", "", *_versions(version)]
+    return "\n".join(lines) + "\n"
+
+
+def _introduction(config: dict[str, Any], metrics: dict[str, Any], name: str) -> Iterator[str]:
+    model = config.get("model", {})
+    yield (
+        "A StateVLA policy: one Mamba encoder of language, robot state and cameras, a world model in latent space, and "
+        f"chunks of {model.get('action_seq_len')} actions by flow matching. This checkpoint: "
+        f"{_PHASES.get(str(metrics.get('phase')), 'not said')}."
+    )
+    yield ""
+    yield from (
+        "```python",
+        "from statevla.policy import StateVLAPolicy",
+        "",
+        f'policy = StateVLAPolicy.from_pretrained("{name}")',
+        "action = policy.act(observation)",
+        "```",
+    )
+    yield ""
+    yield f"- cameras: {', '.join(model.get('cameras', []))}, {model.get('image_size')} px"
+    yield f"- robot state: `{model.get('robot_state_layout')}`, {model.get('robot_state_dim')} numbers"
+    yield f"- actions: {model.get('action_dim')} numbers, the last one the gripper (-1 open, +1 close)"
+
+
+def _training(
+    config: dict[str, Any], metrics: dict[str, Any], data: dict[str, Any], run: dict[str, Any]
+) -> Iterator[str]:
+    command = run.get("command")
+    source = Path(str(config.get("data", {}).get("path", ""))).name
+    yield f"- data: `{source}`, cache `{data.get('cache') or 'not said'}`"
+    yield f"- split: {data.get('train_split')} of the episodes of every task, seed {data.get('split_seed')}"
+    yield f"- command: {_code(shlex.join(map(str, command))) if command else 'not recorded'}"
+    yield f"- seed: {run.get('seed', config.get('seed'))}"
+    yield f"- steps: {metrics.get('step', 'not recorded')}"
+
+
+def _measured(checkpoint: Path, rollouts: Sequence[Path]) -> Iterator[str]:
+    found = list(_summaries(checkpoint, rollouts))
+    evaluations = sorted(checkpoint.parent.glob("evaluation*/evaluation.json"))
+    if not found and not evaluations:
+        yield "Nothing was measured with this checkpoint."
+    for summary in found:
+        total, settings = summary["total"], summary["settings"]
+        low, high = total["interval_95"]
+        rate = "no episodes" if total["success_rate"] is None else f"{total['success_rate']:.1%}"
+        complete = "" if summary.get("complete") else ", not complete"
+        yield (
+            f"- success in simulation, `{settings['task_suite']}`, {settings['init_states']} initial states, seed "
+            f"{settings['seed']}: {total['successes']}/{total['episodes']} = {rate} (Wilson 95 %: {low:.1%} to "
+            f"{high:.1%}), {total['errors']} errors{complete}"
+        )
+        for task in summary["tasks"]:
+            yield f"    - {task['instruction']}: {task['successes']}/{task['episodes']}"
+    for path in evaluations:
+        results = _read(path)
+        what = f"{results.get('num_episodes')} {results.get('split')} episodes"
+        if actions := results.get("actions"):
+            normalized = actions["normalized"]
+            yield (
+                f"- actions on {what}: normalised MSE {normalized['mse']:.4g} (always the mean action: "
+                f"{normalized['mse_of_mean_action']:.4g}), gripper accuracy {actions['gripper']['accuracy']:.3f}"
+            )
+        skill = (results.get("world_model") or {}).get("copy_skill_1")
+        if skill is not None:
+            yield f"- world model on {what}: copy skill {skill:.3f} (0 is copying the present, 1 perfect)"
+
+
+def _alarm(checkpoint: Path) -> Iterator[str]:
+    alarm = _read(checkpoint / "alarm.json")
+    if not alarm:
+        yield "Not calibrated (`statevla calibrate`): the policy reports surprise but raises no alarm."
+        return
+    yield (
+        f"Calibrated on {alarm['source']}: at most {alarm['alpha']:.0%} of episodes that are exchangeable with "
+        "these raise a false alarm."
+    )
+
+
+def _limits(config: dict[str, Any]) -> Iterator[str]:
+    yield "- It knows the tasks, objects, cameras and robot of its data; nothing was measured beyond what stands above."
+    yield "- Rates in simulation say nothing about a real robot. No safety function: keep limits and a stop button."
+    yield f"- Instructions are read by `{Path(str(config.get('language', {}).get('encoder', ''))).name}`."
+
+
+def _versions(version: dict[str, Any]) -> Iterator[str]:
+    for package, number in (version.get("versions") or {}).items():
+        yield f"- {package} {number}"
+    yield f"- commit {version.get('git_commit') or 'not recorded'}"
+
+
+def _summaries(checkpoint: Path, rollouts: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Rollout summaries of these very weights."""
+    wanted = weights_hash(checkpoint)
+    folders = [*rollouts, *sorted((home_dir() / "rollouts").glob("*"))]
+    for folder in dict.fromkeys(folder.resolve() for folder in folders):
+        summary = _read(folder / "summary.json")
+        if wanted is not None and (summary.get("settings") or {}).get("weights_sha256") == wanted:
+            yield summary
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON file; what is absent or damaged was not recorded."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def _code(text: str) -> str:
+    return f"`{text}`"

@@ -1,0 +1,161 @@
+"""`statevla view`: a data set, or the videos and surprise of a simulated evaluation, in the Rerun viewer.
+
+Needs the extra `view` (`pip install 'statevla[view]'`). With `--out` a recording (`.rrd`) is written instead of opening
+the viewer; `rerun FILE.rrd` shows it, on any machine.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tyro
+
+from statevla.config import expand_path
+from statevla.errors import UserError
+from statevla.transforms import to_upright
+from statevla.types import CONTROL_FREQ_HZ
+
+if TYPE_CHECKING:
+    from statevla.data.episodes import EpisodeArrays
+
+APPLICATION = "statevla"
+STEP, TIME = "step", "time"
+ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+
+
+@dataclass(frozen=True)
+class ViewArgs:
+    source: tyro.conf.Positional[str]
+    """A data set (LIBERO HDF5 file or folder, LeRobotDataset v3), or the results folder of `statevla rollout`."""
+    episodes: int = 3
+    """How many, from the first."""
+    out: str | None = None
+    """Write a recording to this .rrd file; the viewer is opened otherwise."""
+
+
+def view(args: ViewArgs) -> int:
+    """Show episodes in Rerun: pictures, actions, robot states, object positions; of rollouts videos and surprise."""
+    try:
+        import rerun
+    except ModuleNotFoundError:
+        raise UserError("view: needs rerun; pip install 'statevla[view]'") from None
+    if args.episodes < 1:
+        raise UserError(f"--episodes: expected at least 1, got {args.episodes}")
+    source = expand_path(args.source)
+    if not source.exists():
+        raise UserError(f"view {source}: no such file or folder; give a data set or the results of 'statevla rollout'")
+    recording = rerun.RecordingStream(APPLICATION)
+    out = None if args.out is None else expand_path(args.out)
+    if out is None:
+        recording.spawn()
+    else:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            recording.save(out)
+        except OSError as error:
+            raise UserError(f"view {out}: cannot be written ({error.strerror}); choose another --out") from None
+    if (source / "settings.json").is_file():
+        count = log_rollouts(recording, source, args.episodes)
+    else:
+        count = log_data(recording, source, args.episodes)
+    recording.flush()
+    print(f"{count} episodes of {source}" + (f": {out}" if out is not None else ""))
+    return 0
+
+
+def log_data(recording: Any, source: Path, num_episodes: int) -> int:
+    """Log the first episodes of a data set, one entity path each; returns how many.
+
+    Raises:
+        UserError: the data set cannot be read.
+    """
+    from statevla.data import open_reader
+
+    with open_reader(source) as reader:
+        infos = reader.episodes[:num_episodes]
+        for index, info in enumerate(infos):
+            _log_episode(recording, f"episode_{index}", info.instruction, reader.read(index), info.fps)
+    return len(infos)
+
+
+def log_rollouts(recording: Any, folder: Path, num_episodes: int) -> int:
+    """Log surprise and novelty of the first episodes of an evaluation, and the videos there are; returns how many.
+
+    Raises:
+        UserError: the folder holds no episodes.
+    """
+    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    files = sorted(folder.glob("episodes*.jsonl"))
+    lines = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    judged = [line for line in lines if line.get("success") is not None][:num_episodes]
+    if not judged:
+        raise UserError(f"view {folder}: holds no finished episodes; run 'statevla rollout' with --out {folder}")
+    for line in judged:
+        outcome = "success" if line["success"] else "failure"
+        path = f"task{line['task']:02d}_trial{line['trial']:03d}_{outcome}"
+        _log_text(recording, path, f"{line['instruction']}: {outcome} after {line['num_steps']} steps")
+        _log_looks(recording, path, line, int(settings["execute_steps"]), settings.get("surprise_threshold"))
+        video = folder / "videos" / f"{path}.mp4"
+        if video.is_file():
+            _log_video(recording, path, video)
+    return len(judged)
+
+
+def _log_episode(recording: Any, path: str, instruction: str, arrays: EpisodeArrays, fps: float) -> None:
+    import rerun
+
+    _log_text(recording, path, instruction)
+    names = ACTION_NAMES if arrays.actions.shape[1] == len(ACTION_NAMES) else range(arrays.actions.shape[1])
+    for step in range(len(arrays.actions)):
+        _set_step(recording, step, fps)
+        for camera, frames in arrays.images.items():
+            frame = np.ascontiguousarray(to_upright(frames[step], arrays.orientation))
+            recording.log(f"{path}/{camera}", rerun.Image(frame).compress(jpeg_quality=90))
+        for name, value in zip(names, arrays.actions[step]):
+            recording.log(f"{path}/action/{name}", rerun.Scalars(float(value)))
+        for layout, states in arrays.robot_states.items():
+            for number, value in enumerate(states[step]):
+                recording.log(f"{path}/{layout.value}/{number}", rerun.Scalars(float(value)))
+        if arrays.object_poses is not None and arrays.object_names:
+            places = arrays.object_poses[step].reshape(-1, 7)[:, :3]
+            recording.log(f"{path}/objects", rerun.Points3D(places, labels=list(arrays.object_names), radii=0.015))
+
+
+def _log_looks(recording: Any, path: str, line: dict[str, Any], every: int, threshold: float | None) -> None:
+    """Surprise, novelty and threshold at the control steps of the looks."""
+    import rerun
+
+    # There is no surprise at the first look.
+    for name, first in (("surprise", 1), ("novelty", 0)):
+        for number, value in enumerate(line.get(name, ()), first):
+            _set_step(recording, every * number, CONTROL_FREQ_HZ)
+            recording.log(f"{path}/{name}", rerun.Scalars(float(value)))
+            if name == "surprise" and threshold is not None:
+                recording.log(f"{path}/surprise_threshold", rerun.Scalars(float(threshold)))
+
+
+def _log_video(recording: Any, path: str, file: Path) -> None:
+    import rerun
+
+    asset = rerun.AssetVideo(path=file)
+    recording.log(f"{path}/video", asset, static=True)
+    times_ns = asset.read_frame_timestamps_nanos()
+    for time_ns in times_ns:
+        seconds = float(time_ns) / 1e9
+        _set_step(recording, round(seconds * CONTROL_FREQ_HZ), CONTROL_FREQ_HZ)
+        recording.log(f"{path}/video", rerun.VideoFrameReference(nanoseconds=int(time_ns)))
+
+
+def _log_text(recording: Any, path: str, text: str) -> None:
+    import rerun
+
+    recording.log(f"{path}/instruction", rerun.TextDocument(text), static=True)
+
+
+def _set_step(recording: Any, step: int, fps: float) -> None:
+    recording.set_time(STEP, sequence=step)
+    recording.set_time(TIME, duration=step / fps)
