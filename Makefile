@@ -26,6 +26,7 @@ lint: setup  ## ruff and mypy
 	$(BIN)/mypy
 
 test: lint  ## linter, type checker, fast tests and the slow ones chosen for CI
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs,hub,view]'
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest -m "slow and ci"
 
@@ -34,6 +35,10 @@ demo: setup  ## demonstrations -> world model -> policy -> simulation -> report.
 
 bench: setup  ## every benchmark, with ratio tables and benchmarks/results/summary.json
 	$(BIN)/python benchmarks/run_all.py
+
+docs: setup  ## the pages as a site in ./site
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m mkdocs build --strict
 
 clean:  ## remove the environment and build leftovers
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,120 @@
+"""Write docs/api.md from the docstrings of the public modules; `--check` only says whether it is current.
+
+The sources are parsed, not imported: it takes no simulator and no second.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TARGET = ROOT / "docs" / "api.md"
+MODULES = [
+    "policy", "session", "types", "statevla_model", "alarm", "transforms", "language", "data.episodes",
+    "data.build_cache", "training.run", "training.checkpoint", "diagnostics.offline", "serving.client", "sim.env",
+    "sim.disturbances", "share", "errors",
+]  # fmt: skip
+HEAD = """# Python interface
+
+Generated from the docstrings by `scripts/api_reference.py`: public classes and functions of the modules that programs
+are likely to import. Shapes use the letters of `statevla.types`.
+"""
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def main() -> int:
+    text = HEAD + "".join("\n" + "\n".join(_module(name)) + "\n" for name in MODULES)
+    if "--check" in sys.argv[1:]:
+        if TARGET.read_text(encoding="utf-8") != text:
+            print(f"{TARGET.name} is out of date; run python scripts/api_reference.py", file=sys.stderr)
+            return 1
+        return 0
+    TARGET.write_text(text, encoding="utf-8")
+    return 0
+
+
+def _module(name: str) -> Iterator[str]:
+    path = ROOT / "src" / "statevla" / (name.replace(".", "/") + ".py")
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    yield f"## `statevla.{name}`"
+    yield ""
+    yield _first_paragraph(tree)
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and _is_public(node):
+            yield from _class(node)
+        elif isinstance(node, Function) and _is_public(node):
+            yield from _entry(f"{node.name}({_arguments(node)})", node, "###")
+
+
+def _class(node: ast.ClassDef) -> Iterator[str]:
+    own = {child.name: child for child in node.body if isinstance(child, Function)}
+    start = f"({_arguments(own['__init__'])})" if "__init__" in own else ""
+    yield from _entry(f"class {node.name}{start}", node, "###")
+    rows = [
+        (f"{child.name}({_arguments(child)})" if not _is_property(child) else child.name, _first_paragraph(child))
+        for child in own.values()
+        if _is_public(child) and not _is_overload(child)
+    ]
+    if rows:
+        yield "\n| method | |\n|---|---|"
+        yield "\n".join(f"| {_code(name)} | {text} |".replace("\n", " ") for name, text in rows)
+
+
+def _entry(title: str, node: ast.ClassDef | Function, level: str) -> Iterator[str]:
+    yield f"\n{level} `{node.name}`\n"
+    yield f"```text\n{title}\n```\n"
+    yield from _docstring(node)
+
+
+def _docstring(node: ast.AST) -> Iterator[str]:
+    """The docstring with its Google-style sections as lists."""
+    in_section = False
+    for line in (ast.get_docstring(node) or "").splitlines():
+        if line.rstrip(":") in ("Args", "Attributes", "Returns", "Raises") and line.endswith(":"):
+            yield f"\n**{line.rstrip(':')}**\n"
+            in_section = True
+        elif in_section and line.startswith("    ") and not line.startswith("     "):
+            name, colon, text = line.strip().partition(": ")
+            yield f"- {_code(name)}: {text}" if colon and " " not in name.split(",")[0] else f"- {line.strip()}"
+        elif in_section and line.strip():
+            yield f"  {line.strip()}"
+        else:
+            yield line
+
+
+def _first_paragraph(node: ast.AST) -> str:
+    return " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+
+
+def _arguments(node: Function) -> str:
+    text = ast.unparse(node.args)
+    for first in ("self, ", "cls, "):
+        text = text.removeprefix(first)
+    return "" if text in ("self", "cls") else text
+
+
+def _code(text: str) -> str:
+    return "`" + text.replace("|", "\\|") + "`"
+
+
+def _is_public(node: ast.ClassDef | Function) -> bool:
+    return not node.name.startswith("_") and ast.get_docstring(node) is not None
+
+
+def _has_decorator(node: Function, name: str) -> bool:
+    return any(ast.unparse(decorator) == name for decorator in node.decorator_list)
+
+
+def _is_property(node: Function) -> bool:
+    return _has_decorator(node, "property")
+
+
+def _is_overload(node: Function) -> bool:
+    return _has_decorator(node, "overload")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
