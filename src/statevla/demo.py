@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,11 +83,7 @@ def demo(args: DemoArgs) -> int:
     console = Console()
     folder = expand_path(args.dir) if args.dir else home_dir() / "demo"
     stages = plan(args, folder)
-    key = ""
-    for number, stage in enumerate(stages, 1):
-        words = [key, stage.command, *stage.arguments, stage.settings]
-        key = hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
-        run_stage(stage, key, folder, f"[{number}/{len(stages)}]", console)
+    run_stages(stages, folder, console)
     report = write_report([folder], folder / "report.html", title="StateVLA demo")
     console.print(outcome_table(folder))
     seconds = sum(mark["seconds"] for _, mark in marks(folder, stages))
@@ -138,7 +134,7 @@ def plan(args: DemoArgs, folder: Path) -> list[Stage]:
             "rollout",
             "rollout",
             ["--checkpoint", best, "--task_suite", args.suite, *tasks, *rollout, "--out", str(rollouts)],
-            fresh=lambda: _remove(rollouts),
+            fresh=lambda: remove_results(rollouts),
         ),
     ]
 
@@ -156,6 +152,19 @@ def find_config(name: str) -> Path:
     if not path.is_file():
         raise UserError(f"config {path}: no such file; run from the source tree, or give --config with your own")
     return path
+
+
+def run_stages(stages: Sequence[Stage], folder: Path, console: Console) -> None:
+    """Run stages in order; one whose command, settings or predecessors have changed since its mark is run anew.
+
+    Raises:
+        UserError: a command failed.
+    """
+    key = ""
+    for number, stage in enumerate(stages, 1):
+        words = [key, stage.command, *stage.arguments, stage.settings]
+        key = hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
+        run_stage(stage, key, folder, f"[{number}/{len(stages)}]", console)
 
 
 def run_stage(stage: Stage, key: str, folder: Path, number: str, console: Console) -> None:
@@ -271,6 +280,7 @@ def _number(value: Any) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _remove(folder: Path) -> list[str]:
+def remove_results(folder: Path) -> list[str]:
+    """Make room for the results of other settings; no arguments are needed then."""
     shutil.rmtree(folder, ignore_errors=True)
     return []

@@ -1,0 +1,210 @@
+"""Run experiments from data to the record of docs/experiments.md: one command per row, resumable.
+
+    python benchmarks/run_experiment.py NAME [NAME …] [--seed 0] [--time-limit-s 3600]
+    python benchmarks/run_experiment.py --list
+
+`benchmarks/experiments.yaml` says what an experiment is: data to collect, a preset with overrides, the phases to train
+and the simulated evaluations. Every stage is a command of `statevla`, printed before it runs; what is done is not done
+again. Data sets are shared below `$STATEVLA_HOME/datasets`, runs lie in `$STATEVLA_HOME/experiments/<name>-s<seed>`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from statevla.command import run_command
+from statevla.config import home_dir, load_config
+from statevla.demo import Stage, remove_results, run_stages
+from statevla.errors import UserError
+from statevla.training.checkpoint import RUN_FOLDERS
+
+ROOT = Path(__file__).parents[1]
+LIST = Path(__file__).with_name("experiments.yaml")
+Phase = Literal["1", "2", "bc"]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Data(_Entry):
+    """A data set, as `statevla collect` makes it."""
+
+    suite: str
+    tasks: str = "all"
+    demos: int = 50
+    wide: bool = False
+    play: bool = False
+
+
+class Experiment(_Entry):
+    """A row of docs/experiments.md."""
+
+    about: str
+    """The question, in a sentence."""
+    data: str
+    """Name of the demonstrations."""
+    play: str | None = None
+    """Name of a data set of play for phase 1."""
+    config: str = "conf/compact.yaml"
+    """Preset."""
+    phases: list[Phase] = ["1", "2"]
+    """Trained in this order."""
+    overrides: dict[str, Any] = {}
+    """Dotted keys of the configuration."""
+    rollouts: dict[str, dict[str, Any]] = {}
+    """Name → flags of `statevla rollout`, beside the checkpoint and the folder."""
+
+
+class Experiments(_Entry):
+    """The whole file; `shared` only holds what its YAML anchors name."""
+
+    shared: dict[str, Any] = Field(default={}, exclude=True)
+    data: dict[str, Data]
+    experiments: dict[str, Experiment]
+
+
+@dataclass(frozen=True)
+class Args:
+    """Run experiments of benchmarks/experiments.yaml and record them."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Names, in the order to run."""
+    seed: int = 0
+    """Of training and of the simulated episodes; the data sets keep theirs."""
+    file: Path = LIST
+    """Another list of experiments."""
+    workers: int = 2
+    """Simulator processes."""
+    time_limit_s: float = float("inf")
+    """Begin no further experiment after this time."""
+    list: bool = False
+    """Print the experiments and end."""
+
+
+def main(args: Args) -> int:
+    known, console = read_experiments(args.file), Console()
+    if args.list or not args.names:
+        table = Table("name", "data", "question")
+        for name, experiment in known.experiments.items():
+            table.add_row(name, experiment.data, experiment.about)
+        console.print(table)
+        return 0
+    for name in args.names:
+        if name not in known.experiments:
+            raise UserError(f"experiment '{name}': {args.file.name} has {', '.join(known.experiments)}")
+    started = time.monotonic()
+    for name in args.names:
+        if time.monotonic() - started > args.time_limit_s:
+            console.print(f"not begun within {args.time_limit_s:.0f} s: {name}")
+            continue
+        run(name, known, args, console)
+    return 0
+
+
+def read_experiments(file: Path) -> Experiments:
+    """The list, checked.
+
+    Raises:
+        UserError: it is unreadable, or an entry is wrong or names unknown data.
+    """
+    try:
+        known = Experiments.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: not readable as YAML ({' '.join(str(error).split())})") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"{file}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+    for name, experiment in known.experiments.items():
+        for wanted in filter(None, (experiment.data, experiment.play)):
+            if wanted not in known.data:
+                raise UserError(f"{file}: experiments.{name}: data '{wanted}' is none of {', '.join(known.data)}")
+    return known
+
+
+def run(name: str, known: Experiments, args: Args, console: Console) -> None:
+    """All stages of one experiment, then its record."""
+    folder = home_dir() / "experiments" / f"{name}-s{args.seed}"
+    console.rule(folder.name)
+    run_stages(list(stages(known, name, args, folder)), folder, console)
+    experiment = known.experiments[name]
+    command = [Path(__file__).name, name, "--seed", str(args.seed)]
+    record = [sys.executable, str(ROOT / "benchmarks" / "record_experiment.py"), "--name", folder.name]
+    record += ["--checkpoint", str(run_folder(folder, experiment)), "--note", experiment.about]
+    record += ["--command", shlex.join(["python", f"benchmarks/{command[0]}", *command[1:]])]
+    for rollout in experiment.rollouts:
+        record += ["--rollout", str(folder / "rollouts" / rollout)]
+    if subprocess.run(record, check=False).returncode:
+        raise UserError(f"experiment '{name}': ran, but could not be recorded; see above")
+
+
+def run_folder(folder: Path, experiment: Experiment) -> Path:
+    """Where the checkpoint to evaluate lies."""
+    return folder / "checkpoints" / RUN_FOLDERS[experiment.phases[-1]]
+
+
+def stages(known: Experiments, name: str, args: Args, folder: Path) -> Iterator[Stage]:
+    """The commands of an experiment, in order."""
+    experiment = known.experiments[name]
+    config = load_config(ROOT / experiment.config, [f"{key}={value}" for key, value in experiment.overrides.items()])
+    paths = {"data.path": experiment.data, **({"data.play_path": experiment.play} if experiment.play else {})}
+    places = []
+    for key, wanted in paths.items():
+        yield collection(known.data[wanted], wanted, config.model.image_size, args.workers)
+        places += [f"--{key}", str(data_folder(wanted))]
+    checkpoints = folder / "checkpoints"
+    common = ["--config", experiment.config, "--output_dir", str(checkpoints), "--seed", str(args.seed), *places]
+    for key, value in experiment.overrides.items():
+        common += [f"--{key}", yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()]
+    for phase in experiment.phases:
+        before = ["--phase1_checkpoint", str(checkpoints / RUN_FOLDERS["1"] / "checkpoint_best.pt")]
+        last = checkpoints / RUN_FOLDERS[phase] / "last"
+        yield Stage(
+            f"phase_{phase}",
+            "train",
+            ["--phase", phase, *(before if phase == "2" else []), *common],
+            settings=config.model_dump_json(),
+            resume=lambda last=last: ["--resume"] if last.exists() else [],  # type: ignore[misc]
+            fresh=lambda last=last: ["--overwrite"] if last.exists() else [],  # type: ignore[misc]
+        )
+    checkpoint = ["--checkpoint", str(run_folder(folder, experiment) / "checkpoint_best.pt")]
+    yield Stage("offline", "eval", checkpoint)
+    for rollout, flags in experiment.rollouts.items():
+        more = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+        more += ["--seed", str(args.seed), "--num_workers", str(args.workers)]
+        out = folder / "rollouts" / rollout
+        yield Stage(
+            f"rollout_{rollout}",
+            "rollout",
+            [*checkpoint, "--out", str(out), *more],
+            fresh=lambda out=out: remove_results(out),  # type: ignore[misc]
+        )
+
+
+def data_folder(name: str) -> Path:
+    return home_dir() / "datasets" / name
+
+
+def collection(data: Data, name: str, image_size: int, workers: int) -> Stage:
+    """The stage that collects a data set, or finds that it is there."""
+    words = ["--out", str(data_folder(name)), "--suite", data.suite, "--tasks", data.tasks, "--demos", str(data.demos)]
+    words += ["--image-size", str(image_size), "--workers", str(workers)]
+    words += [*(["--wide"] if data.wide else []), *(["--play"] if data.play else [])]
+    return Stage(f"collect_{name}", "collect", words)
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(tyro.cli(Args)))
