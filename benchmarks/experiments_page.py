@@ -11,14 +11,16 @@ HEAD = """# Experiments
 
 Every recorded training run, failures included: what was called, what changed against the preset, what the world model
 knows, how far the actions are off on held-out frames, and success in simulation with Wilson's 95 % interval. The raw
-records are in `benchmarks/results/experiments/`. To add one:
+records are in `benchmarks/results/experiments/`. What an experiment is stands in `benchmarks/experiments.yaml`; one
+command collects its data, trains, evaluates, simulates and records it, and goes on where it was cut off:
 
 ```bash
-python eval.py --checkpoint RUN/checkpoint_best.pt
-python run_libero_eval.py --checkpoint RUN/checkpoint_best.pt --task_suite libero_object --out DIR
-python benchmarks/record_experiment.py --name NAME --checkpoint RUN --rollout DIR --note "what was learnt"
+python benchmarks/run_experiment.py --list
+python benchmarks/run_experiment.py object --seed 0
 python benchmarks/render_tables.py
 ```
+
+Another run is recorded with `benchmarks/record_experiment.py`.
 """
 COLUMNS = """
 Columns: S, copy skill one and four retained steps ahead (0 is copying); A, action sensitivity (1 ignores actions);

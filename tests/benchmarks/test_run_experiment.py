@@ -1,0 +1,70 @@
+"""Every experiment of the list is made of commands that exist, on configurations that are valid."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from command_lines import check
+from statevla.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("run_experiment", ROOT / "benchmarks" / "run_experiment.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+script = load_script()
+LISTED = yaml.safe_load((ROOT / "benchmarks" / "experiments.yaml").read_text())["experiments"]
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_stages_are_commands_that_would_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    known = script.read_experiments(script.LIST)
+    stages = list(script.stages(known, name, script.Args(seed=3), tmp_path))
+    assert stages[0].command == "collect"
+    trained = [stage for stage in stages if stage.command == "train"]
+    assert len(trained) == len(LISTED[name].get("phases", ["1", "2"]))
+    for stage in stages:
+        assert check(["statevla", stage.command, *stage.arguments]) == stage.command
+        if stage.command in ("train", "rollout"):
+            assert stage.arguments[stage.arguments.index("--seed") + 1] == "3"
+
+
+def test_overrides_reach_the_command_as_they_stand_in_the_list(tmp_path: Path) -> None:
+    from statevla.config import load_config
+    from statevla.training.cli import parse_overrides
+
+    known = script.read_experiments(script.LIST)
+    stage = next(s for s in script.stages(known, "reduced-faithful", script.Args(), tmp_path) if s.command == "train")
+    begin = stage.arguments.index("--seed")
+    config = load_config(ROOT / "conf" / "compact.yaml", parse_overrides(stage.arguments[begin:]))
+    assert config.training.phase1.target.kind == "ema"
+    assert config.training.phase1.loss.variance_weight == 1.0
+    assert not config.training.phase1.loss.latent.any_on()
+    assert config.training.phase1.max_steps == 1500
+
+
+def test_mistakes_in_the_list_are_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "list.yaml"
+    data = "data: {d: {suite: libero_object}}\n"
+    file.write_text(data + "experiments: {e: {about: x, data: other}}\n")
+    with pytest.raises(UserError, match=r"experiments\.e: data 'other' is none of d"):
+        script.read_experiments(file)
+    file.write_text(data + "experiments: {e: {about: x, data: d, overides: {}}}\n")
+    with pytest.raises(UserError, match=r"experiments\.e\.overides"):
+        script.read_experiments(file)
+    with pytest.raises(UserError, match="experiment 'absent'"):
+        script.main(script.Args(names=("absent",)))
