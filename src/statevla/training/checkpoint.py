@@ -161,7 +161,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
         raise UserError(
             f"checkpoint {wanted}: is a file; a checkpoint is a folder with {MODEL_FILE} and its JSON files"
         )
-    if is_repo_id(path):
+    if wanted.name not in ALIASES and is_repo_id(path):
         return download(str(path)).resolve()
     here = wanted if wanted.is_dir() else wanted.parent
     found = sorted(entry.name for entry in here.iterdir()) if here.is_dir() else []
