@@ -69,6 +69,20 @@ def test_all_episodes_differ_and_cover_every_initial_state() -> None:
     assert sorted(episode.init_state_index for episode in episodes[:50]) == list(range(50))
 
 
+def test_shuffled_instructions_are_all_the_others_and_change_nothing_else() -> None:
+    pytest.importorskip("libero")
+    from statevla.sim.tasks import suite_tasks
+
+    tasks = suite_tasks("libero_object")[:2]
+    own = [episode_spec(number, tasks, 18, 50, 0) for number in range(36)]
+    shuffled = [episode_spec(number, tasks, 18, 50, 0, "shuffled") for number in range(36)]
+    assert [episode.instruction for episode in own] == [episode.task.instruction for episode in own]
+    assert [replace(told, instruction=one.instruction) for told, one in zip(shuffled, own)] == own
+    for task in (0, 1):
+        told = [episode.instruction for episode in shuffled if episode.task.index == task]
+        assert sorted(told) == sorted(2 * [t.instruction for t in suite_tasks("libero_object") if t.index != task])
+
+
 def test_schedule_keeps_workers_at_their_task_and_loses_nothing() -> None:
     episodes = [episode_spec(number, TASKS[:3], 5, 50, 0) for number in range(15)]
     schedule, at, taken = Schedule(episodes), [None, None], list[EpisodeSpec]()
@@ -323,7 +337,7 @@ def test_an_exception_in_the_environment_is_an_error_not_a_failure(checkpoint: P
         (worker,) = pool.workers
         replies = []
         for start in (broken, task):
-            worker.send(Start(EpisodeSpec(0, start, 0, 0, 1), record=False))
+            worker.send(Start(EpisodeSpec(0, start, 0, 0, 1, start.instruction), record=False))
             received: list = []
             while not received:
                 received = pool.replies()

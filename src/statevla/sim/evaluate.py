@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +64,8 @@ class RolloutArgs:
     """Task indices: `all`, `0,3,5` or `0-4`."""
     init_states: Literal["official", "wide"] = "official"
     """Initial states: the benchmark's, or this package's with objects all over the reachable table."""
+    instructions: Literal["own", "shuffled"] = "own"
+    """`shuffled`: tell the policy the instruction of another task, success being that of the task: does it listen?"""
     out: str | None = None
     """Results folder; an interrupted evaluation goes on here. By default in $STATEVLA_HOME/rollouts, named after the
     checkpoint and the suite."""
@@ -154,7 +156,7 @@ def _prepare(args: RolloutArgs, device: torch.device) -> tuple[dict[str, Any], l
     """Everything that can be wrong is found here, before any worker starts."""
     suite = suite_tasks(args.task_suite)
     tasks = [suite[index] for index in parse_task_indices(args.task_suite, args.tasks)]
-    planned = plan_episodes(tasks, args.num_trials, args.init_states, args.seed)
+    planned = plan_episodes(tasks, args.num_trials, args.init_states, args.seed, args.instructions)
     if args.num_workers < 0 or args.videos < 0:
         raise UserError(f"expected num_workers and videos of at least 0, got {args.num_workers} and {args.videos}")
     policy = StateVLAPolicy.from_pretrained(
@@ -170,6 +172,7 @@ def _prepare(args: RolloutArgs, device: torch.device) -> tuple[dict[str, Any], l
         "weights_sha256": sha256(resolve_checkpoint(args.checkpoint) / MODEL_FILE),
         "task_suite": args.task_suite,
         "init_states": args.init_states,
+        "instructions": args.instructions,
         "seed": args.seed,
         "execute_steps": policy.execute_steps,
         "temporal_ensembling": policy.temporal_ensembling,
@@ -235,7 +238,8 @@ class _Evaluation:
         if not looking:
             return
         began = time.perf_counter()
-        self._policy.query([(run.session, look.observation) for run, _, look in looking])
+        told = [replace(look.observation, instruction=run.episode.instruction) for run, _, look in looking]
+        self._policy.query([(run.session, observation) for (run, _, _), observation in zip(looking, told)])
         took_s = time.perf_counter() - began
         for run, worker, _ in looking:
             run.policy_s += took_s / len(looking)
@@ -258,7 +262,7 @@ class _Evaluation:
                 self._running[worker.number] = run
                 looks = range(self._policy.execute_steps, 10**9, self._policy.execute_steps)
                 trace = SurpriseTrace(dict(zip(looks, run.surprise)), self._policy.threshold("surprise"))
-                worker.send(SaveVideo(*shots, trace))
+                worker.send(SaveVideo(*shots, run.episode.instruction, trace))
                 return
         elif isinstance(message, Died) and not run.filming and run.attempt < MAX_ATTEMPTS:
             self._schedule.put_back(run.episode)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from statevla.errors import UserError
-from statevla.sim.tasks import TaskSpec, load_init_states
+from statevla.sim.tasks import TaskSpec, load_init_states, suite_tasks
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class EpisodeSpec:
         trial: number of the attempt at this task.
         init_state_index: which of the task's initial states it starts from.
         seed: of the fixtures' poses and of the policy's noise.
+        instruction: what the policy is told.
     """
 
     number: int
@@ -29,6 +30,7 @@ class EpisodeSpec:
     trial: int
     init_state_index: int
     seed: int
+    instruction: str
 
     @property
     def key(self) -> tuple[int, int]:
@@ -36,19 +38,30 @@ class EpisodeSpec:
         return self.task.index, self.trial
 
 
-def episode_spec(number: int, tasks: Sequence[TaskSpec], num_trials: int, num_states: int, seed: int) -> EpisodeSpec:
+def episode_spec(
+    number: int, tasks: Sequence[TaskSpec], num_trials: int, num_states: int, seed: int, instructions: str = "own"
+) -> EpisodeSpec:
     """Episode `number` of an evaluation of `num_trials` per task: task by task, initial states in order.
 
     The initial state and the seed depend on (task, trial, `seed`) alone, so more trials or fewer tasks leave the
     other episodes as they are.
+
+    Args:
+        instructions: `own`, or `shuffled`: the other instructions of the task's suite in turn, trial by trial.
     """
     task, trial = tasks[number // num_trials], number % num_trials
     (episode_seed,) = np.random.SeedSequence([seed, task.index, trial]).generate_state(1)
-    return EpisodeSpec(number, task, trial, trial % num_states, int(episode_seed))
+    told = task.instruction
+    if instructions == "shuffled":
+        others = [other.instruction for other in suite_tasks(task.suite) if other.instruction != told]
+        told = others[(task.index + trial) % len(others)]
+    return EpisodeSpec(number, task, trial, trial % num_states, int(episode_seed), told)
 
 
-def plan_episodes(tasks: Sequence[TaskSpec], num_trials: int, init_states: str, seed: int) -> list[EpisodeSpec]:
-    """All episodes of an evaluation.
+def plan_episodes(
+    tasks: Sequence[TaskSpec], num_trials: int, init_states: str, seed: int, instructions: str = "own"
+) -> list[EpisodeSpec]:
+    """All episodes of an evaluation; arguments as in `episode_spec`.
 
     Raises:
         UserError: no trials, or a task has no such initial states.
@@ -57,7 +70,7 @@ def plan_episodes(tasks: Sequence[TaskSpec], num_trials: int, init_states: str, 
         raise UserError(f"num_trials: expected at least 1, got {num_trials}; the published protocol takes 50")
     counts = [len(load_init_states(task, init_states)) for task in tasks]
     return [
-        episode_spec(number, tasks, num_trials, counts[number // num_trials], seed)
+        episode_spec(number, tasks, num_trials, counts[number // num_trials], seed, instructions)
         for number in range(len(tasks) * num_trials)
     ]
 

@@ -159,6 +159,12 @@ def success_interval(successes: int, episodes: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def _told(episodes: Sequence[EpisodeResult]) -> str:
+    """The instruction of a task's episodes, in words where they had several."""
+    different = {episode.instruction for episode in episodes}
+    return different.pop() if len(different) == 1 else f"{episodes[0].task_name}, {len(different)} instructions"
+
+
 def summarize(results: Iterable[EpisodeResult], num_planned: int) -> dict[str, Any]:
     """Success per task and in total, with intervals; steps, latency, and what the time went to.
 
@@ -171,7 +177,7 @@ def summarize(results: Iterable[EpisodeResult], num_planned: int) -> dict[str, A
     for result in episodes:
         by_task.setdefault(result.task, []).append(result)
     tasks = [
-        {"task": index, "name": group[0].task_name, "instruction": group[0].instruction, **_rates(group)}
+        {"task": index, "name": group[0].task_name, "instruction": _told(group), **_rates(group)}
         for index, group in by_task.items()
     ]
     latencies = np.array([ms for result in episodes for ms in result.policy_ms])

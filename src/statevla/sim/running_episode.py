@@ -45,7 +45,7 @@ class RunningEpisode:
             task=episode.task.index,
             trial=episode.trial,
             task_name=episode.task.name,
-            instruction=episode.task.instruction,
+            instruction=episode.instruction,
             init_state_index=episode.init_state_index,
             seed=episode.seed,
             success=success,

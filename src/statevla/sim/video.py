@@ -54,6 +54,7 @@ def save_episode(
     success: bool,
     video: Path,
     strip: Path,
+    instruction: str,
     surprise: SurpriseTrace,
 ) -> None:
     """Show recorded states again; write the video and a strip of a few frames for the contact sheet.
@@ -64,6 +65,7 @@ def save_episode(
         success: whether it succeeded.
         video: MP4 to write, at real speed.
         strip: PNG to write.
+        instruction: what the policy was told, written into the frames.
         surprise: written into the frames.
     """
     num_steps = len(states) - 1
@@ -76,7 +78,7 @@ def save_episode(
         views = [env.simulation.render(camera, FRAME_SIZE) for camera in env.cameras]
         verdict = None if step < len(states) - 1 else success
         picture = np.concatenate(views, axis=1)
-        frames.append(caption(picture, env.task.instruction, step, num_steps, verdict, *surprise.at(step)))
+        frames.append(caption(picture, instruction, step, num_steps, verdict, *surprise.at(step)))
     # The last frame stays for a second, so that the outcome can be read.
     freq_hz = CONTROL_FREQ_HZ / STEPS_PER_FRAME
     write_mp4(video, frames + [frames[-1]] * round(freq_hz), freq_hz)

@@ -71,6 +71,7 @@ class SaveVideo:
 
     video: Path
     strip: Path
+    instruction: str
     surprise: SurpriseTrace
 
 
@@ -279,7 +280,15 @@ class _Stage:
 
         assert self._env is not None
         assert self._states is not None
-        save_episode(self._env, self._states, self._success, message.video, message.strip, message.surprise)
+        save_episode(
+            self._env,
+            self._states,
+            self._success,
+            message.video,
+            message.strip,
+            message.instruction,
+            message.surprise,
+        )
         return VideoSaved()
 
 
