@@ -8,6 +8,8 @@ there is recorded as missing: a run that failed is an experiment too. Then run `
 
 from __future__ import annotations
 
+import csv
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from typing import Any
 import tyro
 
 from statevla.command import run_command
-from statevla.config import Config, config_from_dict, load_config
+from statevla.config import Config, config_from_dict, load_config, portable_text
 from statevla.errors import UserError
+from statevla.sim.rollout_results import read_results
 from statevla.training.checkpoint import BEST, LAST
 from statevla.training.storage import read_json, write_json_atomically
 
@@ -28,7 +31,7 @@ PLACES = ("output_dir", "device", "num_threads", "data.path", "data.cache_dir", 
 
 @dataclass(frozen=True)
 class Args:
-    """Record a training run as `benchmarks/results/experiments/<name>.json`."""
+    """Record a run as `benchmarks/results/experiments/<name>.json`, its simulated episodes as CSV beside it."""
 
     name: str
     """Short and unique: letters, digits, hyphens."""
@@ -73,7 +76,9 @@ def record(args: Args) -> int:
     }
     args.out.mkdir(parents=True, exist_ok=True)
     target = args.out / f"{args.name}.json"
-    write_json_atomically(target, tree)
+    write_json_atomically(target, json.loads(portable_text(json.dumps(tree))))
+    for folder in args.rollout:
+        write_episodes(args.out / f"{args.name}-{folder.name}.csv", folder)
     print(f"{target}; now run python benchmarks/render_tables.py")
     return 0
 
@@ -127,6 +132,16 @@ def _evaluation(args: Args) -> dict[str, Any]:
         for path in sorted(args.checkpoint.glob(pattern)):
             return dict(read_json(path))
     return {}
+
+
+def write_episodes(target: Path, folder: Path) -> None:
+    """Every simulated episode, a row each: what it was, and what came out."""
+    columns = ("task", "trial", "init_state_index", "seed", "success", "error", "num_steps")
+    with target.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for _, result in sorted(read_results(folder).items()):
+            writer.writerow([getattr(result, column) for column in columns])
 
 
 def _rollout(folder: Path) -> dict[str, Any]:

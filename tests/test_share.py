@@ -95,6 +95,29 @@ def test_card_shows_rollouts_of_these_weights_only(run: Path, tmp_path: Path) ->
     assert "`other`" not in text
 
 
+def test_rounded_weights_act_nearly_alike_and_say_what_they_were(run: Path, tmp_path: Path) -> None:
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    share(ShareArgs(str(run), str(whole)))
+    (resolve_checkpoint(run) / "alarm.json").write_text("{}")
+    share(ShareArgs(str(run), str(half), half=True))
+    assert not (half / "alarm.json").exists()  # thresholds of other weights
+    assert (half / MODEL_FILE).stat().st_size < 0.7 * (whole / MODEL_FILE).stat().st_size
+    version = json.loads((half / "version.json").read_text())
+    assert version["rounded_from_sha256"] == weights_hash(whole) != weights_hash(half)
+    chunks = [StateVLAPolicy.from_pretrained(p, device="cpu").act_chunk(observation()).actions for p in (whole, half)]
+    np.testing.assert_allclose(chunks[0], chunks[1], atol=0.02)
+    assert not np.array_equal(chunks[0], chunks[1])
+    (tmp_path / "rollouts").mkdir()
+    rates = {"episodes": 4, "successes": 4, "success_rate": 1.0, "interval_95": [0.5, 1.0], "errors": 0}
+    settings = {"weights_sha256": weights_hash(whole), "task_suite": "s", "init_states": "official", "seed": 0}
+    tree = {"settings": settings, "complete": True, "total": rates, "tasks": []}
+    (tmp_path / "rollouts" / "summary.json").write_text(json.dumps(tree))
+    share(ShareArgs(str(half), str(tmp_path / "again"), rollouts=(str(tmp_path / "rollouts"),)))
+    text = (tmp_path / "again" / "README.md").read_text()
+    assert "0 errors, before rounding" in text
+    assert "seed: 5" in text  # of the run, which the copies carry along
+
+
 def test_a_folder_in_use_and_damage_are_refused(run: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("")

@@ -35,6 +35,11 @@ def expand_path(path: str | Path) -> Path:
     return Path(os.path.expandvars(text)).expanduser()
 
 
+def portable_text(text: str) -> str:
+    """`text` with `$STATEVLA_HOME` in place of this machine's folder: for what other machines are to read."""
+    return text.replace(str(home_dir()), "$STATEVLA_HOME")
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", validate_default=True, frozen=True, protected_namespaces=(), use_attribute_docstrings=True

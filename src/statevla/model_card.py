@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from statevla.config import home_dir
-from statevla.training.checkpoint import weights_hash
+from statevla.training.checkpoint import ROUNDED_FROM, RUN_FILE, VERSION_FILE, weights_hash
 
 _HEAD = """---
 license: mit
@@ -21,22 +21,23 @@ tags: [robotics, vision-language-action, world-model, flow-matching, mamba]
 _PHASES = {"1": "phase 1 (temporal JEPA)", "2": "phase 2 (flow matching)", "bc": "behaviour cloning"}
 
 
-def model_card(checkpoint: Path, name: str, rollouts: Sequence[Path] = ()) -> str:
+def model_card(checkpoint: Path, name: str, evaluated: Sequence[Path] = (), rollouts: Sequence[Path] = ()) -> str:
     """The card of a checkpoint's folder, in Markdown with the hub's metadata.
 
-    Numbers come from files: the run's `run.json`, offline evaluations beside the checkpoint, and summaries of rollouts
-    of the same weights, in `rollouts` and in `$STATEVLA_HOME/rollouts`. What was not measured is said to be so.
+    Numbers come from files: the checkpoint's own, offline evaluations of its run, and summaries of rollouts of the same
+    weights, in `rollouts` and in `$STATEVLA_HOME/rollouts`. What was not measured is said to be so.
 
     Args:
-        checkpoint: the folder of the checkpoint.
+        checkpoint: the folder of the shared checkpoint, with the run's `run.json`.
         name: heading, and what `from_pretrained` is to be called with.
+        evaluated: folders of runs with offline evaluations of this checkpoint.
         rollouts: results folders to look at besides.
     """
     config, metrics, data = (_read(checkpoint / f"{part}.json") for part in ("config", "metrics", "data"))
-    version, run = _read(checkpoint / "version.json"), _read(checkpoint.parent / "run.json")
+    version, run = _read(checkpoint / VERSION_FILE), _read(checkpoint / RUN_FILE)
     lines = [_HEAD + f"# {name}", "", *_introduction(config, metrics, name)]
     lines += ["", "## Training", "", *_training(config, metrics, data, run)]
-    lines += ["", "## Measured", "", *_measured(checkpoint, rollouts)]
+    lines += ["", "## Measured", "", *_measured(checkpoint, evaluated, rollouts)]
     lines += ["", "## Surprise alarm", "", *_alarm(checkpoint)]
     lines += ["", "## Limits", "", *_limits(config)]
     lines += ["", "## Versions", "", *_versions(version)]
@@ -77,16 +78,21 @@ def _training(
     yield f"- steps: {metrics.get('step', 'not recorded')}"
 
 
-def _measured(checkpoint: Path, rollouts: Sequence[Path]) -> Iterator[str]:
+def _measured(checkpoint: Path, evaluated: Sequence[Path], rollouts: Sequence[Path]) -> Iterator[str]:
     found = list(_summaries(checkpoint, rollouts))
-    evaluations = sorted(checkpoint.parent.glob("evaluation*/evaluation.json"))
+    evaluations = sorted(file for run in evaluated for file in run.glob("evaluation*/evaluation.json"))
     if not found and not evaluations:
         yield "Nothing was measured with this checkpoint."
+    rounded = _read(checkpoint / VERSION_FILE).get(ROUNDED_FROM)
+    if rounded is not None:
+        yield "The weights are rounded to float16; what was measured before rounding is marked."
+        yield ""
     for summary in found:
         total, settings = summary["total"], summary["settings"]
         low, high = total["interval_95"]
         rate = "no episodes" if total["success_rate"] is None else f"{total['success_rate']:.1%}"
         complete = "" if summary.get("complete") else ", not complete"
+        complete += ", before rounding" if settings["weights_sha256"] == rounded else ""
         yield (
             f"- success in simulation, `{settings['task_suite']}`, {settings['init_states']} initial states, seed "
             f"{settings['seed']}: {total['successes']}/{total['episodes']} = {rate} (Wilson 95 %: {low:.1%} to "
@@ -132,12 +138,12 @@ def _versions(version: dict[str, Any]) -> Iterator[str]:
 
 
 def _summaries(checkpoint: Path, rollouts: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Rollout summaries of these very weights."""
-    wanted = weights_hash(checkpoint)
+    """Rollout summaries of these very weights, or of those that they were rounded from."""
+    wanted = {weights_hash(checkpoint), _read(checkpoint / VERSION_FILE).get(ROUNDED_FROM)} - {None}
     folders = [*rollouts, *sorted((home_dir() / "rollouts").glob("*"))]
     for folder in dict.fromkeys(folder.resolve() for folder in folders):
         summary = _read(folder / "summary.json")
-        if wanted is not None and (summary.get("settings") or {}).get("weights_sha256") == wanted:
+        if (summary.get("settings") or {}).get("weights_sha256") in wanted:
             yield summary
 
 

@@ -8,14 +8,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from statevla.config import config_from_dict, expand_path
+import torch
+
+from statevla.config import config_from_dict, expand_path, portable_text
 from statevla.errors import UserError
 from statevla.model_card import model_card
-from statevla.training.checkpoint import check_format, read_weights, resolve_checkpoint
+from statevla.training.checkpoint import (
+    MODEL_FILE,
+    ROUNDED_FROM,
+    RUN_FILE,
+    VERSION_FILE,
+    check_format,
+    read_weights,
+    resolve_checkpoint,
+    weights_hash,
+)
 from statevla.training.hub import upload
-from statevla.training.storage import read_json, writing
+from statevla.training.storage import read_json, sha256, write_json, write_tensors, writing
 
 CARD = "README.md"
+ALARM_FILES = "alarm.*"
 
 
 @dataclass(frozen=True)
@@ -26,6 +38,8 @@ class ShareArgs:
     """A new folder, or `owner/repository` of the hub with --push."""
     rollouts: tuple[str, ...] = ()
     """Results folders of `statevla rollout` for the model card; those in $STATEVLA_HOME/rollouts are found."""
+    half: bool = False
+    """Round the matrices to float16: half the size. The alarm is left out: calibrate it on the copy."""
     push: bool = False
     """Upload to the Hugging Face hub."""
     private: bool = False
@@ -36,14 +50,16 @@ def share(args: ShareArgs) -> None:
     """Copy a checkpoint without its training state, with a model card, to a folder or to the hub."""
     checkpoint, rollouts = resolve_checkpoint(args.checkpoint), [expand_path(folder) for folder in args.rollouts]
     if args.push:
-        print(push_checkpoint(checkpoint, args.to, args.private, rollouts))
+        print(push_checkpoint(checkpoint, args.to, args.private, rollouts, args.half))
         return
     if args.private:
         raise UserError("--private: expected together with --push; add it, or leave --private out")
-    print(copy_checkpoint(checkpoint, expand_path(args.to), rollouts=rollouts))
+    print(copy_checkpoint(checkpoint, expand_path(args.to), rollouts=rollouts, half=args.half))
 
 
-def copy_checkpoint(checkpoint: Path, target: Path, name: str | None = None, rollouts: Sequence[Path] = ()) -> Path:
+def copy_checkpoint(
+    checkpoint: Path, target: Path, name: str | None = None, rollouts: Sequence[Path] = (), half: bool = False
+) -> Path:
     """Copy a checkpoint's own files and write its card; a file of instruction embeddings goes along.
 
     Args:
@@ -51,6 +67,7 @@ def copy_checkpoint(checkpoint: Path, target: Path, name: str | None = None, rol
         target: a folder that does not exist yet, or is empty.
         name: for the card; that of `target` by default.
         rollouts: see `model_card`.
+        half: round the matrices to float16; they are float32 again once loaded.
 
     Raises:
         UserError: the checkpoint is damaged, or `target` is not empty or cannot be written.
@@ -64,20 +81,45 @@ def copy_checkpoint(checkpoint: Path, target: Path, name: str | None = None, rol
         for file in sorted(checkpoint.iterdir()):
             if file.is_file() and file.name != CARD and not file.name.startswith("."):
                 shutil.copy2(file, target / file.name)
+        run = next((file for file in (checkpoint / RUN_FILE, checkpoint.parent / RUN_FILE) if file.is_file()), None)
+        for file in filter(None, (checkpoint / "config.json", run)):
+            text = portable_text(file.read_text(encoding="utf-8"))
+            (target / file.name).write_text(text, encoding="utf-8")
+        if half:
+            _round_weights(checkpoint, target)
         if (embeddings := _embeddings_of(checkpoint)) is not None:
             shutil.copy2(embeddings, target / embeddings.name)
-        (target / CARD).write_text(model_card(checkpoint, name or target.name, rollouts), encoding="utf-8")
+        (target / CARD).write_text(
+            model_card(target, name or target.name, [checkpoint.parent], rollouts), encoding="utf-8"
+        )
     return target
 
 
-def push_checkpoint(checkpoint: Path, repo_id: str, private: bool = False, rollouts: Sequence[Path] = ()) -> str:
+def _round_weights(checkpoint: Path, target: Path) -> None:
+    """Write the weights anew with every matrix in float16, and say in the version what they were rounded from."""
+    weights = read_weights(checkpoint)
+    for name, tensor in weights.items():
+        if tensor.ndim > 1 and tensor.dtype == torch.float32:
+            weights[name] = tensor.half()
+    write_tensors(target / MODEL_FILE, weights)
+    version = read_json(target / VERSION_FILE)
+    version["sha256"] = {MODEL_FILE: sha256(target / MODEL_FILE)}
+    version[ROUNDED_FROM] = weights_hash(checkpoint)
+    write_json(target / VERSION_FILE, version)
+    for file in target.glob(ALARM_FILES):  # thresholds of other weights
+        file.unlink()
+
+
+def push_checkpoint(
+    checkpoint: Path, repo_id: str, private: bool = False, rollouts: Sequence[Path] = (), half: bool = False
+) -> str:
     """Upload what `copy_checkpoint` writes; returns the repository's address.
 
     Raises:
         UserError: the checkpoint is damaged, no hub is reachable, or it refuses.
     """
     with tempfile.TemporaryDirectory() as folder:
-        copy_checkpoint(checkpoint, Path(folder), repo_id, rollouts)
+        copy_checkpoint(checkpoint, Path(folder), repo_id, rollouts, half)
         return upload(Path(folder), repo_id, private)
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from statevla.config import Config
 from statevla.diagnostics.cli import EvalArgs, offline
-from statevla.sim.rollout_results import EpisodeResult, success_interval, summarize, write_json
+from statevla.sim.rollout_results import EpisodeLog, EpisodeResult, success_interval, summarize, write_json
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "record_experiment.py"
@@ -54,6 +54,10 @@ def make_rollout(folder: Path) -> Path:
     ]
     extra = {"settings": {"task_suite": "libero_object"}, "command": ["run_libero_eval.py", "--num_trials", "4"]}
     write_json(folder / "summary.json", {**summarize(episodes, 5), **extra})
+    log = EpisodeLog(folder / "episodes.jsonl")
+    for episode in episodes:
+        log.append(episode)
+    log.close()
     return folder
 
 
@@ -74,6 +78,8 @@ def test_the_record_and_its_page(run: Path, tmp_path: Path) -> None:
     total = tree["simulated"][0]["total"]
     assert (total["successes"], total["episodes"], total["errors"]) == (2, 3, 1)
     assert total["interval_95"] == pytest.approx(list(success_interval(2, 3)))
+    rows = (tmp_path / "records" / "first-try-rollout.csv").read_text().splitlines()
+    assert [row.split(",")[4:6] for row in rows[1:]] == [["True", ""], ["False", ""], ["True", ""], ["", "it broke"]]
 
     page = load_page().experiments_page(tmp_path / "records")
     low, high = success_interval(2, 3)

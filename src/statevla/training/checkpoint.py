@@ -48,6 +48,9 @@ RUN_FOLDERS = {"1": "phase1_temporal_jepa", "2": "phase2_flow_matching", "bc": "
 LAST, BEST = "last", "best"
 ALIASES = {"checkpoint_last.pt": LAST, "checkpoint_best.pt": BEST}
 MODEL_FILE, STATE_FOLDER, STATE_FILE = "model.safetensors", "training_state", "state.safetensors"
+VERSION_FILE, RUN_FILE = "version.json", "run.json"
+ROUNDED_FROM = "rounded_from_sha256"
+"""Entry of `version.json` where the weights are those of another checkpoint in half precision."""
 
 
 @dataclass(frozen=True)
@@ -279,7 +282,7 @@ def _write_contents(folder: Path, contents: Contents) -> None:
 def _write_version(folder: Path) -> None:
     hashes = {name: sha256(folder / name) for name in (MODEL_FILE, f"{STATE_FOLDER}/{STATE_FILE}")}
     tree = {"format": FORMAT_VERSION, "versions": versions(), "git_commit": git_commit(), "sha256": hashes}
-    write_json(folder / "version.json", tree)
+    write_json(folder / VERSION_FILE, tree)
 
 
 def _read_fields(kind: Any, path: Path) -> Any:
@@ -293,7 +296,7 @@ def _read_fields(kind: Any, path: Path) -> Any:
 
 
 def _version(folder: Path) -> dict[str, Any]:
-    tree = read_json(folder / "version.json")
+    tree = read_json(folder / VERSION_FILE)
     if not isinstance(tree, dict):
         raise UserError(f"{folder / 'version.json'}: expected a mapping; the file is damaged")
     return tree

@@ -14,7 +14,7 @@ from statevla.diagnostics.offline import QUICK_EPISODES, finite_tree, measure_st
 from statevla.diagnostics.plots import draw_all
 from statevla.diagnostics.probes import thin
 from statevla.errors import UserError
-from statevla.training.checkpoint import ALIASES, BEST, LAST, RUN_FOLDERS
+from statevla.training.checkpoint import ALIASES, BEST, LAST, RUN_FILE, RUN_FOLDERS
 from statevla.training.distributed import Processes, join_processes
 from statevla.training.provenance import run_info
 from statevla.training.setup import Setup, prepare
@@ -86,7 +86,7 @@ def _run(
         info: dict[str, Any] = {"phase": phase, **run_info(config.seed, processes.world_size, device)}
         info["precision"] = resolve_precision(config.training.precision, device)
         info["config"] = setup.config.model_dump(mode="json")
-        write_json_atomically(run / "run.json", info)
+        write_json_atomically(run / RUN_FILE, info)
     trainer.fit()
     if phase == "1" and processes.is_main:
         _probe(setup, run, say)
