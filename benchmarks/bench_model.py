@@ -38,6 +38,8 @@ class Args:
     """Of the training step."""
     part: Literal["all", "sample", "train"] = "all"
     """What to measure."""
+    host: str = ""
+    """Names the results (`model_<host>.json`, `..._<host>` in the summary), so that those of another host stay."""
     seed: int = 0
 
 
@@ -99,7 +101,7 @@ def measure_sampling(args: Args) -> dict[str, Any]:
     print_table("sample_actions, batch 1, 4 Euler steps", ["case", "median ms", "min ms", "max ms"], rows)
     for preset in PRESETS:
         best = min(median_ms(times) for name, times in samples.items() if name.startswith(f"{preset} "))
-        update_summary({f"sample_actions_ms_{preset}": best})
+        update_summary({_key(f"sample_actions_ms_{preset}", args): best})
     return samples
 
 
@@ -109,8 +111,12 @@ def measure_training(args: Args) -> dict[str, Any]:
     samples = alternate(cases, max(args.rounds // 5, 3), warmup=2)
     rows = [[name, args.batch_size / (median_ms(t) / 1e3), median_ms(t)] for name, t in samples.items()]
     print_table("phase-1 step, full preset", ["precision", "samples/s", "ms per step"], rows)
-    update_summary({"train_samples_per_s_full": args.batch_size / (median_ms(samples["bf16"]) / 1e3)})
+    update_summary({_key("train_samples_per_s_full", args): args.batch_size / (median_ms(samples["bf16"]) / 1e3)})
     return samples
+
+
+def _key(name: str, args: Args) -> str:
+    return f"{name}_{args.host}" if args.host else name
 
 
 def main(args: Args) -> None:
@@ -120,7 +126,9 @@ def main(args: Args) -> None:
     wanted = parts if args.part == "all" else {args.part: parts[args.part]}
     seconds = {name: measure(args) for name, measure in wanted.items()}
     name = "model" if args.part == "all" else f"model_{args.part}"
-    write_results(name, {"environment": environment(args.seed), "batch_size": args.batch_size, "seconds": seconds})
+    write_results(
+        _key(name, args), {"environment": environment(args.seed), "batch_size": args.batch_size, "seconds": seconds}
+    )
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ def environment(seed: int) -> dict[str, Any]:
         "machine": {
             "system": platform.platform(),
             "cpu": _cpu_field("model name"),
+            "cpu_family_model": f"{_cpu_field('cpu family')}/{_cpu_field('model')}",
             "cpu_flags": sorted(set(_cpu_field("flags").split()) & set(INTERESTING_FLAGS)),
             "num_cpus": os.cpu_count(),
             "num_threads": torch.get_num_threads(),
@@ -128,4 +129,5 @@ def _cpu_field(name: str) -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), platform.processor())
+    fields = (line.partition(":") for line in lines)
+    return next((value.strip() for key, _, value in fields if key.strip() == name), platform.processor())

@@ -16,6 +16,7 @@ from typing import Any
 
 import tyro
 
+from harness import update_summary
 from statevla.command import run_command
 from statevla.config import Config, config_from_dict, load_config, portable_text
 from statevla.errors import UserError
@@ -45,6 +46,8 @@ class Args:
     """What was called, all of it; by default the command of run.json."""
     note: str = ""
     """What was learnt, in a sentence."""
+    headline: tuple[str, ...] = ()
+    """Keys of summary.json for the success rates of the first rollouts, in their order."""
     out: Path = FOLDER
     """Where the JSON goes."""
 
@@ -79,6 +82,9 @@ def record(args: Args) -> int:
     write_json_atomically(target, json.loads(portable_text(json.dumps(tree))))
     for folder in args.rollout:
         write_episodes(args.out / f"{args.name}-{folder.name}.csv", folder)
+    for key, rollout in zip(args.headline, tree["simulated"]):
+        per_h = 3600 * rollout["episodes_in_this_run"] / rollout["wall_s"]
+        update_summary({key: rollout["total"]["success_rate"], f"{key}_episodes_per_h": per_h})
     print(f"{target}; now run python benchmarks/render_tables.py")
     return 0
 
@@ -146,7 +152,8 @@ def write_episodes(target: Path, folder: Path) -> None:
 
 def _rollout(folder: Path) -> dict[str, Any]:
     summary = _read(folder / "summary.json", "--rollout")
-    kept = ("complete", "planned", "total", "settings", "policy_latency_ms", "command", "versions", "git_commit")
+    kept = ("complete", "planned", "total", "settings", "policy_latency_ms", "wall_s", "episodes_in_this_run", "time_s")
+    kept += ("command", "versions", "git_commit", "machine")
     tasks = [
         {key: task[key] for key in ("name", "successes", "episodes", "interval_95", "errors")}
         for task in summary["tasks"]

@@ -67,6 +67,8 @@ class Experiment(_Entry):
     """Dotted keys of the configuration."""
     rollouts: dict[str, dict[str, Any]] = {}
     """Name → flags of `statevla rollout`, beside the checkpoint and the folder."""
+    headline: list[str] = []
+    """Keys of summary.json for the success rates of the first rollouts, with seed 0."""
 
 
 class Experiments(_Entry):
@@ -147,6 +149,8 @@ def run(name: str, known: Experiments, args: Args, console: Console) -> None:
     record += ["--command", shlex.join(["python", f"benchmarks/{command[0]}", *command[1:]])]
     for rollout in experiment.rollouts:
         record += ["--rollout", str(folder / "rollouts" / rollout)]
+    if args.seed == 0:
+        record += [word for key in experiment.headline for word in ("--headline", key)]
     if subprocess.run(record, check=False).returncode:
         raise UserError(f"experiment '{name}': ran, but could not be recorded; see above")
 
