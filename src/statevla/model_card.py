@@ -92,6 +92,8 @@ def _measured(checkpoint: Path, evaluated: Sequence[Path], rollouts: Sequence[Pa
         low, high = total["interval_95"]
         rate = "no episodes" if total["success_rate"] is None else f"{total['success_rate']:.1%}"
         complete = "" if summary.get("complete") else ", not complete"
+        if "execute_steps" in settings:
+            complete += f", {settings['execute_steps']} actions per look"
         complete += ", before rounding" if settings["weights_sha256"] == rounded else ""
         yield (
             f"- success in simulation, `{settings['task_suite']}`, {settings['init_states']} initial states, seed "
