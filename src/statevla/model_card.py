@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +22,35 @@ tags: [robotics, vision-language-action, world-model, flow-matching, mamba]
 _PHASES = {"1": "phase 1 (temporal JEPA)", "2": "phase 2 (flow matching)", "bc": "behaviour cloning"}
 
 
-def model_card(checkpoint: Path, name: str, evaluated: Sequence[Path] = (), rollouts: Sequence[Path] = ()) -> str:
+@dataclass(frozen=True)
+class Measured:
+    """Where measurements of a checkpoint lie.
+
+    Attributes:
+        runs: folders of runs, with offline evaluations in `evaluation*/`.
+        rollouts: results folders of `statevla rollout`; those in `$STATEVLA_HOME/rollouts` are found besides.
+    """
+
+    runs: Sequence[Path] = ()
+    rollouts: Sequence[Path] = ()
+
+
+def model_card(checkpoint: Path, name: str, measured: Measured) -> str:
     """The card of a checkpoint's folder, in Markdown with the hub's metadata.
 
     Numbers come from files: the checkpoint's own, offline evaluations of its run, and summaries of rollouts of the same
-    weights, in `rollouts` and in `$STATEVLA_HOME/rollouts`. What was not measured is said to be so.
+    weights. What was not measured is said to be so.
 
     Args:
         checkpoint: the folder of the shared checkpoint, with the run's `run.json`.
         name: heading, and what `from_pretrained` is to be called with.
-        evaluated: folders of runs with offline evaluations of this checkpoint.
-        rollouts: results folders to look at besides.
+        measured: where to look.
     """
     config, metrics, data = (_read(checkpoint / f"{part}.json") for part in ("config", "metrics", "data"))
     version, run = _read(checkpoint / VERSION_FILE), _read(checkpoint / RUN_FILE)
     lines = [_HEAD + f"# {name}", "", *_introduction(config, metrics, name)]
     lines += ["", "## Training", "", *_training(config, metrics, data, run)]
-    lines += ["", "## Measured", "", *_measured(checkpoint, evaluated, rollouts)]
+    lines += ["", "## Measured", "", *_measured(checkpoint, measured)]
     lines += ["", "## Surprise alarm", "", *_alarm(checkpoint)]
     lines += ["", "## Limits", "", *_limits(config)]
     lines += ["", "## Versions", "", *_versions(version)]
@@ -78,9 +91,9 @@ def _training(
     yield f"- steps: {metrics.get('step', 'not recorded')}"
 
 
-def _measured(checkpoint: Path, evaluated: Sequence[Path], rollouts: Sequence[Path]) -> Iterator[str]:
-    found = list(_summaries(checkpoint, rollouts))
-    evaluations = sorted(file for run in evaluated for file in run.glob("evaluation*/evaluation.json"))
+def _measured(checkpoint: Path, measured: Measured) -> Iterator[str]:
+    found = list(_summaries(checkpoint, measured.rollouts))
+    evaluations = sorted(file for run in measured.runs for file in run.glob("evaluation*/evaluation.json"))
     if not found and not evaluations:
         yield "Nothing was measured with this checkpoint."
     rounded = _read(checkpoint / VERSION_FILE).get(ROUNDED_FROM)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 
 from statevla.config import config_from_dict, expand_path, portable_text
 from statevla.errors import UserError
-from statevla.model_card import model_card
+from statevla.model_card import Measured, model_card
 from statevla.training.checkpoint import (
     MODEL_FILE,
     ROUNDED_FROM,
@@ -38,6 +37,8 @@ class ShareArgs:
     """A new folder, or `owner/repository` of the hub with --push."""
     rollouts: tuple[str, ...] = ()
     """Results folders of `statevla rollout` for the model card; those in $STATEVLA_HOME/rollouts are found."""
+    runs: tuple[str, ...] = ()
+    """Folders of runs whose offline evaluations the card shows as well, as of the run that a copy comes from."""
     half: bool = False
     """Round the matrices to float16: half the size. The alarm is left out: calibrate it on the copy."""
     push: bool = False
@@ -48,17 +49,20 @@ class ShareArgs:
 
 def share(args: ShareArgs) -> None:
     """Copy a checkpoint without its training state, with a model card, to a folder or to the hub."""
-    checkpoint, rollouts = resolve_checkpoint(args.checkpoint), [expand_path(folder) for folder in args.rollouts]
+    checkpoint = resolve_checkpoint(args.checkpoint)
+    measured = Measured(
+        [expand_path(folder) for folder in args.runs], [expand_path(folder) for folder in args.rollouts]
+    )
     if args.push:
-        print(push_checkpoint(checkpoint, args.to, args.private, rollouts, args.half))
+        print(push_checkpoint(checkpoint, args.to, args.private, measured, args.half))
         return
     if args.private:
         raise UserError("--private: expected together with --push; add it, or leave --private out")
-    print(copy_checkpoint(checkpoint, expand_path(args.to), rollouts=rollouts, half=args.half))
+    print(copy_checkpoint(checkpoint, expand_path(args.to), measured=measured, half=args.half))
 
 
 def copy_checkpoint(
-    checkpoint: Path, target: Path, name: str | None = None, rollouts: Sequence[Path] = (), half: bool = False
+    checkpoint: Path, target: Path, name: str | None = None, measured: Measured | None = None, half: bool = False
 ) -> Path:
     """Copy a checkpoint's own files and write its card; a file of instruction embeddings goes along.
 
@@ -66,12 +70,13 @@ def copy_checkpoint(
         checkpoint: its folder.
         target: a folder that does not exist yet, or is empty.
         name: for the card; that of `target` by default.
-        rollouts: see `model_card`.
+        measured: for the card; evaluations in the folder of the checkpoint's run are found in any case.
         half: round the matrices to float16; they are float32 again once loaded.
 
     Raises:
         UserError: the checkpoint is damaged, or `target` is not empty or cannot be written.
     """
+    measured = measured or Measured()
     check_format(checkpoint)
     read_weights(checkpoint)  # damage shall be found here, not by whoever downloads it
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -89,9 +94,8 @@ def copy_checkpoint(
             _round_weights(checkpoint, target)
         if (embeddings := _embeddings_of(checkpoint)) is not None:
             shutil.copy2(embeddings, target / embeddings.name)
-        (target / CARD).write_text(
-            model_card(target, name or target.name, [checkpoint.parent], rollouts), encoding="utf-8"
-        )
+        found = Measured([checkpoint.parent, *measured.runs], measured.rollouts)
+        (target / CARD).write_text(model_card(target, name or target.name, found), encoding="utf-8")
     return target
 
 
@@ -111,7 +115,7 @@ def _round_weights(checkpoint: Path, target: Path) -> None:
 
 
 def push_checkpoint(
-    checkpoint: Path, repo_id: str, private: bool = False, rollouts: Sequence[Path] = (), half: bool = False
+    checkpoint: Path, repo_id: str, private: bool = False, measured: Measured | None = None, half: bool = False
 ) -> str:
     """Upload what `copy_checkpoint` writes; returns the repository's address.
 
@@ -119,7 +123,7 @@ def push_checkpoint(
         UserError: the checkpoint is damaged, no hub is reachable, or it refuses.
     """
     with tempfile.TemporaryDirectory() as folder:
-        copy_checkpoint(checkpoint, Path(folder), repo_id, rollouts, half)
+        copy_checkpoint(checkpoint, Path(folder), repo_id, measured, half)
         return upload(Path(folder), repo_id, private)
 
 
