@@ -85,10 +85,12 @@ def test_expectation_rolls_the_predictor_over_whole_blocks(folder: Path) -> None
     torch.testing.assert_close(expect(policy.model, policy.transform, state, actions), by_hand)
 
 
-def test_a_block_that_is_not_full_ends_with_rest(folder: Path) -> None:
+@pytest.mark.parametrize("num_actions", [1, 3])
+def test_a_block_that_is_not_full_ends_with_rest(folder: Path, num_actions: int) -> None:
     policy = StateVLAPolicy.from_pretrained(folder, device="cpu")
-    actions, state = torch.randn(1, 3, 7), torch.randn(1, Z)
-    rest = torch.zeros(1, 1, 7)
+    skip = policy.config.training.phase1.frame_skip
+    actions, state = torch.randn(1, num_actions, 7), torch.randn(1, Z)
+    rest = torch.zeros(1, -num_actions % skip, 7)
     rest[..., -1] = actions[:, -1:, -1]
     full = torch.cat([actions, rest], dim=1)
     model, transform = policy.model, policy.transform

@@ -67,7 +67,7 @@ def expect(model: StateVLA, transform: Transform, state: Tensor, actions: np.nda
     executed = torch.as_tensor(actions, dtype=torch.float32, device=state.device)
     missing = -executed.shape[1] % skip
     if missing:
-        rest = torch.zeros_like(executed[:, :missing])
+        rest = executed.new_zeros(len(executed), missing, executed.shape[2])
         rest[..., -1] = executed[:, -1:, -1]
         executed = torch.cat([executed, rest], dim=1)
     blocks = transform.normalize_actions(executed).unflatten(1, (-1, skip)).flatten(2)
