@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from statevla.alarm import ALARM_FILE, MEMORY_FILE
 from statevla.config import config_from_dict, expand_path, portable_text
 from statevla.errors import UserError
 from statevla.model_card import Measured, model_card
@@ -26,7 +27,6 @@ from statevla.training.hub import upload
 from statevla.training.storage import read_json, sha256, write_json, write_tensors, writing
 
 CARD = "README.md"
-ALARM_FILES = "alarm.*"
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ def _round_weights(checkpoint: Path, target: Path) -> None:
     version["sha256"] = {MODEL_FILE: sha256(target / MODEL_FILE)}
     version[ROUNDED_FROM] = weights_hash(checkpoint)
     write_json(target / VERSION_FILE, version)
-    for file in target.glob(ALARM_FILES):  # thresholds of other weights
-        file.unlink()
+    for name in (ALARM_FILE, MEMORY_FILE):  # thresholds of other weights
+        (target / name).unlink(missing_ok=True)
 
 
 def push_checkpoint(
