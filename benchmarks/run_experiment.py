@@ -4,8 +4,9 @@
     python benchmarks/run_experiment.py --list
 
 `benchmarks/experiments.yaml` says what an experiment is: data to collect, a preset with overrides, the phases to train
-and the simulated evaluations. Every stage is a command of `statevla`, printed before it runs; what is done is not done
-again. Data sets are shared below `$STATEVLA_HOME/datasets`, runs lie in `$STATEVLA_HOME/experiments/<name>-s<seed>`.
+(phase 1 may be another experiment's) and the simulated evaluations. Every stage is a command of `statevla`, printed
+before it runs; what is done is not done again. Data sets are shared below `$STATEVLA_HOME/datasets`, runs lie in
+`$STATEVLA_HOME/experiments/<name>-s<seed>`.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from rich.table import Table
 
 from statevla.command import run_command
 from statevla.config import home_dir, load_config
-from statevla.demo import Stage, remove_results, run_stages
 from statevla.errors import UserError
+from statevla.stages import Stage, remove_results, run_stages, training_stage
 from statevla.training.checkpoint import RUN_FOLDERS
 
 ROOT = Path(__file__).parents[1]
@@ -56,13 +57,15 @@ class Experiment(_Entry):
     about: str
     """The question, in a sentence."""
     data: str
-    """Name of the demonstrations."""
+    """Name of the demonstrations, or of a folder of them: `all` takes `all/first` and `all/second`."""
     play: str | None = None
     """Name of a data set of play for phase 1."""
     config: str = "conf/compact.yaml"
     """Preset."""
     phases: list[Phase] = ["1", "2"]
     """Trained in this order."""
+    phase1_of: str | None = None
+    """The experiment whose phase 1, with the same seed, phase 2 builds on; for what concerns phase 2 alone."""
     overrides: dict[str, Any] = {}
     """Dotted keys of the configuration."""
     rollouts: dict[str, dict[str, Any]] = {}
@@ -132,17 +135,29 @@ def read_experiments(file: Path) -> Experiments:
         raise UserError(f"{file}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
     for name, experiment in known.experiments.items():
         for wanted in filter(None, (experiment.data, experiment.play)):
-            if wanted not in known.data:
+            if not collections(known, wanted):
                 raise UserError(f"{file}: experiments.{name}: data '{wanted}' is none of {', '.join(known.data)}")
+        source = experiment.phase1_of
+        if source is not None and "1" not in (known.experiments[source].phases if source in known.experiments else []):
+            raise UserError(f"{file}: experiments.{name}.phase1_of: '{source}' is no experiment that trains phase 1")
     return known
+
+
+def collections(known: Experiments, name: str) -> dict[str, Data]:
+    """The data sets that are called so or lie in the folder that is called so."""
+    return {key: data for key, data in known.data.items() if key == name or key.startswith(f"{name}/")}
 
 
 def run(name: str, known: Experiments, args: Args, console: Console) -> None:
     """All stages of one experiment, then its record."""
-    folder = home_dir() / "experiments" / f"{name}-s{args.seed}"
+    experiment = known.experiments[name]
+    if (source := experiment.phase1_of) is not None:
+        folder = experiment_folder(source, args.seed)
+        console.rule(f"{folder.name}, phase 1")
+        run_stages(phase1_stages(known, source, args), folder, console)
+    folder = experiment_folder(name, args.seed)
     console.rule(folder.name)
     run_stages(list(stages(known, name, args, folder)), folder, console)
-    experiment = known.experiments[name]
     command = [Path(__file__).name, name, "--seed", str(args.seed)]
     record = [sys.executable, str(ROOT / "benchmarks" / "record_experiment.py"), "--name", folder.name]
     record += ["--checkpoint", str(run_folder(folder, experiment)), "--note", experiment.about]
@@ -153,6 +168,16 @@ def run(name: str, known: Experiments, args: Args, console: Console) -> None:
         record += [word for key in experiment.headline for word in ("--headline", key)]
     if subprocess.run(record, check=False).returncode:
         raise UserError(f"experiment '{name}': ran, but could not be recorded; see above")
+
+
+def experiment_folder(name: str, seed: int) -> Path:
+    return home_dir() / "experiments" / f"{name}-s{seed}"
+
+
+def phase1_stages(known: Experiments, name: str, args: Args) -> list[Stage]:
+    """An experiment's stages up to its phase 1."""
+    found = list(stages(known, name, args, experiment_folder(name, args.seed)))
+    return found[: [stage.name for stage in found].index("phase_1") + 1]
 
 
 def run_folder(folder: Path, experiment: Experiment) -> Path:
@@ -167,23 +192,22 @@ def stages(known: Experiments, name: str, args: Args, folder: Path) -> Iterator[
     paths = {"data.path": experiment.data, **({"data.play_path": experiment.play} if experiment.play else {})}
     places = []
     for key, wanted in paths.items():
-        yield collection(known.data[wanted], wanted, config.model.image_size, args.workers)
+        for part, data in collections(known, wanted).items():
+            yield collection(data, part, config.model.image_size, args.workers)
         places += [f"--{key}", str(data_folder(wanted))]
     checkpoints = folder / "checkpoints"
     common = ["--config", experiment.config, "--output_dir", str(checkpoints), "--seed", str(args.seed), *places]
     for key, value in experiment.overrides.items():
         common += [f"--{key}", yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()]
-    for phase in experiment.phases:
-        before = ["--phase1_checkpoint", str(checkpoints / RUN_FOLDERS["1"] / "checkpoint_best.pt")]
-        last = checkpoints / RUN_FOLDERS[phase] / "last"
-        yield Stage(
-            f"phase_{phase}",
-            "train",
-            ["--phase", phase, *(before if phase == "2" else []), *common],
-            settings=config.model_dump_json(),
-            resume=lambda last=last: ["--resume"] if last.exists() else [],  # type: ignore[misc]
-            fresh=lambda last=last: ["--overwrite"] if last.exists() else [],  # type: ignore[misc]
-        )
+    source = experiment.phase1_of
+    for phase in experiment.phases if source is None else ["2"]:
+        if source is None:
+            yield training_stage(phase, config, common, checkpoints)
+        else:
+            before = phase1_stages(known, source, args)[-1]
+            theirs = experiment_folder(source, args.seed) / "checkpoints"
+            more = f"{before.arguments} {before.settings}"
+            yield training_stage(phase, config, common, checkpoints, phase1_checkpoints=theirs, more=more)
     checkpoint = ["--checkpoint", str(run_folder(folder, experiment) / "checkpoint_best.pt")]
     yield Stage("offline", "eval", checkpoint)
     for rollout, flags in experiment.rollouts.items():
@@ -207,7 +231,7 @@ def collection(data: Data, name: str, image_size: int, workers: int) -> Stage:
     words = ["--out", str(data_folder(name)), "--suite", data.suite, "--tasks", data.tasks, "--demos", str(data.demos)]
     words += ["--image-size", str(image_size), "--workers", str(workers)]
     words += [*(["--wide"] if data.wide else []), *(["--play"] if data.play else [])]
-    return Stage(f"collect_{name}", "collect", words)
+    return Stage(f"collect_{name.replace('/', '_')}", "collect", words)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from statevla.config import Config
 TARGET = Path(__file__).parents[1] / "docs" / "configuration.md"
 HEAD = """# Configuration reference
 
-Generated from `statevla/config.py` by `scripts/config_reference.py`. Every key can stand in the YAML file or on the
+Generated from `statevla/config/` by `scripts/config_reference.py`. Every key can stand in the YAML file or on the
 command line (`--training.phase1.batch_size 8`). Unknown keys are errors that name the nearest key. Defaults are the
 spec's.
 """

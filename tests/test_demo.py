@@ -1,102 +1,23 @@
-"""The demo's stages: run once, continued where they were killed, made anew when settings change."""
+"""The demo: which commands it is made of, and the whole way on a tiny scale."""
 
 from __future__ import annotations
 
-import io
-import json
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
-import psutil
 import pytest
 import yaml
-from rich.console import Console
 
-from statevla.demo import DemoArgs, Stage, demo, find_config, outcome_table, plan, run_stage
+from statevla.demo import DemoArgs, demo, find_config, outcome_table, plan
 from statevla.errors import UserError
-
-T = TypeVar("T")
-# Stands for the package: writes its arguments, one line per call, and ends with what the file `status` holds.
-SCRIPT = """
-import pathlib, sys
-folder = pathlib.Path(__file__).parent
-with open(folder / "calls", "a") as file:
-    print(*sys.argv[1:], file=file)
-sys.exit(int((folder / "status").read_text()))
-"""
-
-
-@pytest.fixture
-def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
-    (tmp_path / "statevla.py").write_text(SCRIPT)
-    monkeypatch.chdir(tmp_path)  # `python -m` looks here first
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (tmp_path / "status").write_text("0")
-    return Stage("one", "work", [], resume=lambda: ["--resume"], fresh=lambda: ["--overwrite"])
-
-
-def calls(folder: Path) -> list[str]:
-    return (folder / "calls").read_text().splitlines()
-
-
-def test_a_stage_runs_once_per_settings(stage: Stage, tmp_path: Path) -> None:
-    console = Console(file=io.StringIO())
-    for key in ("a", "a", "b", "a"):
-        run_stage(stage, key, tmp_path, "[1/1]", console)
-    # Done is done; other settings start anew.
-    assert calls(tmp_path) == ["work --overwrite"] * 3
-    assert "done already" in console.file.getvalue()  # type: ignore[attr-defined]
-
-
-def test_a_failed_stage_is_continued(stage: Stage, tmp_path: Path) -> None:
-    console = Console(file=io.StringIO())
-    (tmp_path / "status").write_text("2")
-    with pytest.raises(UserError, match="stage 'one' ended with status 2"):
-        run_stage(stage, "a", tmp_path, "[1/1]", console)
-    (tmp_path / "status").write_text("0")
-    run_stage(stage, "a", tmp_path, "[1/1]", console)
-    assert calls(tmp_path) == ["work --overwrite", "work --resume"]
-    mark = json.loads((tmp_path / "stages" / "one.json").read_text())
-    assert mark["done"]
-    assert mark["seconds"] > 0
-    assert mark["command"] == "statevla work --resume"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_demo_leaves_no_stage_running(tmp_path: Path, how: signal.Signals) -> None:
-    """Else the next run of the demo would train beside the last one's stage, in the same folder."""
-    write = f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))"
-    child = f"import os, pathlib, time; {write}; time.sleep(60)"
-    parent = f"import sys; from statevla.demo import call; call([sys.executable, '-c', {child!r}])"
-    process = subprocess.Popen([sys.executable, "-c", parent])
-    pid = wait_for(lambda: int((tmp_path / "pid").read_text() or 0) if (tmp_path / "pid").exists() else 0)
-    assert psutil.pid_exists(pid)
-    process.send_signal(how)
-    process.wait(30)
-    assert wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-
-
-def wait_for(condition: Callable[[], T], timeout_s: float = 30.0) -> T:
-    """What the condition gives as soon as it is true; at the end whatever it gives."""
-    end = time.monotonic() + timeout_s
-    while not (value := condition()) and time.monotonic() < end:
-        time.sleep(0.05)
-    return value
 
 
 def test_the_plan_follows_the_flags(tmp_path: Path) -> None:
     stages = {stage.name: stage for stage in plan(DemoArgs(tasks="0,2", phase2_steps=7, trials=3), tmp_path)}
-    assert list(stages) == ["collect", "phase1", "phase2", "offline", "rollout"]
-    assert "--training.phase2.max_steps 7" in stages["phase2"].shown([])
-    assert "max_steps" not in stages["phase1"].shown([])
+    assert list(stages) == ["collect", "phase_1", "phase_2", "offline", "rollout"]
+    assert "--training.phase2.max_steps 7" in stages["phase_2"].shown([])
+    assert "max_steps" not in stages["phase_1"].shown([])
     assert "--num_trials 3" in stages["rollout"].shown([])
-    assert str(tmp_path / "checkpoints" / "phase1_temporal_jepa") in stages["phase2"].shown([])
+    assert str(tmp_path / "checkpoints" / "phase1_temporal_jepa") in stages["phase_2"].shown([])
     with pytest.raises(UserError, match="at least 1"):
         plan(DemoArgs(trials=0), tmp_path)
 
@@ -112,10 +33,10 @@ def test_a_changed_configuration_changes_the_stages_that_read_it(tmp_path: Path)
     first = settings()
     tree["training"]["phase2"]["max_steps"] = 17
     second = settings()
-    assert first["phase1"] == second["phase1"]
-    assert first["phase2"] != second["phase2"]
+    assert first["phase_1"] == second["phase_1"]
+    assert first["phase_2"] != second["phase_2"]
     tree["model"]["encoder_depth"] = 1
-    assert settings()["phase1"] != second["phase1"]
+    assert settings()["phase_1"] != second["phase_1"]
 
 
 def test_the_preset_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

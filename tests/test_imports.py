@@ -21,7 +21,7 @@ LAYERS = [
     {"statevla_model"},
     {"policy", "session", "alarm", "share", "model_card", "training", "diagnostics", "info"},
     {"sim", "serving", "report"},
-    {"doctor", "demo", "probe", "view", "cli", "__main__"},
+    {"doctor", "stages", "demo", "probe", "view", "cli", "__main__"},
 ]
 # data reads files and never sees a model.
 FORBIDDEN = {"data": {"jepa", "mamba", "flow"}, "transforms": {"mamba", "flow"}, "language": {"mamba", "flow"}}

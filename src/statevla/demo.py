@@ -6,16 +6,6 @@ that was killed goes on with the stage it was in, and that stage with what it ha
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
-import json
-import shlex
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +16,8 @@ from rich.table import Table
 import statevla
 from statevla.config import expand_path, home_dir, load_config
 from statevla.errors import UserError
+from statevla.stages import Stage, marks, read_mark, remove_results, run_stages, training_stage
+from statevla.training.checkpoint import RUN_FOLDERS
 
 
 @dataclass(frozen=True)
@@ -52,30 +44,6 @@ class DemoArgs:
     """Simulator processes, about 2 GB each."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One step of the demo.
-
-    Attributes:
-        name: of its mark.
-        command: of `statevla`.
-        arguments: of the command.
-        settings: what else the result depends on: the sections of the configuration that the command reads.
-        resume: arguments that continue what an interrupted run left, as far as it got.
-        fresh: makes room where an earlier demo with other settings left results.
-    """
-
-    name: str
-    command: str
-    arguments: list[str]
-    settings: str = ""
-    resume: Callable[[], list[str]] = list
-    fresh: Callable[[], list[str]] = list
-
-    def shown(self, more: list[str]) -> str:
-        return shlex.join(["statevla", self.command, *self.arguments, *more])
-
-
 def demo(args: DemoArgs) -> int:
     """The whole way on a small scale: collect, train both phases, evaluate, simulate, report."""
     from statevla.report import write_report
@@ -100,35 +68,25 @@ def plan(args: DemoArgs, folder: Path) -> list[Stage]:
     file = find_config(args.config)
     if min(args.demos, args.trials, args.workers) < 1 or args.videos < 0:
         raise UserError("demo: expected demos, trials and workers of at least 1; raise them")
-    config = load_config(file)
     data = folder / f"demonstrations_{args.suite}_{args.tasks.replace(',', '_')}"
     checkpoints, rollouts = folder / "checkpoints", folder / "rollouts"
-    phase1, phase2 = checkpoints / "phase1_temporal_jepa", checkpoints / "phase2_flow_matching"
     common = ["--config", str(file), "--output_dir", str(checkpoints), "--data.path", str(data)]
     # The caches of a demo go with its folder.
     common += ["--data.cache_dir", str(folder / "frame_cache")]
+    config = load_config(file)
 
-    def train(name: str, run: Path, phase: list[str], steps: int | None) -> Stage:
-        section, other = ("phase1", "phase2") if phase[0] == "1" else ("phase2", "phase1")
-        read = config.model_copy(update={"training": config.training.model_copy(update={other: None, "bc": None})})
-        limit = [] if steps is None else [f"--training.{section}.max_steps", str(steps)]
-        return Stage(
-            name,
-            "train",
-            ["--phase", *phase, *common, *limit],
-            settings=read.model_dump_json(warnings=False),
-            resume=lambda: ["--resume"] if (run / "last").exists() else [],
-            fresh=lambda: ["--overwrite"] if (run / "last").exists() else [],
-        )
+    def train(phase: str, steps: int | None) -> Stage:
+        limit = [] if steps is None else [f"--training.phase{phase}.max_steps", str(steps)]
+        return training_stage(phase, config, [*common, *limit], checkpoints)
 
     suite, tasks = ["--suite", args.suite], ["--tasks", args.tasks]
     collect = ["--demos", str(args.demos), "--image-size", str(config.model.image_size), "--workers", str(args.workers)]
-    best = str(phase2 / "checkpoint_best.pt")
+    best = str(checkpoints / RUN_FOLDERS["2"] / "checkpoint_best.pt")
     rollout = ["--num_trials", str(args.trials), "--videos", str(args.videos), "--num_workers", str(args.workers)]
     return [
         Stage("collect", "collect", ["--out", str(data), *suite, *tasks, *collect]),
-        train("phase1", phase1, ["1"], args.phase1_steps),
-        train("phase2", phase2, ["2", "--phase1_checkpoint", str(phase1 / "checkpoint_best.pt")], args.phase2_steps),
+        train("1", args.phase1_steps),
+        train("2", args.phase2_steps),
         Stage("offline", "eval", ["--checkpoint", best, "--out", str(folder / "evaluation")]),
         Stage(
             "rollout",
@@ -152,100 +110,6 @@ def find_config(name: str) -> Path:
     if not path.is_file():
         raise UserError(f"config {path}: no such file; run from the source tree, or give --config with your own")
     return path
-
-
-def run_stages(stages: Sequence[Stage], folder: Path, console: Console) -> None:
-    """Run stages in order; one whose command, settings or predecessors have changed since its mark is run anew.
-
-    Raises:
-        UserError: a command failed.
-    """
-    key = ""
-    for number, stage in enumerate(stages, 1):
-        words = [key, stage.command, *stage.arguments, stage.settings]
-        key = hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
-        run_stage(stage, key, folder, f"[{number}/{len(stages)}]", console)
-
-
-def run_stage(stage: Stage, key: str, folder: Path, number: str, console: Console) -> None:
-    """Run a stage unless its mark says that it is done with these settings.
-
-    Raises:
-        UserError: its command failed.
-    """
-    path = mark_path(folder, stage)
-    mark = read_mark(path)
-    same = mark.get("key") == key
-    if same and mark.get("done"):
-        console.print(f"{number} {stage.name}: done already", highlight=False, markup=False)
-        return
-    more = stage.resume() if same else stage.fresh()
-    spent_s = float(mark.get("seconds", 0.0)) if same else 0.0
-    command = stage.shown(more)
-    console.print(f"\n{number} {command}", style="bold", highlight=False, markup=False, soft_wrap=True)
-    write_mark(path, {"key": key, "done": False, "seconds": spent_s, "command": command})
-    began = time.monotonic()
-    status = None
-    try:
-        status = call([sys.executable, "-m", *shlex.split(command)])
-    finally:
-        spent_s += time.monotonic() - began
-        write_mark(path, {"key": key, "done": status == 0, "seconds": spent_s, "command": command})
-    if status != 0:
-        raise UserError(f"demo: stage '{stage.name}' ended with status {status}; mend what it says and run it again")
-
-
-def call(command: list[str]) -> int:
-    """Run a command to its end; it does not outlive this process, however that dies (on Linux, else if it can)."""
-
-    def stop(number: int, _: object) -> None:
-        sys.exit(128 + number)  # as an exception, so that the child is ended on the way out
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        return subprocess.run(command, check=False, preexec_fn=_die_with_parent()).returncode
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    """For a child to call before it begins: Linux then ends it when its parent is gone."""
-    if sys.platform != "linux":
-        return None
-    libc = ctypes.CDLL(None, use_errno=True)
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG in <sys/prctl.h>
-
-    def ask() -> None:
-        libc.prctl(set_parent_death_signal, signal.SIGTERM)
-
-    return ask
-
-
-def mark_path(folder: Path, stage: Stage) -> Path:
-    return folder / "stages" / f"{stage.name}.json"
-
-
-def read_mark(path: Path) -> dict[str, Any]:
-    try:
-        mark = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return mark if isinstance(mark, dict) else {}
-
-
-def write_mark(path: Path, mark: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(mark, indent=1), encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"demo {path}: cannot be written ({error.strerror}); give --dir on another disk") from None
-
-
-def marks(folder: Path, stages: list[Stage]) -> Iterator[tuple[Stage, dict[str, Any]]]:
-    for stage in stages:
-        yield stage, {"seconds": 0.0, **read_mark(mark_path(folder, stage))}
 
 
 def outcome_table(folder: Path) -> Table:
@@ -278,9 +142,3 @@ def _error_text(normalized: dict[str, Any]) -> str:
 
 def _number(value: Any) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def remove_results(folder: Path) -> list[str]:
-    """Make room for the results of other settings; no arguments are needed then."""
-    shutil.rmtree(folder, ignore_errors=True)
-    return []

@@ -85,7 +85,8 @@ def _training(
     command = run.get("command")
     source = Path(str(config.get("data", {}).get("path", ""))).name
     yield f"- data: `{source}`, cache `{data.get('cache') or 'not said'}`"
-    yield f"- split: {data.get('train_split')} of the episodes of every task, seed {data.get('split_seed')}"
+    limit = f", of these {data['demos_per_task']} a task" if data.get("demos_per_task") else ""
+    yield f"- split: {data.get('train_split')} of the episodes of every task{limit}, seed {data.get('split_seed')}"
     yield f"- command: {_code(shlex.join(map(str, command))) if command else 'not recorded'}"
     yield f"- seed: {run.get('seed', config.get('seed'))}"
     yield f"- steps: {metrics.get('step', 'not recorded')}"

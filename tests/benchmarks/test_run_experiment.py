@@ -35,8 +35,8 @@ def test_stages_are_commands_that_would_run(name: str, tmp_path: Path, monkeypat
     known = script.read_experiments(script.LIST)
     stages = list(script.stages(known, name, script.Args(seed=3), tmp_path))
     assert stages[0].command == "collect"
-    trained = [stage for stage in stages if stage.command == "train"]
-    assert len(trained) == len(LISTED[name].get("phases", ["1", "2"]))
+    phases = ["2"] if "phase1_of" in LISTED[name] else LISTED[name].get("phases", ["1", "2"])
+    assert [stage.name for stage in stages if stage.command == "train"] == [f"phase_{phase}" for phase in phases]
     for stage in stages:
         assert check(["statevla", stage.command, *stage.arguments]) == stage.command
         if stage.command in ("train", "rollout"):
@@ -54,7 +54,7 @@ def test_overrides_reach_the_command_as_they_stand_in_the_list(tmp_path: Path) -
     assert config.training.phase1.target.kind == "ema"
     assert config.training.phase1.loss.variance_weight == 1.0
     assert not config.training.phase1.loss.latent.any_on()
-    assert config.training.phase1.max_steps == 1500
+    assert config.training.phase1.max_steps == 1200
 
 
 def test_mistakes_in_the_list_are_one_line(tmp_path: Path) -> None:
@@ -68,3 +68,26 @@ def test_mistakes_in_the_list_are_one_line(tmp_path: Path) -> None:
         script.read_experiments(file)
     with pytest.raises(UserError, match="experiment 'absent'"):
         script.main(script.Args(names=("absent",)))
+
+
+def test_phase_2_can_build_on_another_experiments_phase_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATEVLA_HOME", str(tmp_path))
+    file = tmp_path / "list.yaml"
+    file.write_text(
+        "data: {all/one: {suite: libero_object}, all/two: {suite: libero_spatial}}\n"
+        "experiments:\n"
+        "  base: {about: x, data: all}\n"
+        "  l1: {about: y, data: all, phase1_of: base, overrides: {model.policy.objective: l1}}\n"
+    )
+    known, args = script.read_experiments(file), script.Args(seed=2)
+    names = [stage.name for stage in script.stages(known, "l1", args, script.experiment_folder("l1", 2))]
+    assert names == ["collect_all_one", "collect_all_two", "phase_2", "offline"]
+    before = script.phase1_stages(known, "base", args)
+    assert [stage.name for stage in before] == ["collect_all_one", "collect_all_two", "phase_1"]
+    phase2 = list(script.stages(known, "l1", args, tmp_path / "l1"))[2]
+    wanted = tmp_path / "experiments" / "base-s2" / "checkpoints" / "phase1_temporal_jepa" / "checkpoint_best.pt"
+    assert str(wanted) in phase2.arguments
+    assert phase2.arguments[phase2.arguments.index("--data.path") + 1] == str(tmp_path / "datasets" / "all")
+    file.write_text(file.read_text().replace("phase1_of: base", "phase1_of: bass"))
+    with pytest.raises(UserError, match=r"experiments\.l1\.phase1_of: 'bass' is no experiment"):
+        script.read_experiments(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -176,3 +177,16 @@ def test_split_covers_every_task_on_both_sides(counts: list[int], share: float, 
 def test_split_depends_on_the_seed() -> None:
     cache = _Episodes([20, 20])
     assert split_episodes(cache, 0.5, 0) != split_episodes(cache, 0.5, 1)
+
+
+def test_fewer_demonstrations_are_nested_and_keep_the_validation_set() -> None:
+    cache = _Episodes([10, 20])
+    everything, validation = split_episodes(cache, 0.9, 3)
+    five, two = (split_episodes(cache, 0.9, 3, limit) for limit in (5, 2))
+    assert set(two[0]) < set(five[0]) < set(everything)
+    assert five[1] == two[1] == validation
+    for training, limit in ((five[0], 5), (two[0], 2)):
+        counts = Counter(cache.episodes[i].task for i in training)
+        assert counts == {"task0": limit, "task1": limit}
+    with pytest.raises(UserError, match=r"demos_per_task 10: task 'task0' has 9 training episodes of 10"):
+        split_episodes(cache, 0.9, 3, 10)

@@ -20,16 +20,23 @@ from statevla.transforms import Transform
 from statevla.types import ChunkBatch, ModelInput, TransitionBatch
 
 
-def split_episodes(cache: FrameCache, train_split: float, seed: int) -> tuple[list[int], list[int]]:
+def split_episodes(
+    cache: FrameCache, train_split: float, seed: int, demos_per_task: int | None = None
+) -> tuple[list[int], list[int]]:
     """Split into training and validation episodes, task by task, so that both hold every task.
 
     Args:
         train_split: share of the episodes of every task that is trained on, in (0, 1]; 1 leaves none for validation.
         seed: of the draw.
+        demos_per_task: keep so many training episodes of every task; a smaller number takes a subset of a larger
+            one's. Validation stays the same.
 
     Returns:
         Two sorted lists of indices into `cache.episodes`. Below 1, a task of two or more episodes has at least one
         on either side; a task of one episode is trained on.
+
+    Raises:
+        UserError: a task has fewer training episodes than `demos_per_task`.
     """
     by_task: dict[str, list[int]] = {}
     for index, episode in enumerate(cache.episodes):
@@ -41,7 +48,13 @@ def split_episodes(cache: FrameCache, train_split: float, seed: int) -> tuple[li
         count = len(members) if train_split >= 1 or len(members) == 1 else round(train_split * len(members))
         if train_split < 1 and len(members) > 1:
             count = min(max(count, 1), len(members) - 1)
-        training += members[:count]
+        kept = demos_per_task or count
+        if kept > count:
+            raise UserError(
+                f"data.demos_per_task {kept}: task '{task}' has {count} training episodes of {len(members)} "
+                f"(data.train_split {train_split}); lower it"
+            )
+        training += members[:kept]
         validation += members[count:]
     return sorted(training), sorted(validation)
 

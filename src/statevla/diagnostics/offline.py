@@ -113,7 +113,9 @@ def open_subject(checkpoint: str | Path, data: str | None, device: str) -> Opene
     if loaded.config.num_threads:
         torch.set_num_threads(loaded.config.num_threads)
     subject = _subject(loaded, data)
-    train, held_out = split_episodes(subject.cache, loaded.data.train_split, loaded.data.split_seed)
+    split = loaded.data
+    limit = split.demos_per_task if data is None else None
+    train, held_out = split_episodes(subject.cache, split.train_split, split.split_seed, limit)
     return OpenedSubject(loaded, subject, train, held_out)
 
 

@@ -69,12 +69,14 @@ class DataInfo:
     Attributes:
         cache: fingerprint of the frame cache.
         train_split, split_seed: arguments of `split_episodes`.
+        demos_per_task: the run's own; later phases set theirs.
         play_cache: fingerprint of the cache of play that phase 1 trained on too, or None.
     """
 
     cache: str
     train_split: float
     split_seed: int
+    demos_per_task: int | None = None
     play_cache: str | None = None
 
 

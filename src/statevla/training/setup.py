@@ -87,11 +87,11 @@ def prepare(
         training = config.training.model_copy(update={"phase1": phase1.config.training.phase1})
         config = config.model_copy(update={"training": training})
     cache = open_frame_cache(config, progress=processes.is_main)
-    data = DataInfo(cache.folder.name, config.data.train_split, config.seed)
+    data = DataInfo(cache.folder.name, config.data.train_split, config.seed, config.data.demos_per_task)
     if phase1 is not None:
         # Episodes that phase 1 held out stay held out.
-        data = replace(phase1.data, cache=cache.folder.name)
-    train_episodes, validation_episodes = split_episodes(cache, data.train_split, data.split_seed)
+        data = replace(phase1.data, cache=cache.folder.name, demos_per_task=data.demos_per_task)
+    train_episodes, validation_episodes = split_episodes(cache, data.train_split, data.split_seed, data.demos_per_task)
     statistics = cache.statistics(train_episodes, config.data.action_normalization)
     language_table, language = embed_instructions(config, cache)
     if phase1 is not None:
@@ -252,7 +252,7 @@ def resume_differences(config: Config, saved: Config, saved_phase: str, phase: s
         tree["training"] = {key: value for key, value in tree["training"].items() if key not in free_training}
         length = {"num_epochs", "max_steps"}
         tree["training"][section] = {k: v for k, v in tree["training"][section].items() if k not in length}
-        tree["data"] = {"train_split": source.data.train_split, "augmentation": source.data.augmentation.model_dump()}
+        tree["data"] = source.data.model_dump(include={"train_split", "demos_per_task", "augmentation"})
         return tree
 
     ours = _flatten_tree(kept(config)) | {"phase": phase}

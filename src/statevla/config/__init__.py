@@ -1,0 +1,55 @@
+"""The whole configuration: one validated tree, read from YAML with dotted overrides.
+
+Unknown keys are errors that name the nearest key; every key is read by something. The defaults are the spec's
+configuration (`conf/config.yaml` spells them out); presets in `conf/` change them.
+"""
+
+from statevla.config.data import AugmentationConfig, DataConfig, LanguageConfig
+from statevla.config.loading import all_keys, config_from_dict, load_config
+from statevla.config.model import (
+    ConditionConfig,
+    ConvStem,
+    MambaConfig,
+    ModelConfig,
+    PatchStem,
+    PolicyConfig,
+    PredictorConfig,
+)
+from statevla.config.paths import expand_path, home_dir, portable_text
+from statevla.config.training import (
+    BcConfig,
+    JepaLossConfig,
+    LatentLossConfig,
+    Phase1Config,
+    Phase2Config,
+    TargetConfig,
+    TrainingConfig,
+)
+from statevla.config.tree import Config
+
+__all__ = [
+    "AugmentationConfig",
+    "BcConfig",
+    "ConditionConfig",
+    "Config",
+    "ConvStem",
+    "DataConfig",
+    "JepaLossConfig",
+    "LanguageConfig",
+    "LatentLossConfig",
+    "MambaConfig",
+    "ModelConfig",
+    "PatchStem",
+    "Phase1Config",
+    "Phase2Config",
+    "PolicyConfig",
+    "PredictorConfig",
+    "TargetConfig",
+    "TrainingConfig",
+    "all_keys",
+    "config_from_dict",
+    "expand_path",
+    "home_dir",
+    "load_config",
+    "portable_text",
+]

@@ -1,0 +1,52 @@
+"""`language` and `data`: what the model is told and shown."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from statevla.config.section import NonNegative, Positive, Rate, Section
+from statevla.types import ImageOrientation
+
+
+class LanguageConfig(Section):
+    encoder: str = "minilm"
+    """`minilm` (packaged, offline), `hf:<name or folder>` (CLIP, SigLIP or any text model), or a file of precomputed
+    embeddings (`.safetensors`, `.npz`: instruction → vector)."""
+    zero_pad: bool = False
+    """Pad shorter embeddings with zeros to `model.language_dim` (inner products stay the same)."""
+
+
+class AugmentationConfig(Section):
+    """Only in training; one draw per window, the same for all its frames."""
+
+    random_shift_px: NonNegative = 0
+    """Largest shift of the frames, each way (pixels); edges are repeated."""
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Largest relative change of brightness."""
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Largest relative change of contrast."""
+
+
+class DataConfig(Section):
+    path: str = "$STATEVLA_HOME/datasets/libero_object"
+    """A file or folder of LIBERO HDF5 files, or the folder of a LeRobotDataset v3."""
+    play_path: str | None = None
+    """Another data set, whose episodes phase 1 also trains on: unlabelled play (`statevla collect --play`). Actions and
+    states are normalised as those of `path`; nothing is imitated, nothing held out; format and orientation `auto`."""
+    format: Literal["auto", "libero", "lerobot"] = "auto"
+    """`auto` looks at the files."""
+    orientation: ImageOrientation | Literal["auto"] = "auto"
+    """How the frames are stored; `auto` believes what the file declares, else the format's custom."""
+    train_split: Rate = 0.9
+    """Share of the episodes of every task that is trained on; the others validate."""
+    demos_per_task: Positive | None = None
+    """Trains on so many of every task's training episodes, a fixed draw; validation keeps its own. null takes all."""
+    cache_dir: str = "$STATEVLA_HOME/frame_cache"
+    """Where frames at the model's resolution are kept, memory-mapped."""
+    num_workers: NonNegative = 0
+    """Threads that prepare batches ahead; 0 prepares them between steps."""
+    action_normalization: Literal["mean_std", "quantile"] = "mean_std"
+    """Of the continuous dims: zero mean and unit deviation, or 1 % and 99 % quantiles to -1 and 1."""
+    augmentation: AugmentationConfig = AugmentationConfig()

@@ -1,0 +1,169 @@
+"""`model`: the network."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from statevla.config.section import NonNegative, Positive, Section
+from statevla.types import RobotStateLayout
+
+
+class PatchStem(Section):
+    """Non-overlapping patches, one convolution per camera (ViT)."""
+
+    kind: Literal["patch"] = "patch"
+    patch_size: Positive = 16
+    """Side of a patch (pixels)."""
+
+    def num_tokens(self, image_size: int) -> int:
+        return (image_size // self.patch_size) ** 2
+
+    def stride(self) -> int:
+        return self.patch_size
+
+
+class ConvStem(Section):
+    """A stack of strided convolutions per camera: few, strong tokens at small cost."""
+
+    kind: Literal["conv"] = "conv"
+    channels: list[Positive] = [32, 64, 128, 192]
+    """Output channels of each convolution; the last is model.embed_dim."""
+    strides: list[Positive] = [4, 2, 2, 2]
+    """Stride of each convolution."""
+
+    @model_validator(mode="after")
+    def _same_length(self) -> ConvStem:
+        if len(self.channels) != len(self.strides) or not self.channels:
+            raise ValueError(
+                f"channels and strides need the same length, got {len(self.channels)} and {len(self.strides)}"
+            )
+        return self
+
+    def num_tokens(self, image_size: int) -> int:
+        return (image_size // self.stride()) ** 2
+
+    def stride(self) -> int:
+        product = 1
+        for stride in self.strides:
+            product *= stride
+        return product
+
+
+class MambaConfig(Section):
+    """Mamba-1 blocks of the encoder (Gu & Dao 2023)."""
+
+    d_state: Positive = 16
+    """State size N of the scan."""
+    d_conv: Annotated[int, Field(ge=2, le=4)] = 4
+    """Taps of the causal convolution."""
+    expand: Positive = 2
+    """Inner width over D."""
+    dt_rank: Positive | Literal["auto"] = "auto"
+    """Rank of the step size projection; `auto` is ceil(D / 16)."""
+    mlp_hidden_dim: NonNegative = 0
+    """Hidden size of a gated MLP after every block; 0 leaves it out, as in the spec."""
+    scan_backend: str = "auto"
+    """`auto`, or a name that `python -m statevla.mamba` lists; `$STATEVLA_SCAN_BACKEND` serves where this says auto."""
+
+
+class ConditionConfig(Section):
+    """What the policy sees beside z; all off in the spec."""
+
+    robot_state: bool = False
+    """The normalised robot state."""
+    language: bool = False
+    """The instruction embedding."""
+    token_grid: NonNegative = 0
+    """Encoder outputs of every camera, average-pooled to `token_grid x token_grid` tokens; 0 = none."""
+
+
+class PolicyConfig(Section):
+    """Flow-matching policy and its sampler."""
+
+    objective: Literal["flow", "l1"] = "flow"
+    """`l1` regresses the chunk in one pass instead (the baseline)."""
+    flow_time: Literal["uniform", "beta"] = "uniform"
+    """`beta`: t ~ Beta(1.5, 1), more often near noise (pi0, arXiv 2410.24164, appendix B)."""
+    condition: ConditionConfig = ConditionConfig()
+
+    depth: Positive = 3
+    """Mamba layers of the policy."""
+    d_state: Positive = 64
+    """State size N of the policy's scan."""
+    mlp_hidden_dim: NonNegative = 256
+    """Hidden size of the gated MLP after every policy block; 0 leaves it out."""
+    num_sampling_steps: Positive = 4
+    """Solver steps from noise to action."""
+    solver: Literal["euler", "heun", "midpoint"] = "euler"
+    """ODE solver; heun and midpoint evaluate twice per step."""
+
+
+class PredictorConfig(Section):
+    """How the temporal predictor of phase 1 takes the action in."""
+
+    conditioning: Literal["concat", "adaln"] = "concat"
+    """`concat`: beside z, as in the spec; `adaln`: residual blocks that the action scales, shifts and gates."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Chance in training that a hidden number is left out."""
+
+
+class ModelConfig(Section):
+    embed_dim: Positive = 256
+    """Width D of tokens and blocks."""
+    encoder_depth: Positive = 12
+    """Mamba layers of the encoder."""
+    state_dim: Positive = 256
+    """Width Z of the state z."""
+    action_dim: Annotated[int, Field(ge=2)] = 7
+    """Continuous dims, then one gripper dim."""
+    action_seq_len: Positive = 10
+    """Chunk horizon H, in control steps."""
+    robot_state_dim: Positive = 9
+    """Numbers in the robot state; must fit its layout."""
+    robot_state_layout: RobotStateLayout = RobotStateLayout.JOINT_GRIPPER
+    """`joint_gripper`: 7 joints, 2 fingers; `ee_gripper`: end effector position, axis-angle, 2 fingers."""
+    cameras: Annotated[list[str], Field(min_length=1)] = ["agentview", "eye_in_hand"]
+    """Names of the cameras, in the order of their tokens."""
+    image_size: Positive = 224
+    """Side of the square frames that the model sees (pixels)."""
+    language_dim: Positive = 512
+    """Width E of the instruction embedding."""
+    robot_token_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Chance in training that the encoder sees a mask for the robot state; 1 hides it always (its slot stays)."""
+    state_projection: Literal["layernorm", "batchnorm"] = "layernorm"
+    """`layernorm`: Linear + LayerNorm, as in the spec; `batchnorm`: an MLP with BatchNorm; z keeps its scale."""
+    stem: Annotated[PatchStem | ConvStem, Field(discriminator="kind")] = PatchStem()
+    mamba: MambaConfig = MambaConfig()
+    predictor: PredictorConfig = PredictorConfig()
+    policy: PolicyConfig = PolicyConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stem_is_patch_by_default(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("stem"), dict) and "kind" not in values["stem"]:
+            return {**values, "stem": {"kind": "patch", **values["stem"]}}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelConfig:
+        if len(set(self.cameras)) != len(self.cameras):
+            raise ValueError(f"cameras must differ, got {self.cameras}")
+        if self.image_size % self.stem.stride():
+            raise ValueError(f"image_size {self.image_size} is no multiple of the stem's stride {self.stem.stride()}")
+        if self.robot_state_dim != self.robot_state_layout.dim:
+            raise ValueError(
+                f"robot_state_dim {self.robot_state_dim} does not fit robot_state_layout "
+                f"'{self.robot_state_layout.value}' ({self.robot_state_layout.dim} numbers)"
+            )
+        return self
+
+    @property
+    def tokens_per_camera(self) -> int:
+        return self.stem.num_tokens(self.image_size)
+
+    @property
+    def num_tokens(self) -> int:
+        """Language, robot, all cameras, CLS."""
+        return 1 + 1 + len(self.cameras) * self.tokens_per_camera + 1

@@ -1,0 +1,152 @@
+"""`training`: the phases and what they share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from statevla.config.section import NonNegative, Positive, Rate, Section, Weight
+
+
+class TargetConfig(Section):
+    """What phase 1 predicts."""
+
+    kind: Literal["ema", "online"] = "ema"
+    """`ema`: an averaged copy (BYOL's cosine schedule); `online`: the encoder itself, gradients included (only with a
+    latent regulariser)."""
+    scope: Literal["encoder", "path"] = "encoder"
+    """`encoder`: only the Mamba encoder has an averaged copy, as in the spec; `path`: tokenizer and projection too."""
+    momentum: Annotated[float, Field(ge=0, le=1)] = 0.996
+    """At the first step."""
+    final_momentum: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """At the last step."""
+
+
+class LatentLossConfig(Section):
+    """Regularisers on the encoder's latents rather than on predictions; all off in the spec."""
+
+    variance_weight: Weight = 0.0
+    """Hinge on the standard deviation over samples."""
+    covariance_weight: Weight = 0.0
+    """Squared off-diagonal covariances."""
+    temporal_variance_weight: Weight = 0.0
+    """Hinge on the standard deviation over time inside a window."""
+    sigreg_weight: Weight = 0.0
+    """Normality of random projections over samples."""
+    tc_sigreg_weight: Weight = 0.0
+    """SIGReg on z minus its window's mean."""
+
+    def any_on(self) -> bool:
+        return any(weight > 0 for weight in self.model_dump().values())
+
+
+class JepaLossConfig(Section):
+    """Weights of the temporal JEPA loss."""
+
+    prediction_weight: Weight = 1.0
+    """Mean squared error in latent space."""
+    variance_weight: Weight = 1.0
+    """On predictions, as in the spec."""
+    covariance_weight: Weight = 0.04
+    """On predictions, as in the spec."""
+    variance_target: Annotated[float, Field(gt=0)] = 1.0
+    """Standard deviation below which the variance hinges push (VICReg's gamma)."""
+    latent: LatentLossConfig = LatentLossConfig()
+    inverse_dynamics_weight: Weight = 0.0
+    """Recover the action block from two consecutive latents."""
+
+
+class _PhaseConfig(Section):
+    num_epochs: Positive = 1000
+    """Passes over the training episodes."""
+    max_steps: Positive | None = None
+    """Ends training after so many optimizer steps, before `num_epochs` if that comes first."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1.0e-4
+    """Peak of the schedule."""
+    batch_size: Positive = 32
+    """Samples per optimizer step over all processes and accumulation steps."""
+    warmup_steps: NonNegative = 500
+    """Steps over which the learning rate rises linearly; then it falls as a cosine."""
+
+
+class Phase1Config(_PhaseConfig):
+    temporal_predictor_hidden_dim: Positive = 512
+    """Hidden width of the temporal predictor."""
+    frame_skip: Positive = 1
+    """Control steps between two retained frames; the predictor's action is the block of actions in between."""
+    num_frames: Annotated[int, Field(ge=2)] = 2
+    """Retained frames per window."""
+    rollout_steps: Positive = 1
+    """Predictions are fed back and scored up to so many retained steps ahead."""
+    target: TargetConfig = TargetConfig()
+    loss: JepaLossConfig = JepaLossConfig()
+    behavior_cloning_weight: Weight = 0.0
+    """Of the policy heads' loss, trained along on z with gradients into the encoder; phase 2 starts with new heads."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> Phase1Config:
+        if self.rollout_steps >= self.num_frames:
+            raise ValueError(f"rollout_steps {self.rollout_steps} needs num_frames > {self.rollout_steps}")
+        if self.target.kind == "online" and not self.loss.latent.any_on():
+            raise ValueError("target.kind 'online' collapses without a regulariser in loss.latent; switch one on")
+        return self
+
+
+class Phase2Config(_PhaseConfig):
+    learning_rate: Annotated[float, Field(gt=0)] = 5.0e-5
+    """Peak of the schedule."""
+    num_latent_views: Positive = 1
+    """Augmented views per frame in the cache of latents (1 = the plain frame only)."""
+    unfreeze_last_blocks: NonNegative = 0
+    """Last Mamba layers of the encoder that are trained along, with its norms and projection; every batch is then
+    encoded anew, nothing comes from the cache of latents, and the temporal predictor stays as phase 1 left it."""
+    unfreeze_lr_scale: Rate = 0.1
+    """Their learning rate over that of the policy."""
+
+    @model_validator(mode="after")
+    def _no_views_of_what_changes(self) -> Phase2Config:
+        if self.unfreeze_last_blocks and self.num_latent_views > 1:
+            raise ValueError(
+                f"unfreeze_last_blocks {self.unfreeze_last_blocks} encodes and augments every batch anew, so "
+                f"num_latent_views {self.num_latent_views} would do nothing; set num_latent_views to 1"
+            )
+        return self
+
+
+class BcConfig(_PhaseConfig):
+    """End to end without phase 1: the baseline."""
+
+
+class TrainingConfig(Section):
+    phase1: Phase1Config = Phase1Config()
+    phase2: Phase2Config = Phase2Config()
+    bc: BcConfig = BcConfig()
+    weight_decay: Weight = 0.01
+    """AdamW; matrices only."""
+    betas: tuple[Rate, Rate] = (0.9, 0.95)
+    """AdamW."""
+    grad_clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Largest norm of the whole gradient."""
+    gradient_accumulation_steps: Positive = 1
+    """Micro-batches per optimizer step. The losses are those of one large batch, but for phase 1's terms over samples
+    (variance, covariance, SIGReg), which see one micro-batch at a time."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """`bf16`: autocast, weights stay float32. `auto` takes it where the processor multiplies bf16: on a CPU without
+    such instructions it is emulated, and many times slower than float32."""
+    policy_ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Exponential average of the trained weights, used for validation and deployment in phase 2 and bc; 0 = off."""
+    compile: bool = False
+    """torch.compile the phase's forward."""
+    validate_every_steps: Positive = 500
+    """Optimizer steps between validations; "best" is chosen by them."""
+    max_validation_batches: Positive = 50
+    """Batches of a validation, at most."""
+    checkpoint_every_steps: Positive = 500
+    """Optimizer steps between saves."""
+    checkpoint_every_s: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds between saves; whichever comes first."""
+    log_every_steps: Positive = 10
+    """Optimizer steps between lines of the log."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Weights & Biases, beside JSONL and TensorBoard."""
