@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import random
 import re
 import subprocess
@@ -33,6 +32,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from harness import environment, write_results
 from statevla.command import run_command
 from statevla.config import load_config
 from statevla.errors import UserError
@@ -40,7 +40,6 @@ from statevla.language import build_language_encoder
 from statevla.serving.client import PolicyClient
 from statevla.statevla_model import StateVLA
 from statevla.training.checkpoint import Contents, DataInfo, LanguageInfo, TrainingState, save_checkpoint
-from statevla.training.provenance import run_info
 from statevla.transforms import FieldStatistics, Statistics
 from statevla.types import Observation, RobotStateLayout
 
@@ -60,7 +59,8 @@ class Args:
     num_clients: int = 8
     frame_px: int = 128
     seed: int = 0
-    out: str = "benchmarks/results/server.json"
+    out: str = "server"
+    """Name of the file in benchmarks/results."""
 
 
 def untrained(config_file: str, folder: Path, seed: int) -> Path:
@@ -236,7 +236,7 @@ def main(args: Args) -> None:
         f"memory: {kept['first_mib']:.0f} -> {kept['last_mib']:.0f} MiB, {kept['second_half_mib_per_min']:+.2f} MiB/min"
     )
     tree = {
-        **run_info(args.seed, 1, torch.device("cpu")),
+        "environment": environment(args.seed),
         "policy": "trained" if args.checkpoint else f"untrained {args.config}",
         "metadata": metadata,
         "runs": runs,
@@ -244,11 +244,9 @@ def main(args: Args) -> None:
         "mean_batch_size": counters["statevla_batch_size_sum"] / counters["statevla_batch_size_count"],
         "server_metrics": counters,
     }
-    out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(tree, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    path = write_results(args.out, tree)
     if failed := sum(run["errors"] for run in runs.values()):
-        raise UserError(f"server: {failed} requests failed; {out} has the first messages")
+        raise UserError(f"server: {failed} requests failed; {path} has the first messages")
 
 
 def table(runs: dict[str, dict[str, Any]]) -> Table:

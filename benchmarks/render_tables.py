@@ -1,4 +1,4 @@
-"""Write the measured tables of README.md and of docs/results.md, expert.md and experiments.md from the raw results.
+"""Write the measured tables of README.md and of the pages in docs/ from the raw results.
 
     python benchmarks/render_tables.py [--check]
 
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from deployment_tables import alarm_table, server_table
 from experiments_page import experiments_page
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +49,10 @@ def main() -> int:
     summary = load("summary")
     pages = {
         ROOT / "README.md": between((ROOT / "README.md").read_text(), metrics_table(summary)),
+        ROOT / "docs" / "alarm.md": between((ROOT / "docs" / "alarm.md").read_text(), alarm_table(load("alarm"))),
+        ROOT / "docs" / "deploying.md": between(
+            (ROOT / "docs" / "deploying.md").read_text(), server_table(load("server"))
+        ),
         ROOT / "docs" / "results.md": results_page(summary),
         ROOT / "docs" / "expert.md": expert_page(load("expert"), load("expert_settings")),
         ROOT / "docs" / "experiments.md": experiments_page(RESULTS / "experiments"),
