@@ -57,7 +57,7 @@ def _row(tree: dict[str, Any]) -> str:
         _number(world.get("action_sensitivity_1")),
         _object(tree["diagnostics"].get("probes") or {}),
         _number(actions.get("normalized", {}).get("mse")),
-        "; ".join(_success(rollout) for rollout in tree["simulated"]) or "not simulated",
+        "<br>".join(f"{_name(rollout)}: {_success(rollout)}" for rollout in tree["simulated"]) or "not simulated",
     ]
     return "| " + " | ".join(map(str, cells)) + " |"
 
@@ -92,12 +92,26 @@ def _section(tree: dict[str, Any]) -> list[str]:
 
 def _tasks(rollout: dict[str, Any]) -> list[str]:
     state = "" if rollout["complete"] else f", of {rollout['planned']} planned"
-    lines = [f"Simulated: {_success(rollout)}{state}. `{' '.join(rollout['command'])}`", ""]
-    lines += ["| task | successes / episodes | interval | errors |", "|---|---|---|---|"]
+    # Folded: a page of many experiments is read for the totals.
+    lines = ['<details markdown="1">', f"<summary>{_name(rollout)}: {_success(rollout)}{state}</summary>", ""]
+    lines += [
+        f"`{' '.join(rollout['command'])}`",
+        "",
+        "| task | successes / episodes | interval | errors |",
+        "|---|---|---|---|",
+    ]
     for task in rollout["tasks"]:
         name = task["name"].replace("_", " ")
         lines.append(f"| {name} | {task['successes']} / {task['episodes']} | {_interval(task)} | {task['errors']} |")
-    return lines
+    return [*lines, "", "</details>"]
+
+
+def _name(rollout: dict[str, Any]) -> str:
+    """Suite and, where they are not its own, the initial states and the instructions."""
+    settings = rollout["settings"]
+    more = [settings.get("init_states"), settings.get("instructions")]
+    kinds = [kind for kind in more if kind not in (None, "official", "own")]
+    return " ".join([settings["task_suite"], *kinds])
 
 
 def _success(rollout: dict[str, Any]) -> str:
