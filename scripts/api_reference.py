@@ -17,6 +17,7 @@ MODULES = [
     "data.build_cache", "training.run", "training.checkpoint", "diagnostics.offline", "serving.client", "sim.env",
     "sim.disturbances", "share", "errors",
 ]  # fmt: skip
+MAX_LINE = 90
 HEAD = """# Python interface
 
 Generated from the docstrings by `scripts/api_reference.py`: public classes and functions of the modules that programs
@@ -46,21 +47,21 @@ def _module(name: str) -> Iterator[str]:
         if isinstance(node, ast.ClassDef) and _is_public(node):
             yield from _class(node)
         elif isinstance(node, Function) and _is_public(node):
-            yield from _entry(f"{node.name}({_arguments(node)})", node, "###")
+            yield from _entry(_signature(node.name, node), node, "###")
 
 
 def _class(node: ast.ClassDef) -> Iterator[str]:
     own = {child.name: child for child in node.body if isinstance(child, Function)}
-    start = f"({_arguments(own['__init__'])})" if "__init__" in own else ""
-    yield from _entry(f"class {node.name}{start}", node, "###")
+    title = f"class {node.name}"
+    yield from _entry(_signature(title, own["__init__"]) if "__init__" in own else title, node, "###")
     rows = [
         (f"{child.name}({_arguments(child)})" if not _is_property(child) else child.name, _first_paragraph(child))
         for child in own.values()
         if _is_public(child) and not _is_overload(child)
     ]
     if rows:
-        yield "\n| method | |\n|---|---|"
-        yield "\n".join(f"| {_code(name)} | {text} |".replace("\n", " ") for name, text in rows)
+        yield "\n**Methods and properties**\n"
+        yield "\n".join(f"- `{name}`: {text}" for name, text in rows)
 
 
 def _entry(title: str, node: ast.ClassDef | Function, level: str) -> Iterator[str]:
@@ -78,7 +79,7 @@ def _docstring(node: ast.AST) -> Iterator[str]:
             in_section = True
         elif in_section and line.startswith("    ") and not line.startswith("     "):
             name, colon, text = line.strip().partition(": ")
-            yield f"- {_code(name)}: {text}" if colon and " " not in name.split(",")[0] else f"- {line.strip()}"
+            yield f"- `{name}`: {text}" if colon and " " not in name.split(",")[0] else f"- {line.strip()}"
         elif in_section and line.strip():
             yield f"  {line.strip()}"
         else:
@@ -89,15 +90,31 @@ def _first_paragraph(node: ast.AST) -> str:
     return " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
 
 
+def _signature(name: str, node: Function) -> str:
+    """On one line where it fits, else with a line per argument."""
+    text = f"{name}({_arguments(node)})"
+    if len(text) <= MAX_LINE:
+        return text
+    lines = "".join(f"    {part},\n" for part in _split(_arguments(node)))
+    return f"{name}(\n{lines})"
+
+
+def _split(arguments: str) -> Iterator[str]:
+    """At the commas outside brackets."""
+    depth, start = 0, 0
+    for place, letter in enumerate(arguments):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            yield arguments[start:place].strip()
+            start = place + 1
+    yield arguments[start:].strip()
+
+
 def _arguments(node: Function) -> str:
     text = ast.unparse(node.args)
     for first in ("self, ", "cls, "):
         text = text.removeprefix(first)
     return "" if text in ("self", "cls") else text
-
-
-def _code(text: str) -> str:
-    return "`" + text.replace("|", "\\|") + "`"
 
 
 def _is_public(node: ast.ClassDef | Function) -> bool:
