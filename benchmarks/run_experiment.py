@@ -158,16 +158,21 @@ def run(name: str, known: Experiments, args: Args, console: Console) -> None:
     folder = experiment_folder(name, args.seed)
     console.rule(folder.name)
     run_stages(list(stages(known, name, args, folder)), folder, console)
-    command = [Path(__file__).name, name, "--seed", str(args.seed)]
+    if subprocess.run(record_command(name, experiment, folder, args.seed), check=False).returncode:
+        raise UserError(f"experiment '{name}': ran, but could not be recorded; see above")
+
+
+def record_command(name: str, experiment: Experiment, folder: Path, seed: int) -> list[str]:
+    """What writes the record of an experiment that has run."""
+    command = ["python", f"benchmarks/{Path(__file__).name}", name, "--seed", str(seed)]
     record = [sys.executable, str(ROOT / "benchmarks" / "record_experiment.py"), "--name", folder.name]
     record += ["--checkpoint", str(run_folder(folder, experiment)), "--note", experiment.about]
-    record += ["--command", shlex.join(["python", f"benchmarks/{command[0]}", *command[1:]])]
-    for rollout in experiment.rollouts:
-        record += ["--rollout", str(folder / "rollouts" / rollout)]
-    if args.seed == 0:
-        record += [word for key in experiment.headline for word in ("--headline", key)]
-    if subprocess.run(record, check=False).returncode:
-        raise UserError(f"experiment '{name}': ran, but could not be recorded; see above")
+    record += ["--command", shlex.join(command)]
+    if experiment.rollouts:
+        record += ["--rollout", *(str(folder / "rollouts" / rollout) for rollout in experiment.rollouts)]
+    if seed == 0 and experiment.headline:
+        record += ["--headline", *experiment.headline]
+    return record
 
 
 def experiment_folder(name: str, seed: int) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import tyro
 import yaml
 
 from command_lines import check
@@ -91,3 +92,17 @@ def test_phase_2_can_build_on_another_experiments_phase_1(tmp_path: Path, monkey
     file.write_text(file.read_text().replace("phase1_of: base", "phase1_of: bass"))
     with pytest.raises(UserError, match=r"experiments\.l1\.phase1_of: 'bass' is no experiment"):
         script.read_experiments(file)
+
+
+def test_the_record_is_of_all_rollouts_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from record_experiment import Args
+
+    experiment = script.read_experiments(script.LIST).experiments["object"]
+    words = script.record_command("object", experiment, tmp_path / "object-s0", 0)
+    args = tyro.cli(Args, args=words[2:])
+    assert [folder.name for folder in args.rollout] == list(experiment.rollouts)
+    assert args.rollout[0].name == "official"
+    assert args.headline == ("libero_object_success",)
+    assert args.command == "python benchmarks/run_experiment.py object --seed 0"
+    assert "--headline" not in script.record_command("object", experiment, tmp_path / "object-s1", 1)
