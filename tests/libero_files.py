@@ -40,7 +40,12 @@ def smooth_episode(rng: np.random.Generator, num_steps: int, size: int, color: t
 
 
 def write_official_file(
-    path: Path, instruction: str, episodes: list[dict], declare: dict | None = None, after_action: bool = False
+    path: Path,
+    instruction: str,
+    episodes: list[dict],
+    declare: dict | None = None,
+    after_action: bool = False,
+    cameras: tuple[str, str] = ("agentview", "eye_in_hand"),
 ) -> None:
     """Write episodes of `smooth_episode` as LIBERO does: frames upside down, nothing declared about it.
 
@@ -62,8 +67,8 @@ def write_official_file(
             demo["states"] = np.concatenate([np.arange(count)[:, None] / 20.0, qpos, np.zeros((count, 9))], axis=1)
             demo["dones"] = demo["rewards"] = (np.arange(count) == count - 1).astype(np.uint8)
             obs = demo.create_group("obs")
-            obs["agentview_rgb"] = episode["images"][0, seen, ::-1]
-            obs["eye_in_hand_rgb"] = episode["images"][1, seen, ::-1]
+            for camera, images in zip(cameras, episode["images"]):
+                obs[f"{camera}_rgb"] = images[seen, ::-1]
             for key in ("joint_states", "gripper_states", "ee_states", "object_states"):
                 obs[key] = episode[key][seen]
             obs["ee_pos"], obs["ee_ori"] = episode["ee_states"][seen, :3], episode["ee_states"][seen, 3:]
