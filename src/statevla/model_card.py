@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from statevla.config import home_dir
@@ -43,12 +43,12 @@ def model_card(checkpoint: Path, name: str, measured: Measured) -> str:
 
     Args:
         checkpoint: the folder of the shared checkpoint, with the run's `run.json`.
-        name: heading, and what `from_pretrained` is to be called with.
+        name: what `from_pretrained` is to be called with; its last part is the heading.
         measured: where to look.
     """
     config, metrics, data = (_read(checkpoint / f"{part}.json") for part in ("config", "metrics", "data"))
     version, run = _read(checkpoint / VERSION_FILE), _read(checkpoint / RUN_FILE)
-    lines = [_HEAD + f"# {name}", "", *_introduction(config, metrics, name)]
+    lines = [_HEAD + f"# {PurePosixPath(name).name}", "", *_introduction(config, metrics, name)]
     lines += ["", "## Training", "", *_training(config, metrics, data, run)]
     lines += ["", "## Measured", "", *_measured(checkpoint, measured)]
     lines += ["", "## Surprise alarm", "", *_alarm(checkpoint)]
@@ -109,13 +109,18 @@ def _measured(checkpoint: Path, measured: Measured) -> Iterator[str]:
         if "execute_steps" in settings:
             complete += f", {settings['execute_steps']} actions per look"
         complete += ", before rounding" if settings["weights_sha256"] == rounded else ""
+        told = ", each task under another one's instruction" if settings.get("instructions") == "shuffled" else ""
         yield (
-            f"- success in simulation, `{settings['task_suite']}`, {settings['init_states']} initial states, seed "
-            f"{settings['seed']}: {total['successes']}/{total['episodes']} = {rate} (Wilson 95 %: {low:.1%} to "
+            f"- success in simulation, `{settings['task_suite']}`, {settings['init_states']} initial states{told}, "
+            f"seed {settings['seed']}: {total['successes']}/{total['episodes']} = {rate} (Wilson 95 %: {low:.1%} to "
             f"{high:.1%}), {total['errors']} errors{complete}"
         )
-        for task in summary["tasks"]:
-            yield f"    - {task['instruction']}: {task['successes']}/{task['episodes']}"
+        rates = [f"{task['successes']}/{task['episodes']}" for task in summary["tasks"]]
+        if len(set(rates)) == 1:
+            yield f"    - {'every task' if len(rates) > 1 else summary['tasks'][0]['instruction']}: {rates[0]}"
+        else:
+            for task, result in zip(summary["tasks"], rates):
+                yield f"    - {task['instruction']}: {result}"
     for path in evaluations:
         results = _read(path)
         what = f"{results.get('num_episodes')} {results.get('split')} episodes"

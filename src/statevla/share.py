@@ -69,7 +69,8 @@ def copy_checkpoint(
     Args:
         checkpoint: its folder.
         target: a folder that does not exist yet, or is empty.
-        name: for the card; that of `target` by default.
+        name: for the card, and what `from_pretrained` is to be called with; by default the name of `target`, and its
+            path where that is relative.
         measured: for the card; evaluations in the folder of the checkpoint's run are found in any case.
         half: round the matrices to float16; they are float32 again once loaded.
 
@@ -95,7 +96,8 @@ def copy_checkpoint(
         if (embeddings := _embeddings_of(checkpoint)) is not None:
             shutil.copy2(embeddings, target / embeddings.name)
         found = Measured([checkpoint.parent, *measured.runs], measured.rollouts)
-        (target / CARD).write_text(model_card(target, name or target.name, found), encoding="utf-8")
+        called = name or (target.name if target.is_absolute() else target.as_posix())
+        (target / CARD).write_text(model_card(target, called, found), encoding="utf-8")
     return target
 
 
