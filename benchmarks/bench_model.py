@@ -9,7 +9,7 @@ backward, target forward, gradient clipping, AdamW and EMA. Writes `benchmarks/r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ import torch
 import tyro
 
 from harness import alternate, environment, median_ms, print_table, update_summary, write_results
+from statevla.allocator import keep_freed_memory
 from statevla.config import Config, load_config
 from statevla.device import autocast
 from statevla.statevla_model import StateVLA
@@ -74,6 +75,10 @@ def training_case(config: Config, precision: str, batch_size: int) -> Any:
     optimizer = torch.optim.AdamW(parameters, lr=phase1.learning_rate, fused=True)
     actions = torch.rand(batch_size, phase1.num_frames - 1, phase1.frame_skip * config.model.action_dim) * 2 - 1
     batch = TransitionBatch(random_input(config, batch_size, phase1.num_frames), actions)
+    if phase1.behavior_cloning_weight:
+        horizon = config.model.action_seq_len
+        chunks = torch.rand(batch_size, phase1.num_frames, horizon, config.model.action_dim) * 2 - 1
+        batch = replace(batch, chunks=chunks, chunk_is_pad=torch.zeros(chunks.shape[:3], dtype=torch.bool))
 
     def call() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -120,6 +125,7 @@ def _key(name: str, args: Args) -> str:
 
 
 def main(args: Args) -> None:
+    keep_freed_memory()  # as training does
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     parts = {"sample": measure_sampling, "train": measure_training}

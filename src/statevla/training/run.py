@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from statevla.allocator import keep_freed_memory
 from statevla.config import Config, expand_path
 from statevla.device import resolve_device, resolve_precision
 from statevla.diagnostics.offline import QUICK_EPISODES, finite_tree, measure_state
@@ -56,6 +57,7 @@ def train(
         phase1_checkpoint = run / LAST
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
+    keep_freed_memory()
     with join_processes(resolve_device(config.device)) as (processes, device):
         _run(config, phase, phase1_checkpoint, resume, run, processes, device)
     return run
