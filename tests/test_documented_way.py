@@ -75,11 +75,13 @@ def run(words: list[str], folder: Path) -> None:
 
 def serve(program: list[str], folder: Path) -> None:
     """Start, wait until it answers, end."""
-    process = subprocess.Popen(program, cwd=folder, stderr=subprocess.PIPE, text=True)
+    log = folder / "serve.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(program, cwd=folder, stderr=file)
     try:
         end = time.monotonic() + 120
         while True:
-            assert process.poll() is None, process.communicate()[1]
+            assert process.poll() is None, log.read_text()
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/healthz", timeout=5) as answer:
                     assert answer.status == 200
@@ -90,9 +92,8 @@ def serve(program: list[str], folder: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture
@@ -103,6 +104,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("conf", "models", "train.py", "eval.py", "run_libero_eval.py"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "key.txt").write_text("a-key-of-some-length\n")
+    (folder / "key.txt").chmod(0o600)
     monkeypatch.setenv("STATEVLA_HOME", str(tmp_path / "home"))
     return folder
 
