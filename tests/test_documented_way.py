@@ -117,7 +117,7 @@ def test_the_documented_way(project: Path) -> None:
     done = set()
     for page in PAGES:
         for command in commands_of(ROOT / page):
-            words = shlex.split(command.replace("ROLLOUTS", "$STATEVLA_HOME/rollouts"))
+            words = shlex.split(command.replace("ROLLOUTS", "outputs/rollouts"))
             if is_left_out(words) or command in done:
                 continue
             if "view" in words[:2]:
