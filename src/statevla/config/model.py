@@ -133,8 +133,8 @@ class ModelConfig(Section):
     robot_token_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Chance in training that the encoder sees a mask for the robot state; 1 hides it always (its slot stays)."""
     position_embedding: Literal["learned", "sincos"] = "learned"
-    """How positions begin; they are learned either way. `learned`: small and random, as in the spec, far weaker than the
-    tokens; `sincos`: waves over rows and columns, strong enough for the encoder to tell places from the start."""
+    """How positions begin; they are learned either way. `learned`: small and random, as in the spec, far weaker than
+    the tokens; `sincos`: waves over rows and columns, so that the encoder can tell places from the start."""
     state_projection: Literal["layernorm", "batchnorm"] = "layernorm"
     """`layernorm`: Linear + LayerNorm, as in the spec; `batchnorm`: an MLP with BatchNorm; z keeps its scale."""
     stem: Annotated[PatchStem | ConvStem, Field(discriminator="kind")] = PatchStem()
