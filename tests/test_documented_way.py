@@ -110,7 +110,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 @pytest.mark.timeout(1800)
 def test_the_documented_way(project: Path) -> None:
     pytest.importorskip("libero")
