@@ -48,6 +48,7 @@ METRICS = {
     "sample_actions_ms_compact_zen4": ("the same on the slower host", "ms"),
     "train_samples_per_s_full": ("phase-1 training step of the full model, bf16", "samples/s"),
     "train_samples_per_s_full_zen4": ("the same on the slower host", "samples/s"),
+    "allocator_train_speedup_compact": ("phase-1 step, compact, with freed memory kept over given back", "x"),
     "encoder_train_speedup_vs_transformer_compiled": ("encoder training vs a compiled Transformer", "x"),
     "scan_train_speedup_vs_mambapy_L395": ("selective scan, forward + backward, vs mambapy (batch 8)", "x"),
     "scan_train_speedup_vs_mambapy_L395_without_warm_calls": ("the same without warm calls", "x"),
