@@ -18,6 +18,7 @@ command collects its data, trains, evaluates, simulates and records it, and goes
 python benchmarks/run_experiment.py --list
 python benchmarks/run_experiment.py object --seed 0
 python benchmarks/render_tables.py
+python benchmarks/render_figures.py
 ```
 
 Another run is recorded with `benchmarks/record_experiment.py`.

@@ -1,7 +1,8 @@
 """The shell blocks of README and docs, run one after the other in a fresh folder: what one writes, the next one reads.
 
 Each command runs as it is printed, with flags of its own appended that make it small (`SMALL`). Left out is what
-installs, belongs to other programs, needs a hub, or is measured elsewhere (`LEFT_OUT`).
+installs, belongs to other programs, or needs a hub (`LEFT_OUT`); and docs/experiments.md, whose commands take
+hours and are the record of what ran.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from command_lines import FOREIGN, ROOT
+from command_lines import FOREIGN, ROOT, SCRIPTS
 from libero_files import smooth_episode, write_official_file
 from test_docs import commands_of
 
@@ -39,14 +40,8 @@ SMALL = {
 LEFT_OUT = (
     "make demo",  # tests/test_demo.py runs it, small
     "--push",  # tests/test_share.py, with a folder in place of the hub
-    "--data.path PATH",  # test_own_data_as_documented
-    "data convert SOURCE",  # test_own_data_as_documented
-    "data inspect PATH",  # test_own_data_as_documented
-    "benchmarks/",  # hours; their results are in benchmarks/results
-    "torchrun",  # tests/training/test_processes.py
 )
 PAGES = ["README.md", "docs/quickstart.md", "docs/alarm.md", "docs/deploying.md", "docs/index.md"]
-SCRIPTS = {"train.py": "train", "eval.py": "eval", "run_libero_eval.py": "rollout"}
 
 
 def name_of(words: list[str]) -> str:

@@ -23,9 +23,7 @@ from rich.console import Console
 
 from statevla.config import Config, TrainingConfig
 from statevla.errors import UserError
-from statevla.training.checkpoint import RUN_FOLDERS
-
-_SECTIONS = {"1": "phase1", "2": "phase2", "bc": "bc"}
+from statevla.training.checkpoint import LAST, PHASE_SECTIONS, RUN_FOLDERS
 
 
 @dataclass(frozen=True)
@@ -70,9 +68,9 @@ def training_stage(
         phase1_checkpoints: the `output_dir` that phase 2 takes phase 1's best from; its own by default.
         more: what else the result depends on.
     """
-    last = checkpoints / RUN_FOLDERS[phase] / "last"
+    last = checkpoints / RUN_FOLDERS[phase] / LAST
     before = ["--phase1_checkpoint", str((phase1_checkpoints or checkpoints) / RUN_FOLDERS["1"] / "checkpoint_best.pt")]
-    others = {name: getattr(TrainingConfig(), name) for number, name in _SECTIONS.items() if number != phase}
+    others = {name: getattr(TrainingConfig(), name) for number, name in PHASE_SECTIONS.items() if number != phase}
     read = config.model_copy(update={"training": config.training.model_copy(update=others)})
     # A key that is new to the configuration does not make what was trained without it stale.
     settings = read.model_dump_json(exclude_defaults=True)

@@ -81,7 +81,7 @@ class Fuzzer:
         message = dict(self.request)
         for key in self.rng.permutation(list(message))[: int(self.rng.integers(0, 4))]:
             del message[str(key)]
-        strange = ["/root/secret", "../../x", "__class__", "image\n", "images/", "x" * 300, "observation/state", "é"]
+        strange = ["/etc/secret", "../../x", "__class__", "image\n", "images/", "x" * 300, "observation/state", "é"]
         message[strange[self.rng.integers(len(strange))]] = 1
         return pack(message)
 

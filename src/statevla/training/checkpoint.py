@@ -45,6 +45,7 @@ from statevla.transforms import Statistics
 
 FORMAT_VERSION = 1
 RUN_FOLDERS = {"1": "phase1_temporal_jepa", "2": "phase2_flow_matching", "bc": "behaviour_cloning"}
+PHASE_SECTIONS = {"1": "phase1", "2": "phase2", "bc": "bc"}  # of `training` in the configuration
 LAST, BEST = "last", "best"
 ALIASES = {"checkpoint_last.pt": LAST, "checkpoint_best.pt": BEST}
 MODEL_FILE, STATE_FOLDER, STATE_FILE = "model.safetensors", "training_state", "state.safetensors"

@@ -24,7 +24,14 @@ from statevla.diagnostics.sequences import Subject
 from statevla.errors import UserError
 from statevla.language import build_language_encoder
 from statevla.statevla_model import StateVLA
-from statevla.training.checkpoint import DataInfo, LanguageInfo, LoadedCheckpoint, load_checkpoint, load_strict
+from statevla.training.checkpoint import (
+    PHASE_SECTIONS,
+    DataInfo,
+    LanguageInfo,
+    LoadedCheckpoint,
+    load_checkpoint,
+    load_strict,
+)
 from statevla.training.distributed import Processes
 from statevla.training.latents import LatentSamples, open_latents
 from statevla.transforms import STD_FLOOR, Statistics, Transform
@@ -243,9 +250,9 @@ def resume_differences(config: Config, saved: Config, saved_phase: str, phase: s
     How long to train, how often to save and log, threads and places may change; what the weights depend on may not.
     """
     free = {"output_dir", "device", "num_threads", "data", "language"}
-    section = {"1": "phase1", "2": "phase2", "bc": "bc"}[phase]
+    section = PHASE_SECTIONS[phase]
     free_training = {"validate_every_steps", "max_validation_batches", "checkpoint_every_steps", "checkpoint_every_s"}
-    free_training |= {"log_every_steps", "wandb", "compile", *({"phase1", "phase2", "bc"} - {section})}
+    free_training |= {"log_every_steps", "wandb", "compile", *(set(PHASE_SECTIONS.values()) - {section})}
 
     def kept(source: Config) -> dict[str, Any]:
         tree = {key: value for key, value in source.model_dump(mode="json").items() if key not in free}
