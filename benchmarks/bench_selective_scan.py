@@ -63,7 +63,7 @@ class Args:
     """What to measure."""
     seed: int = 0
     child: str = ""
-    """Used by the script itself: `memory:<case>` or `time`, in a process of its own."""
+    """Used by the script itself: `memory:<case>` or `time:<batch>`, in a process of its own."""
 
 
 def make_inputs(batch: int, length: int, seed: int) -> dict[str, Tensor]:
@@ -202,9 +202,9 @@ def memory_child(name: str, args: Args) -> None:
     print(json.dumps((status_kb("VmHWM") - before) / 1024))
 
 
-def time_child(args: Args) -> None:
-    """Print milliseconds of the kernel's training call: best and median."""
-    case = call(ours, make_inputs(1, 395, args.seed), True)
+def time_child(batch: int, args: Args) -> None:
+    """Print milliseconds of the kernel's training calls at length 395."""
+    case = call(ours, make_inputs(batch, 395, args.seed), True)
     seconds = alternate({"statevla": case}, args.rounds, warmup=5)["statevla"]
     print(json.dumps([1e3 * s for s in seconds]))
 
@@ -221,12 +221,14 @@ def memory(args: Args) -> dict[str, float]:
     return {name: run_child(f"memory:{name}", args) for name in ("statevla", "chunked", "mambapy")}
 
 
-def avx2(args: Args) -> dict[str, list[float]]:
-    """Milliseconds of our training call at length 395, batch 1, for this CPU and for one without AVX-512."""
-    samples: dict[str, list[float]] = {"native": [], "avx2": []}
-    for _ in range(4):
-        samples["native"] += run_child("time", args)
-        samples["avx2"] += run_child("time", args, AVX2_CPU)
+def avx2(args: Args) -> dict[str, dict[str, list[float]]]:
+    """Milliseconds of our training call at length 395, for this CPU and for one without AVX-512, by batch."""
+    samples: dict[str, dict[str, list[float]]] = {}
+    for batch in (1, args.batch_size):
+        case = samples[str(batch)] = {"native": [], "avx2": []}
+        for _ in range(6):
+            case["native"] += run_child(f"time:{batch}", args)
+            case["avx2"] += run_child(f"time:{batch}", args, AVX2_CPU)
     return samples
 
 
@@ -276,7 +278,7 @@ def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
     if args.child:
         kind, _, name = args.child.partition(":")
-        memory_child(name, args) if kind == "memory" else time_child(args)
+        memory_child(name, args) if kind == "memory" else time_child(int(name), args)
         return
     tree: dict[str, Any] = {**environment(args.seed), "inner": INNER, "states": STATES}
     summary: dict[str, float] = {}
@@ -298,8 +300,9 @@ def main(args: Args) -> None:
         summary["scan_train_memory_ratio_vs_mambapy_L395"] = peak["mambapy"] / peak["statevla"]
         print_table(f"peak MB, batch {args.batch_size}, L 395, training", ("case", "MB"), list(peak.items()))
     if "avx2" in args.parts:
-        timings = tree["avx2_ms"] = avx2(args)
-        summary["scan_avx2_slowdown"] = min(timings["avx2"]) / min(timings["native"])
+        tree["avx2_ms"] = avx2(args)
+        for batch, timings in tree["avx2_ms"].items():
+            summary[f"scan_avx2_slowdown_B{batch}"] = min(timings["avx2"]) / min(timings["native"])
     write_results("selective_scan", tree)
     update_summary(summary)
 

@@ -55,7 +55,8 @@ METRICS = {
     "scan_train_speedup_vs_hf_L395": ("selective scan, forward + backward, vs Hugging Face's CPU loop (batch 1)", "x"),
     "scan_train_speedup_vs_hf_L395_without_warm_calls": ("the same without warm calls", "x"),
     "scan_train_memory_ratio_vs_mambapy_L395": ("selective scan, peak memory, mambapy over ours", "x"),
-    "scan_avx2_slowdown": ("selective scan on AVX2 over AVX-512", "x"),
+    "scan_avx2_slowdown_B1": ("selective scan, forward + backward, time on AVX2 over AVX-512 (batch 1)", "x"),
+    "scan_avx2_slowdown_B8": ("the same at batch 8", "x"),
 }
 
 

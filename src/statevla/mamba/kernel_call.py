@@ -48,9 +48,10 @@ def packed(tensor: Tensor | None) -> Tensor | None:
 
 
 def channel_groups(batch: int, channels: int) -> tuple[int, int]:
-    """Channel groups per sequence and vectors per group: enough tasks to balance the threads, but no more."""
+    """Channel groups per sequence and vectors per group: two tasks a thread to balance them, but no more, for every
+    group sums its own gradients of B and C."""
     vectors = -(-channels // LANES)
     threads = num_threads()
-    wanted = 1 if threads == 1 else min(vectors, -(-4 * threads // batch))
+    wanted = 1 if threads == 1 else min(vectors, -(-2 * threads // batch))
     per_group = -(-vectors // wanted)
     return -(-vectors // per_group), per_group
