@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -200,6 +202,7 @@ RECIPE = [
     "training.phase1.rollout_steps=2",
     "training.phase1.target.kind=online",
     "training.phase1.loss={variance_weight: 0, covariance_weight: 0, inverse_dynamics_weight: 1.0, "
+    "keyframe_weight: 1.0, "
     "latent: {tc_sigreg_weight: 0.09, sigreg_weight: 0.01, variance_weight: 1, temporal_variance_weight: 0.1}}",
 ]
 
@@ -208,6 +211,9 @@ def test_recipe_switches_together() -> None:
     config = load_config("conf/config.yaml", [*TINY, *RECIPE])
     model = StateVLA(config)
     batch = TransitionBatch(random_input(config, 6, 4), torch.rand(6, 3, 21) * 2 - 1)
+    with pytest.raises(UserError, match="keyframe_weight: the batch has no keyframes"):
+        model.jepa_loss(batch)
+    batch = replace(batch, keyframe=torch.randn(6, 4, 3), keyframe_is_known=torch.ones(6, 4, dtype=torch.bool))
     losses = model.jepa_loss(batch)
     losses.total.backward()
     hidden = "state_encoder.tokenizer.robot_state"
@@ -215,6 +221,9 @@ def test_recipe_switches_together() -> None:
     assert not any("target" in name for name, _ in model.named_parameters())
     assert losses.latent > 0
     assert losses.inverse_dynamics > 0
+    assert losses.keyframe > 0
+    unknown = replace(batch, keyframe_is_known=torch.zeros(6, 4, dtype=torch.bool))
+    assert model.jepa_loss(unknown).keyframe == 0
     assert model.update_target(1, 2) == 0.0
 
     model.zero_grad(set_to_none=True)

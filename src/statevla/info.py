@@ -11,7 +11,7 @@ from rich.table import Table
 from statevla.config import Config, load_config
 from statevla.statevla_model import StateVLA
 
-NOT_DEPLOYED = ("target encoder (EMA)", "temporal predictor", "inverse dynamics", "loss balance")
+NOT_DEPLOYED = ("target encoder (EMA)", "temporal predictor", "inverse dynamics", "keyframe head", "loss balance")
 
 
 @dataclass(frozen=True)

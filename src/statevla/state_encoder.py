@@ -9,18 +9,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from statevla.config import Config, ModelConfig
-from statevla.jepa import Encoder, InverseDynamics, Tokenizer, build_temporal_predictor, ema_momentum, update_ema
+from statevla.jepa import (
+    Encoder,
+    InverseDynamics,
+    KeyframeHead,
+    Tokenizer,
+    build_temporal_predictor,
+    ema_momentum,
+    update_ema,
+)
 from statevla.types import ModelInput
 
 
 class JepaStateEncoder(nn.Module):
     """The world-model half of StateVLA.
 
-    `encode` and `encode_for_policy` are all that acting needs; the target, the predictor and the inverse dynamics serve
-    phase 1 and the diagnostics.
+    `encode` and `encode_for_policy` are all that acting needs; the target, the predictor, the inverse dynamics and the
+    keyframe head serve phase 1 and the diagnostics.
     """
 
     inverse_dynamics: InverseDynamics | None
+    keyframe: KeyframeHead | None
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -35,6 +44,7 @@ class JepaStateEncoder(nn.Module):
         self.inverse_dynamics = None
         if phase1.loss.inverse_dynamics_weight > 0:
             self.inverse_dynamics = InverseDynamics(model.state_dim, action_dim, hidden_dim)
+        self.keyframe = KeyframeHead(model.state_dim) if phase1.loss.keyframe_weight > 0 else None
         self.target_config = phase1.target
         self.target = nn.ModuleDict()
         if phase1.target.kind == "ema":

@@ -13,7 +13,7 @@ from statevla.action_policy import FlowMatchingPolicy, GripperClassifier, grippe
 from statevla.config import Config
 from statevla.errors import UserError
 from statevla.flow import FlowDraws, flow_matching_loss, interpolate, l1_loss, sample_flow_time, solve
-from statevla.jepa import JepaLosses, latent_loss, temporal_jepa_loss
+from statevla.jepa import JepaLosses, keyframe_loss, latent_loss, temporal_jepa_loss
 from statevla.mamba import prepare_for_inference
 from statevla.state_encoder import JepaStateEncoder
 from statevla.types import ChunkBatch, ModelInput, TransitionBatch
@@ -70,20 +70,21 @@ class StateVLA(nn.Module):
         """Phase 1: predict every next retained frame's target from the online z before it.
 
         Args:
-            batch: windows of T frames; with `chunks` where `behavior_cloning_weight` is set.
+            batch: windows of T frames; with `chunks` where `behavior_cloning_weight` is set, with `keyframe` where
+                `loss.keyframe_weight` is.
             gather: with several processes, a differentiable all-gather over the first dim, so that the terms that
                 depend on the batch are those of the global batch.
             draws: for behaviour cloning, one for every frame, leading dims `[B, T]`; as in `action_loss`.
 
         Raises:
-            UserError: behaviour cloning is on and the batch has no chunks.
+            UserError: the batch lacks chunks or keyframes that the configuration asks for.
         """
         gather = gather or (lambda tensor: tensor)
         phase1 = self.config.training.phase1
         loss, online_target = phase1.loss, phase1.target.kind == "online"
         inverse = self.state_encoder.inverse_dynamics
         # The spec's loss needs no online z of the last frame; everything beyond it does.
-        needs_last = online_target or inverse is not None or loss.latent.any_on()
+        needs_last = online_target or inverse is not None or loss.latent.any_on() or loss.keyframe_weight > 0
         frames = slice(None) if needs_last else slice(None, -1)
         observation = batch.observation.at((slice(None), frames))
         if phase1.behavior_cloning_weight > 0:
@@ -105,10 +106,21 @@ class StateVLA(nn.Module):
             recovered = (inverse(state[:, :-1], state[:, 1:]).float() - batch.actions).square().mean()
         regularized = gather(predictions[0].flatten(0, 1))
         losses = temporal_jepa_loss(predictions, target, regularized, latent, recovered, loss)
+        if loss.keyframe_weight > 0:
+            ahead_of_hand = self._keyframe_loss(state, batch)
+            total = losses.total + loss.keyframe_weight * ahead_of_hand
+            losses = losses._replace(total=total, keyframe=ahead_of_hand)
         if policy_state is None:
             return losses
         cloned = self._cloning_loss(policy_state, batch, draws)
         return losses._replace(total=losses.total + phase1.behavior_cloning_weight * cloned, behavior_cloning=cloned)
+
+    def _keyframe_loss(self, state: Tensor, batch: TransitionBatch) -> Tensor:
+        """Error of the next keyframe read off every frame's z, `[B, T, Z]`; a scalar."""
+        head = self.state_encoder.keyframe
+        if head is None or batch.keyframe is None or batch.keyframe_is_known is None:
+            raise UserError("training.phase1.loss.keyframe_weight: the batch has no keyframes; set it to 0")
+        return keyframe_loss(head(state), batch.keyframe, batch.keyframe_is_known)
 
     def _cloning_loss(self, policy_state: Tensor, batch: TransitionBatch, draws: FlowDraws | None) -> Tensor:
         """Flow and gripper loss of the heads at the frames of windows, `policy_state` `[B, T', P]`; a scalar.
@@ -239,7 +251,7 @@ class StateVLA(nn.Module):
             raise UserError(f"phase '{phase}': expected one of {', '.join(PHASES)}")
         cloning = self.config.training.phase1.behavior_cloning_weight > 0
         heads = ("gripper_log_variance",) if cloning else ("policy.", "gripper")
-        world_model = ("state_encoder.predictor.", "state_encoder.inverse_dynamics.")
+        world_model = ("state_encoder.predictor.", "state_encoder.inverse_dynamics.", "state_encoder.keyframe.")
         idle = {"1": heads, "2": ("state_encoder.",), "bc": world_model}[phase]
         unfrozen = self._unfrozen_in_phase_2() if phase == "2" else ()
         for name, parameter in self.named_parameters():
@@ -264,6 +276,7 @@ class StateVLA(nn.Module):
             ("target encoder (EMA)", encoder.target),
             ("temporal predictor", encoder.predictor),
             *([("inverse dynamics", encoder.inverse_dynamics)] if encoder.inverse_dynamics else []),
+            *([("keyframe head", encoder.keyframe)] if encoder.keyframe else []),
             ("state projection", encoder.projection),
             ("flow-matching policy", self.policy),
             ("gripper classifier", self.gripper),

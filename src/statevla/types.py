@@ -140,12 +140,17 @@ class TransitionBatch(_TensorFields):
         chunks: float `[B, T, H, A]`, the actions that a policy should answer from each frame on, or None where
             behaviour cloning is off.
         chunk_is_pad: bool `[B, T, H]`, true where a step of `chunks` does not count.
+        keyframe: float `[B, T, 3]`, from the hand to where it will be when the gripper next opens or closes (units of
+            0.1 m), or None where nobody asks.
+        keyframe_is_known: bool `[B, T]`, false where no such change follows.
     """
 
     observation: ModelInput
     actions: torch.Tensor
     chunks: torch.Tensor | None = None
     chunk_is_pad: torch.Tensor | None = None
+    keyframe: torch.Tensor | None = None
+    keyframe_is_known: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

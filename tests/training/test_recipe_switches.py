@@ -199,3 +199,14 @@ def test_unfrozen_parts_move_at_their_own_rate(tiny_config: Config, tmp_path: Pa
     }
     assert moved == {name for name in trainer.parameters if name.startswith("state_encoder.")}
     assert "state_encoder.encoder.stack.layers.0.mixer.in_proj.weight" in moved
+
+
+def test_phase_2_builds_on_an_encoder_that_learnt_keyframes(tiny_config: Config, tmp_path: Path) -> None:
+    loss = tiny_config.training.phase1.loss.model_copy(update={"keyframe_weight": 0.5})
+    run = train(with_phase(tiny_config, "1", tmp_path, loss=loss), "1")
+    metrics = load_checkpoint(run / "last").metrics["validation"]
+    assert metrics["keyframe"] > 0
+    terms = metrics["prediction"] + metrics["variance"] + 0.04 * metrics["covariance"]
+    assert metrics["total"] == pytest.approx(terms + 0.5 * metrics["keyframe"], rel=1e-4)
+    learnt = weights(run)["state_encoder.keyframe.weight"]
+    assert torch.equal(weights(train(tiny_config, "2", run))["state_encoder.keyframe.weight"], learnt)

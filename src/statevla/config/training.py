@@ -55,6 +55,8 @@ class JepaLossConfig(Section):
     latent: LatentLossConfig = LatentLossConfig()
     inverse_dynamics_weight: Weight = 0.0
     """Recover the action block from two consecutive latents."""
+    keyframe_weight: Weight = 0.0
+    """Read off z where the hand will be when the gripper next opens or closes, relative to it."""
 
 
 class _PhaseConfig(Section):

@@ -14,6 +14,7 @@ import torch
 from statevla.config import Phase1Config
 from statevla.data.buffers import ReusedBuffers
 from statevla.data.cache import FrameCache
+from statevla.data.keyframes import next_keyframe_offsets
 from statevla.data.pixels import frames_to_float, num_draws
 from statevla.errors import UserError
 from statevla.transforms import Transform
@@ -142,13 +143,15 @@ class TransitionDataset(_CachedSamples):
     Args:
         cache: an open frame cache.
         episode_ids: indices into `cache.episodes`, as `split_episodes` gives them.
-        phase1_config: `num_frames`, `frame_skip`; with `behavior_cloning_weight`, batches hold action chunks too.
+        phase1_config: `num_frames`, `frame_skip`; with `behavior_cloning_weight`, batches hold action chunks too, with
+            `loss.keyframe_weight` keyframes.
         transform: of the model that is trained.
         language_table: float `[len(cache.instructions), E]`.
-        labelled: whether the actions are worth imitating; if not, all steps of action chunks are marked as padding.
+        labelled: whether the actions are worth imitating; if not, all steps of action chunks are marked as padding,
+            and no keyframe is known.
 
     Raises:
-        UserError: no episode is long enough, or the table or the cache does not fit.
+        UserError: no episode is long enough, the table or the cache does not fit, or keyframes cannot be had.
     """
 
     def __init__(
@@ -171,6 +174,10 @@ class TransitionDataset(_CachedSamples):
             )
         self._horizon = transform.model_config.action_seq_len if phase1_config.behavior_cloning_weight else 0
         self._labelled = labelled
+        self._keyframes: tuple[torch.Tensor, torch.Tensor] | None = None
+        if phase1_config.loss.keyframe_weight:
+            offsets, known = next_keyframe_offsets(cache)
+            self._keyframes = torch.from_numpy(offsets), torch.from_numpy(known & labelled)
         self._frame_offsets = torch.arange(num_frames) * skip
         self._action_offsets = torch.arange(span).view(num_frames - 1, skip)
         # What was executed moves the world, not what an expert would rather have done.
@@ -190,11 +197,14 @@ class TransitionDataset(_CachedSamples):
         chunks, is_pad = self._chunks(frames, indices, self._horizon) if self._horizon else (None, None)
         if is_pad is not None and not self._labelled:
             is_pad.fill_(True)
+        keyframe, is_known = (None, None) if self._keyframes is None else (part[frames] for part in self._keyframes)
         return TransitionBatch(
             observation=self._observation(frames, indices, draws),
             actions=self._actions[steps].flatten(2),
             chunks=chunks,
             chunk_is_pad=is_pad,
+            keyframe=keyframe,
+            keyframe_is_known=is_known,
         )
 
 

@@ -19,7 +19,7 @@ from statevla.config import JepaLossConfig
 class JepaLosses(NamedTuple):
     """Scalars: the weighted `total`; each term without its weight; `latent` is the weighted sum of its section.
 
-    `behavior_cloning` is not of this module: `StateVLA.jepa_loss` adds it.
+    `keyframe` and `behavior_cloning` are not of this module: `StateVLA.jepa_loss` adds them.
     """
 
     total: Tensor
@@ -28,6 +28,7 @@ class JepaLosses(NamedTuple):
     covariance: Tensor
     latent: Tensor
     inverse_dynamics: Tensor
+    keyframe: Tensor
     behavior_cloning: Tensor
 
 
@@ -60,7 +61,8 @@ def temporal_jepa_loss(
         + latent
         + config.inverse_dynamics_weight * inverse_dynamics
     )
-    return JepaLosses(total, error, variance, covariance, latent, inverse_dynamics, total.new_zeros(()))
+    elsewhere = total.new_zeros(())
+    return JepaLosses(total, error, variance, covariance, latent, inverse_dynamics, elsewhere, elsewhere)
 
 
 def variance_loss(z: Tensor, target_std: float, eps: float = 1e-4) -> Tensor:

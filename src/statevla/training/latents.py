@@ -152,8 +152,8 @@ def _fingerprint(
 ) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_encoder.state_dict().items():
-        # The target, the predictor and the inverse dynamics have no part in encoding.
-        if not name.startswith(("target.", "predictor.", "inverse_dynamics.")):
+        # What only phase 1 needs has no part in encoding.
+        if not name.startswith(("target.", "predictor.", "inverse_dynamics.", "keyframe.")):
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     digest.update(language_table.contiguous().numpy().tobytes())
     views = config.training.phase2.num_latent_views
