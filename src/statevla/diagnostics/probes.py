@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from statevla.data import CachedEpisode, FrameCache
+from statevla.data.keyframes import UNIT_M, next_keyframe_offsets
 from statevla.diagnostics.sequences import Subject, encode_frames, retained_frames
 from statevla.statevla_model import StateVLA
 from statevla.types import RobotStateLayout
@@ -92,7 +93,8 @@ def probe_targets(cache: FrameCache, frames: np.ndarray) -> Targets:
     """What probes should recover at these frames, name → float64 `[M, dim]`; NaN where an episode does not tell.
 
     Positions in metres, gripper width in metres, progress from 0 to 1. `..._xy` are the same without the height, which
-    is easily known and lifts the R² of a state that does not know places.
+    is easily known and lifts the R² of a state that does not know places; `next_keyframe` is where the hand will be
+    when the gripper next opens or closes, from the hand.
     """
     targets: Targets = {}
     some_state = next(iter(cache.robot_states.values()))[frames].astype(np.float64)
@@ -100,6 +102,8 @@ def probe_targets(cache: FrameCache, frames: np.ndarray) -> Targets:
     if hand is not None:
         targets["end_effector"] = hand[frames, :3].astype(np.float64)
         targets["end_effector_xy"] = targets["end_effector"][:, :2]
+        offsets, is_known = next_keyframe_offsets(cache)
+        targets["next_keyframe"] = np.where(is_known[frames, None], offsets[frames] * UNIT_M, np.nan)
     targets["gripper_width"] = (some_state[:, -2] - some_state[:, -1])[:, None]
     position = target_positions(cache, frames)
     if np.isfinite(position).any():
