@@ -49,13 +49,13 @@ def test_overrides_reach_the_command_as_they_stand_in_the_list(tmp_path: Path) -
     from statevla.training.cli import parse_overrides
 
     known = script.read_experiments(script.LIST)
-    stage = next(s for s in script.stages(known, "reduced-faithful", script.Args(), tmp_path) if s.command == "train")
+    stage = next(s for s in script.stages(known, "short-faithful", script.Args(), tmp_path) if s.command == "train")
     begin = stage.arguments.index("--seed")
     config = load_config(ROOT / "conf" / "compact.yaml", parse_overrides(stage.arguments[begin:]))
     assert config.training.phase1.target.kind == "ema"
     assert config.training.phase1.loss.variance_weight == 1.0
     assert not config.training.phase1.loss.latent.any_on()
-    assert config.training.phase1.max_steps == 1200
+    assert config.training.phase1.max_steps == 2000
 
 
 def test_mistakes_in_the_list_are_one_line(tmp_path: Path) -> None:
