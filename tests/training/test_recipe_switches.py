@@ -201,6 +201,24 @@ def test_unfrozen_parts_move_at_their_own_rate(tiny_config: Config, tmp_path: Pa
     assert "state_encoder.encoder.stack.layers.0.mixer.in_proj.weight" in moved
 
 
+def test_phase_2_can_start_with_the_cloned_heads(tiny_config: Config, tmp_path: Path, phase1_run: Path) -> None:
+    cloned = with_phase(tiny_config, "2", tmp_path / "2", initial_heads="cloned")
+    run = train(with_phase(tiny_config, "1", tmp_path / "1", behavior_cloning_weight=0.1), "1")
+    model = prepare(cloned, "2", run, torch.device("cpu"), Processes(), lambda _: None).model
+    heads = {name: tensor for name, tensor in weights(run).items() if name.startswith(("policy.", "gripper."))}
+    assert len(heads) > 10
+    for name, tensor in heads.items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    with pytest.raises(UserError, match=r"initial_heads 'cloned': .* without behavior_cloning_weight.*set it to 'new'"):
+        prepare(cloned, "2", phase1_run, torch.device("cpu"), Processes(), lambda _: None)
+    model_settings = cloned.model.model_copy(
+        update={"policy": cloned.model.policy.model_copy(update={"mlp_hidden_dim": 24})}
+    )
+    wider = cloned.model_copy(update={"model": model_settings})
+    with pytest.raises(UserError, match=r"initial_heads 'cloned', checkpoint .*: weights do not fit"):
+        prepare(wider, "2", run, torch.device("cpu"), Processes(), lambda _: None)
+
+
 def test_phase_2_builds_on_an_encoder_that_learnt_keyframes(tiny_config: Config, tmp_path: Path) -> None:
     loss = tiny_config.training.phase1.loss.model_copy(update={"keyframe_weight": 0.5})
     run = train(with_phase(tiny_config, "1", tmp_path, loss=loss), "1")

@@ -84,7 +84,7 @@ class Phase1Config(_PhaseConfig):
     target: TargetConfig = TargetConfig()
     loss: JepaLossConfig = JepaLossConfig()
     behavior_cloning_weight: Weight = 0.0
-    """Of the policy heads' loss, trained along on z with gradients into the encoder; phase 2 starts with new heads."""
+    """Of the policy heads' loss, trained along on z with gradients into the encoder."""
 
     @model_validator(mode="after")
     def _sound(self) -> Phase1Config:
@@ -98,6 +98,9 @@ class Phase1Config(_PhaseConfig):
 class Phase2Config(_PhaseConfig):
     learning_rate: Annotated[float, Field(gt=0)] = 5.0e-5
     """Peak of the schedule."""
+    initial_heads: Literal["new", "cloned"] = "new"
+    """`new`: random; `cloned`: those that phase 1 trained along (`training.phase1.behavior_cloning_weight`). These have
+    seen every frame under ever new augmentations, where new ones only know the stored views."""
     num_latent_views: Positive = 1
     """Augmented views per frame in the cache of latents (1 = the plain frame only)."""
     unfreeze_last_blocks: NonNegative = 0

@@ -110,6 +110,8 @@ def prepare(
     model = StateVLA(config)
     if phase1 is not None:
         load_strict(model.state_encoder, phase1.model.state_encoder.state_dict(), f"checkpoint {phase1.path}")
+        if config.training.phase2.initial_heads == "cloned":
+            take_cloned_heads(model, phase1)
     model = model.to(device)
     train = _samples(config, phase, cache, train_episodes, transform, language_table)
     if phase == "1" and config.data.play_path is not None:
@@ -191,6 +193,22 @@ def open_phase1(config: Config, phase: str, path: str | Path | None) -> LoadedCh
             "use the configuration that phase 1 ran with"
         )
     return phase1
+
+
+def take_cloned_heads(model: StateVLA, phase1: LoadedCheckpoint) -> None:
+    """Begin phase 2 with the heads that phase 1 trained along.
+
+    Raises:
+        UserError: it trained none, or others.
+    """
+    if not phase1.config.training.phase1.behavior_cloning_weight:
+        raise UserError(
+            f"training.phase2.initial_heads 'cloned': {phase1.path} was trained without behavior_cloning_weight and "
+            "has no heads; set it to 'new'"
+        )
+    source = f"training.phase2.initial_heads 'cloned', checkpoint {phase1.path}"
+    for name in ("policy", "gripper"):
+        load_strict(getattr(model, name), getattr(phase1.model, name).state_dict(), source)
 
 
 def encoder_differences(config: Config, trained: Config) -> list[str]:
