@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from statevla.config import AugmentationConfig, Config, Phase1Config, config_from_dict
 from statevla.data import ChunkDataset, FrameCache, TransitionDataset, open_frame_cache, split_episodes
 from statevla.data.cache import CachedEpisode
+from statevla.data.datasets import START_STEPS
 from statevla.errors import UserError
 from statevla.transforms import Transform
 
@@ -190,3 +191,22 @@ def test_fewer_demonstrations_are_nested_and_keep_the_validation_set() -> None:
         assert counts == {"task0": limit, "task1": limit}
     with pytest.raises(UserError, match=r"demos_per_task 10: task 'task0' has 9 training episodes of 10"):
         split_episodes(cache, 0.9, 3, 10)
+
+
+def test_windows_at_the_start_are_repeated(cache: FrameCache, transform: Transform, table: torch.Tensor) -> None:
+    plain = TransitionDataset(cache, [1, 6], Phase1Config(), transform, table)
+    often = TransitionDataset(cache, [1, 6], Phase1Config(start_repeats=3), transform, table)
+    assert len(often) == len(plain) + 3 * 2 * START_STEPS
+    frames = often.frame_indices_of(torch.arange(len(often))).tolist()
+    shown = Counter(frames)
+    starts = {cache.episodes[i].start + step for i in (1, 6) for step in range(START_STEPS)}
+    assert {frame for frame, count in shown.items() if count == 4} == starts
+    assert set(shown.values()) == {1, 4}
+    last = torch.tensor([len(often) - 1])
+    assert often.episode_ids_of(last) == [cache.episodes[6].episode_id]
+    torch.testing.assert_close(often.gather(last).actions, plain.gather(plain_index(plain, frames[-1])).actions)
+
+
+def plain_index(dataset: TransitionDataset, frame: int) -> torch.Tensor:
+    """The item of a data set without repeats that begins at `frame`."""
+    return (dataset.frame_indices_of(torch.arange(len(dataset))) == frame).nonzero().flatten()

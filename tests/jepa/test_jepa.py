@@ -153,6 +153,26 @@ def test_tokens_and_their_order(tiny) -> None:
         assert changed(images=images) == list(range(first, first + per_camera))
 
 
+def test_film_begins_as_the_plain_stem_and_then_reads_the_instruction() -> None:
+    """Old weights fit; until FiLM has learnt something nothing changes, afterwards the cameras' tokens do."""
+    stem = "model.stem={kind: conv, channels: [16, 32], strides: [8, 2], film: %s}"
+    plain, film = (
+        Tokenizer(load_config("conf/config.yaml", [*TINY[:-1], stem % on]).model) for on in ("false", "true")
+    )
+    missing, unexpected = film.load_state_dict(plain.state_dict(), strict=False)
+    assert (set(missing), unexpected) == ({f"stems.{i}.film.0.{n}" for i in (0, 1) for n in ("weight", "bias")}, [])
+    observation = random_input(load_config("conf/config.yaml", TINY), 2)
+    torch.testing.assert_close(film(observation), plain(observation))
+    film(observation).square().sum().backward()
+    for stem_module in film.stems:
+        weight = stem_module.film[0].weight
+        assert weight.grad.abs().sum() > 0
+        nn.init.normal_(weight, std=0.1)
+    before, after = (film(ModelInput(**{**vars(observation), "language": words})) for words in torch.randn(2, 2, 12))
+    moved = (before - after).abs().amax(dim=(0, 2)).nonzero().flatten().tolist()
+    assert moved == [0, *range(2, before.shape[1] - 1)]
+
+
 def test_encoder_is_causal_and_cls_sees_all(tiny) -> None:
     torch.manual_seed(0)
     encoder = Encoder(tiny.model).eval()

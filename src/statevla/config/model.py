@@ -32,6 +32,8 @@ class ConvStem(Section):
     """Output channels of each convolution; the last is model.embed_dim."""
     strides: list[Positive] = [4, 2, 2, 2]
     """Stride of each convolution."""
+    film: bool = False
+    """The instruction scales and shifts the channels after every normalisation."""
 
     @model_validator(mode="after")
     def _same_length(self) -> ConvStem:

@@ -79,6 +79,9 @@ class Phase1Config(_PhaseConfig):
     """Control steps between two retained frames; the predictor's action is the block of actions in between."""
     num_frames: Annotated[int, Field(ge=2)] = 2
     """Retained frames per window."""
+    start_repeats: NonNegative = 0
+    """How many times more an epoch shows windows that begin in the first 0.4 s of an episode: later the hand's place
+    betrays which object is meant, and instructions need not be read."""
     rollout_steps: Positive = 1
     """Predictions are fed back and scored up to so many retained steps ahead."""
     target: TargetConfig = TargetConfig()

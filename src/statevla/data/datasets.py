@@ -20,6 +20,9 @@ from statevla.errors import UserError
 from statevla.transforms import Transform
 from statevla.types import ChunkBatch, ModelInput, TransitionBatch
 
+START_STEPS = 8
+"""Control steps from an episode's start in which windows begin that `training.phase1.start_repeats` repeats."""
+
 
 def split_episodes(
     cache: FrameCache, train_split: float, seed: int, demos_per_task: int | None = None
@@ -166,6 +169,7 @@ class TransitionDataset(_CachedSamples):
         skip, num_frames = phase1_config.frame_skip, phase1_config.num_frames
         span = skip * (num_frames - 1)
         super().__init__(cache, episode_ids, span, transform, language_table)
+        self._repeat_starts(phase1_config.start_repeats)
         if not len(self):
             longest = max((cache.episodes[i].num_steps for i in episode_ids), default=0)
             raise UserError(
@@ -182,6 +186,13 @@ class TransitionDataset(_CachedSamples):
         self._action_offsets = torch.arange(span).view(num_frames - 1, skip)
         # What was executed moves the world, not what an expert would rather have done.
         self._actions = transform.normalize_actions(torch.from_numpy(cache.executed_actions))
+
+    def _repeat_starts(self, times: int) -> None:
+        """Let every window near an episode's start be `times` more items, each with augmentations of its own."""
+        begins = torch.tensor([episode.start for episode in self.cache.episodes])
+        early = (self._first - begins[self._episode] < START_STEPS).nonzero().flatten().repeat(times)
+        self._first = torch.cat([self._first, self._first[early]])
+        self._episode = torch.cat([self._episode, self._episode[early]])
 
     def gather(
         self, indices: torch.Tensor, generator: torch.Generator | None = None, augment: bool = False

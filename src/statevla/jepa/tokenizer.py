@@ -6,8 +6,9 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from statevla.config import ConvStem, ModelConfig, PatchStem
+from statevla.config import ModelConfig, PatchStem
 from statevla.types import ModelInput
 
 INIT_STD = 0.02
@@ -27,7 +28,7 @@ class Tokenizer(nn.Module):
         super().__init__()
         dim = config.embed_dim
         self.num_cameras = len(config.cameras)
-        self.stems = nn.ModuleList(_build_stem(config.stem, dim) for _ in config.cameras)
+        self.stems = nn.ModuleList(_build_stem(config, dim) for _ in config.cameras)
         self.language = nn.Linear(config.language_dim, dim)
         self.robot_state = nn.Sequential(nn.Linear(config.robot_state_dim, dim), nn.GELU(), nn.Linear(dim, dim))
         self.modality = nn.Parameter(torch.empty(self.num_cameras + 2, dim))
@@ -65,7 +66,12 @@ class Tokenizer(nn.Module):
         """
         language = self.language(observation.language).unsqueeze(1)
         robot = self._robot_token(observation.robot_state).unsqueeze(1)
-        cameras = [stem(observation.images[:, i]).flatten(2).transpose(1, 2) for i, stem in enumerate(self.stems)]
+        maps = [
+            stem(observation.images[:, i], observation.language) if isinstance(stem, ModulatedStem)
+            else stem(observation.images[:, i])
+            for i, stem in enumerate(self.stems)
+        ]  # fmt: skip
+        cameras = [camera.flatten(2).transpose(1, 2) for camera in maps]
         sequence = torch.cat([language, robot, *cameras], dim=1)
         # Positions and modalities depend on no input: one sum for the whole batch.
         lengths = [1, 1, *(camera.shape[1] for camera in cameras)]
@@ -86,8 +92,40 @@ class Tokenizer(nn.Module):
         return torch.where(hidden, self.robot_mask.to(token.dtype), token)
 
 
-def _build_stem(stem: PatchStem | ConvStem, dim: int) -> nn.Module:
+class ModulatedStem(nn.Sequential):
+    """A convolutional stem that looks for what is asked for: after each normalisation the instruction scales and
+    shifts the channels (FiLM: Perez et al. 2018, arXiv 1709.07871; in robot policies: BC-Z, RT-1).
+
+    Begins as the plain stem.
+    """
+
+    def __init__(self, layers: list[nn.Module], language_dim: int) -> None:
+        super().__init__(*layers)
+        norms = [layer for layer in layers if isinstance(layer, nn.GroupNorm)]
+        self.film = nn.ModuleList(nn.Linear(language_dim, 2 * norm.num_channels) for norm in norms)
+        for layer in self.film:
+            assert isinstance(layer, nn.Linear)
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, images: Tensor, language: Tensor) -> Tensor:  # type: ignore[override]
+        """`[B, 3, P, P]` and `[B, E]` → `[B, D, P / stride, P / stride]`."""
+        # Embeddings are unit vectors, and instructions differ little: at the size of activations they are told apart.
+        asked = F.layer_norm(language, language.shape[-1:])
+        films, x = iter(self.film), images
+        for name, layer in self.named_children():
+            if name == "film":
+                continue
+            x = layer(x)
+            if isinstance(layer, nn.GroupNorm):
+                scale, shift = next(films)(asked)[:, :, None, None].chunk(2, dim=1)
+                x = x * (1 + scale) + shift
+        return x
+
+
+def _build_stem(config: ModelConfig, dim: int) -> nn.Module:
     """`[B, 3, P, P]` → `[B, D, P / stride, P / stride]`."""
+    stem = config.stem
     if isinstance(stem, PatchStem):
         return nn.Conv2d(3, dim, kernel_size=stem.patch_size, stride=stem.patch_size)
     layers: list[nn.Module] = []
@@ -98,4 +136,4 @@ def _build_stem(stem: PatchStem | ConvStem, dim: int) -> nn.Module:
         if i + 1 < len(stem.channels):
             layers += [nn.GroupNorm(math.gcd(8, channels), channels), nn.SiLU()]
         channels_in = channels
-    return nn.Sequential(*layers)
+    return ModulatedStem(layers, config.language_dim) if stem.film else nn.Sequential(*layers)
