@@ -85,6 +85,14 @@ def _section(tree: dict[str, Any]) -> list[str]:
             f"one {_number(surprise['unmoved_ratio'])} times ({surprise['num_pairs']} pairs, p = "
             f"{surprise['p_value']:.2g}; pictures from {surprise['source']})."
         )
+    if goals := tree["diagnostics"].get("goals"):
+        steps = "; ".join(
+            f"step {step}: {100 * values['median_m']:.1f} ({100 * values['chance_m']:.1f})"
+            for step, values in goals.items()
+        )
+        lines.append(
+            f"Where the hand is going (median error on held-out episodes, cm, and that of expecting the mean): {steps}."
+        )
     lines += ["", "```bash", tree["command"], "```"]
     for rollout in tree["simulated"]:
         lines += ["", *_tasks(rollout)]

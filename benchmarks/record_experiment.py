@@ -70,7 +70,9 @@ def record(args: Args) -> int:
         "preset": preset.name if preset else None,
         "overrides": _overrides(config, preset),
         "training": _training(args.checkpoint),
-        "diagnostics": {key: evaluation.get(key) for key in ("world_model", "go_no_go", "probes", "object_surprise")},
+        "diagnostics": {
+            key: evaluation.get(key) for key in ("world_model", "go_no_go", "goals", "probes", "object_surprise")
+        },
         "offline": evaluation.get("actions"),
         "simulated": [_rollout(folder) for folder in args.rollout],
         "versions": info["versions"],

@@ -97,9 +97,18 @@ def result_tables(results: dict[str, Any]) -> list[Table]:
         for name, scores in results["probes"].items():
             table.add_row(name.replace("_", " "), *(_number(scores[kind]) for kind in kinds))
         tables.append(table)
+    if goals := results.get("goals"):
+        tables.append(_goal_table(goals))
     if surprise := results.get("object_surprise"):
         tables.append(_surprise_table(surprise))
     return tables
+
+
+def _goal_table(goals: dict[str, dict[str, float]]) -> Table:
+    table = Table("control step", "median error, cm", "expecting the mean, cm", title="where is the hand going?")
+    for step, values in goals.items():
+        table.add_row(step, _number(100 * values["median_m"]), _number(100 * values["chance_m"]))
+    return table
 
 
 def _surprise_table(values: dict[str, Any]) -> Table:

@@ -164,6 +164,11 @@ def _evaluation(evaluation: Tree) -> Iterator[str]:
         rows = [[_label(name), _number(value), verdict[passed.get(name)]] for name, value in world_model.items()]
         yield "<h3>World model</h3>"
         yield _table(["measure", "value", ""], rows)
+    if goals := results.get("goals"):
+        yield "<h3>Where is the hand going?</h3>"
+        caption = "median error of the next keyframe on held-out episodes; before the hand moves only words tell"
+        rows = [[step, *(_number(100 * goals[step][key]) for key in ("median_m", "chance_m"))] for step in goals]
+        yield _table(["control step", "error, cm", "expecting the mean, cm"], rows, caption)
     if probes := results.get("probes"):
         kinds = list(next(iter(probes.values())))
         yield "<h3>What can be read out of the state</h3>"
