@@ -77,7 +77,8 @@ def _section(tree: dict[str, Any]) -> list[str]:
     else:
         seconds = last["trained_s"]
         took = f", {seconds / 60:.0f} minutes" if seconds is not None else ""
-        lines.append(f"{last['step']} steps{took}; commit `{str(tree['git_commit'])[:12]}`.")
+        commit = f"; commit `{tree['git_commit'][:12]}`" if tree["git_commit"] else ""
+        lines.append(f"{last['step']} steps{took}{commit}.")
     surprise = tree["diagnostics"].get("object_surprise")
     if surprise:
         lines.append(
