@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def record(args: Args) -> int:
     tree: dict[str, Any] = {
         "name": args.name,
         "note": args.note,
-        "command": args.command or " ".join(info["command"]),
+        "command": args.command or shlex.join(info["command"]),
         "phase": info["phase"],
         "seed": info["seed"],
         "data": config.data.path,
