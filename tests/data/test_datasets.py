@@ -195,7 +195,7 @@ def test_fewer_demonstrations_are_nested_and_keep_the_validation_set() -> None:
 
 def test_windows_at_the_start_are_repeated(cache: FrameCache, transform: Transform, table: torch.Tensor) -> None:
     plain = TransitionDataset(cache, [1, 6], Phase1Config(), transform, table)
-    often = TransitionDataset(cache, [1, 6], Phase1Config(start_repeats=3), transform, table)
+    often = TransitionDataset(cache, [1, 6], Phase1Config(), transform, table, start_repeats=3)
     assert len(often) == len(plain) + 3 * 2 * START_STEPS
     frames = often.frame_indices_of(torch.arange(len(often))).tolist()
     shown = Counter(frames)

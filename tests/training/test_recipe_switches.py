@@ -228,3 +228,15 @@ def test_phase_2_builds_on_an_encoder_that_learnt_keyframes(tiny_config: Config,
     assert metrics["total"] == pytest.approx(terms + 0.5 * metrics["keyframe"], rel=1e-4)
     learnt = weights(run)["state_encoder.keyframe.weight"]
     assert torch.equal(weights(train(tiny_config, "2", run))["state_encoder.keyframe.weight"], learnt)
+
+
+def test_only_training_repeats_starts(tiny_config: Config, tmp_path: Path) -> None:
+    """What "best" is chosen by must not depend on how often starts are shown."""
+    plain, often = (
+        prepare(
+            with_phase(tiny_config, "1", tmp_path, start_repeats=n), "1", None, torch.device("cpu"), Processes(), print
+        )
+        for n in (0, 2)
+    )
+    assert len(often.train) > len(plain.train)
+    assert len(often.validation) == len(plain.validation)

@@ -80,8 +80,8 @@ class Phase1Config(_PhaseConfig):
     num_frames: Annotated[int, Field(ge=2)] = 2
     """Retained frames per window."""
     start_repeats: NonNegative = 0
-    """How many times more an epoch shows windows that begin in the first 0.4 s of an episode: later the hand's place
-    betrays which object is meant, and instructions need not be read."""
+    """How many times more an epoch shows windows that begin in the first 8 control steps of an episode: later the
+    hand's place betrays which object is meant, and instructions need not be read. Validation shows each once."""
     rollout_steps: Positive = 1
     """Predictions are fed back and scored up to so many retained steps ahead."""
     target: TargetConfig = TargetConfig()

@@ -152,6 +152,7 @@ class TransitionDataset(_CachedSamples):
         language_table: float `[len(cache.instructions), E]`.
         labelled: whether the actions are worth imitating; if not, all steps of action chunks are marked as padding,
             and no keyframe is known.
+        start_repeats: how many more items windows near an episode's start are; for training, not for validation.
 
     Raises:
         UserError: no episode is long enough, the table or the cache does not fit, or keyframes cannot be had.
@@ -165,11 +166,12 @@ class TransitionDataset(_CachedSamples):
         transform: Transform,
         language_table: torch.Tensor,
         labelled: bool = True,
+        start_repeats: int = 0,
     ) -> None:
         skip, num_frames = phase1_config.frame_skip, phase1_config.num_frames
         span = skip * (num_frames - 1)
         super().__init__(cache, episode_ids, span, transform, language_table)
-        self._repeat_starts(phase1_config.start_repeats)
+        self._repeat_starts(start_repeats)
         if not len(self):
             longest = max((cache.episodes[i].num_steps for i in episode_ids), default=0)
             raise UserError(

@@ -14,6 +14,7 @@ import torch
 
 from statevla.data.keyframes import UNIT_M, next_keyframe_offsets
 from statevla.diagnostics.sequences import Subject, encode_frames
+from statevla.types import RobotStateLayout
 
 STEPS = (0, 4, 8, 12, 16, 20)
 """Control steps since the start of the episode."""
@@ -25,13 +26,11 @@ def measure_goals(subject: Subject, episodes: Sequence[int]) -> dict[str, dict[s
 
     Returns:
         control steps since the start → {median_m, chance_m, num_episodes}: the median error, and that of always
-        expecting the episodes' mean offset at that step (m). Empty where the model has no keyframe head.
-
-    Raises:
-        UserError: the data set does not say where the hand is.
+        expecting the episodes' mean offset at that step (m). Empty where the model has no keyframe head, or the data
+        set does not say where the hand is.
     """
     head = subject.model.state_encoder.keyframe
-    if head is None:
+    if head is None or RobotStateLayout.EE_GRIPPER not in subject.cache.robot_states:
         return {}
     offsets, is_known = next_keyframe_offsets(subject.cache)
     found = {}

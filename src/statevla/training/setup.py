@@ -113,7 +113,8 @@ def prepare(
         if config.training.phase2.initial_heads == "cloned":
             take_cloned_heads(model, phase1)
     model = model.to(device)
-    train = _samples(config, phase, cache, train_episodes, transform, language_table)
+    repeats = config.training.phase1.start_repeats
+    train = _samples(config, phase, cache, train_episodes, transform, language_table, repeats)
     if phase == "1" and config.data.play_path is not None:
         play = open_play(config, transform, processes)
         data = replace(data, play_cache=play.cache.folder.name)
@@ -134,10 +135,17 @@ def prepare(
 
 
 def _samples(
-    config: Config, phase: str, cache: FrameCache, episodes: list[int], transform: Transform, language_table: Tensor
+    config: Config,
+    phase: str,
+    cache: FrameCache,
+    episodes: list[int],
+    transform: Transform,
+    language_table: Tensor,
+    start_repeats: int = 0,
 ) -> Any:
     if phase == "1":
-        return TransitionDataset(cache, episodes, config.training.phase1, transform, language_table)
+        phase1 = config.training.phase1
+        return TransitionDataset(cache, episodes, phase1, transform, language_table, start_repeats=start_repeats)
     return ChunkDataset(cache, episodes, config.model.action_seq_len, transform, language_table)
 
 

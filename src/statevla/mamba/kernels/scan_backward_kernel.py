@@ -190,14 +190,14 @@ def _retreat_two(
 def _retreat(
     steps, delta, delta_u, grad_y, b, c, width, decay, decays, states, grad_state, grad_a, grad_b, grad_c, to_u, to_dt
 ):
-    """Four states at once with AVX-512; two by two where 16 registers would spill (10 % of a training call)."""
+    """Four states at once with AVX-512; two by two where 16 registers would spill."""
     if LANES == 16:
         _retreat_four(
             steps, delta, delta_u, grad_y, b, c, width, decay, decays, states, grad_state, grad_a, grad_b, grad_c,
             to_u, to_dt,
         )  # fmt: skip
     else:
-        for first in (0, 2):
+        for first in range(0, UNROLL, 2):
             at, vectors = first * FLOAT_BYTES, first * VECTOR_BYTES
             _retreat_two(
                 steps, delta, delta_u, grad_y, b + at, c + at, width, decay + vectors, decays + vectors,
