@@ -158,6 +158,9 @@ class _Episodes:
             CachedEpisode(f"{task}/{i}", f"task{task}", 0, 0, 5) for task, n in enumerate(counts) for i in range(n)
         ]
 
+    def is_whole(self, episode: CachedEpisode) -> bool:
+        return True
+
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.floats(0.05, 1.0), st.integers(0, 1000))

@@ -66,10 +66,10 @@ def test_episodes_are_pure_functions_of_settings_and_index() -> None:
     first, second = make_simulation(task), make_simulation(task)
     settings = CollectSettings("libero_object", seed=3, wide=True)
     run_episode(first, settings, 0)  # another episode before, in one of them only
-    one, two = run_episode(first, settings, 1), run_episode(second, settings, 1)
+    one, two = run_episode(first, settings, 1).rollout, run_episode(second, settings, 1).rollout
     np.testing.assert_array_equal(one.states, two.states)
     np.testing.assert_array_equal(one.executed_actions, two.executed_actions)
-    other = run_episode(first, CollectSettings("libero_object", seed=4, wide=True), 1)
+    other = run_episode(first, CollectSettings("libero_object", seed=4, wide=True), 1).rollout
     assert other.states.shape != one.states.shape or np.abs(other.states - one.states).max() > 0.01
     first.close()
     second.close()
@@ -77,7 +77,7 @@ def test_episodes_are_pure_functions_of_settings_and_index() -> None:
 
 def test_play_moves_objects_and_ends_on_time() -> None:
     simulation = make_simulation(find_task("libero_object", 0))
-    rollout = run_episode(simulation, CollectSettings("libero_object", play=True), 0)
+    rollout = run_episode(simulation, CollectSettings("libero_object", play=True), 0).rollout
     np.testing.assert_array_equal(rollout.actions, rollout.executed_actions)
     assert len(rollout) == 200
     assert np.abs(rollout.states[-1] - rollout.states[0])[8:].max() > 0.03

@@ -2,7 +2,7 @@
 
 from statevla.data.build_cache import open_frame_cache
 from statevla.data.cache import CachedEpisode, FrameCache
-from statevla.data.datasets import ChunkDataset, TransitionDataset, split_episodes
+from statevla.data.datasets import ChunkDataset, TransitionDataset, partial_episodes, split_episodes
 from statevla.data.episodes import EpisodeArrays, EpisodeInfo, EpisodeReader, open_reader
 from statevla.data.joined import JoinedTransitions
 from statevla.data.loading import BatchSampler, Prefetcher
@@ -24,5 +24,6 @@ __all__ = [
     "compute_statistics",
     "open_frame_cache",
     "open_reader",
+    "partial_episodes",
     "split_episodes",
 ]

@@ -24,6 +24,7 @@ from statevla.data.cache import (
     CACHE_VERSION,
     EXECUTED,
     FRAMES_FILE,
+    IS_SEEN,
     OBJECTS,
     STATE_PREFIX,
     CachedEpisode,
@@ -151,11 +152,13 @@ def _cache_episode(job: _Job, index: int, start: int) -> int:
     )
     frame_bytes = len(job.cameras) * job.image_size**2 * 3
     descriptor = os.open(job.folder / FRAMES_FILE, os.O_WRONLY)
+    seen = np.ones(len(frames), bool) if arrays.is_seen is None else arrays.is_seen
     try:
-        view, position = memoryview(frames.tobytes()), start * frame_bytes
-        while view:
-            written = os.pwrite(descriptor, view, position)
-            view, position = view[written:], position + written
+        if seen.all():
+            _write(descriptor, frames, start * frame_bytes)
+        else:  # holes in the file take no room
+            for step in np.flatnonzero(seen):
+                _write(descriptor, frames[step], (start + int(step)) * frame_bytes)
         os.fsync(descriptor)
     except OSError as error:
         raise UserError(
@@ -171,10 +174,19 @@ def _cache_episode(job: _Job, index: int, start: int) -> int:
     return index
 
 
+def _write(descriptor: int, frames: np.ndarray, position: int) -> None:
+    view = memoryview(frames.tobytes())
+    while view:
+        written = os.pwrite(descriptor, view, position)
+        view, position = view[written:], position + written
+
+
 def _low_dim(arrays: EpisodeArrays) -> dict[str, np.ndarray]:
     named = {ACTIONS: arrays.actions, EXECUTED: arrays.executed_actions, OBJECTS: arrays.object_poses}
     named |= {STATE_PREFIX + layout.value: states for layout, states in arrays.robot_states.items()}
     present = {name: array.astype(np.float32) for name, array in named.items() if array is not None}
+    if arrays.is_seen is not None:
+        present[IS_SEEN] = arrays.is_seen
     return present | {_NAMES: np.array(arrays.object_names, dtype=np.str_)}
 
 
@@ -196,6 +208,9 @@ def _finish(job: _Job, starts: Sequence[int]) -> None:
             arrays[name] = np.concatenate([part[name] for part in parts])
     if any(EXECUTED in part for part in parts):
         arrays[EXECUTED] = np.concatenate([part.get(EXECUTED, part[ACTIONS]) for part in parts])
+    if any(IS_SEEN in part for part in parts):
+        seen = [part.get(IS_SEEN, np.ones(info.num_steps, bool)) for part, info in zip(parts, infos)]
+        arrays[IS_SEEN] = np.concatenate(seen)
     if any(OBJECTS in part for part in parts):
         arrays[OBJECTS] = _padded([part.get(OBJECTS) for part in parts], [info.num_steps for info in infos])
     instructions = sorted({info.instruction for info in infos})

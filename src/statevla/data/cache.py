@@ -31,6 +31,7 @@ from statevla.types import RobotStateLayout
 CACHE_VERSION = 1
 FRAMES_FILE, INDEX_FILE = "frames.bin", "cache.json"
 ACTIONS, EXECUTED, OBJECTS, STATE_PREFIX = "actions", "executed_actions", "object_poses", "robot_state_"
+IS_SEEN = "is_seen"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class FrameCache:
         actions: float32 `[num_frames, A]`.
         executed_actions: float32 `[num_frames, A]`; equal to `actions` where the source recorded no difference.
         robot_states: layout → float32 `[num_frames, S]`, the layouts that every episode has.
+        is_seen: bool `[num_frames]`, which frames there are; the others are black.
         object_poses: float32 `[num_frames, 7·objects]`, NaN where an episode has fewer, or None. For probes only.
     """
 
@@ -93,6 +95,8 @@ class FrameCache:
         self.num_frames = self.episodes[-1].stop if self.episodes else 0
         self.actions = self._array(ACTIONS)
         self.executed_actions = self._array(EXECUTED) if EXECUTED in index["arrays"] else self.actions
+        has_all = IS_SEEN not in index["arrays"]
+        self.is_seen = np.ones(self.num_frames, bool) if has_all else self._array(IS_SEEN)
         self.object_poses = self._array(OBJECTS) if OBJECTS in index["arrays"] else None
         self.robot_states = {
             RobotStateLayout(name.removeprefix(STATE_PREFIX)): self._array(name)
@@ -123,6 +127,10 @@ class FrameCache:
         steps = self.steps_of(episode_indices)
         states = {layout: values[steps] for layout, values in self.robot_states.items()}
         return compute_statistics(self.actions[steps], states, normalization)
+
+    def is_whole(self, episode: CachedEpisode) -> bool:
+        """Whether an episode has all its frames; a reach has a few."""
+        return bool(self.is_seen[episode.start : episode.stop].all())
 
     def steps_of(self, episode_indices: Sequence[int]) -> np.ndarray:
         """Indices of all frames of these episodes, int64."""

@@ -13,7 +13,7 @@ import torch
 
 from statevla.config import Phase1Config
 from statevla.data.buffers import ReusedBuffers
-from statevla.data.cache import FrameCache
+from statevla.data.cache import CachedEpisode, FrameCache
 from statevla.data.keyframes import next_keyframe_offsets
 from statevla.data.pixels import frames_to_float, num_draws
 from statevla.errors import UserError
@@ -28,6 +28,8 @@ def split_episodes(
     cache: FrameCache, train_split: float, seed: int, demos_per_task: int | None = None
 ) -> tuple[list[int], list[int]]:
     """Split into training and validation episodes, task by task, so that both hold every task.
+
+    Episodes that lack frames belong to neither: see `partial_episodes`.
 
     Args:
         train_split: share of the episodes of every task that is trained on, in (0, 1]; 1 leaves none for validation.
@@ -44,7 +46,8 @@ def split_episodes(
     """
     by_task: dict[str, list[int]] = {}
     for index, episode in enumerate(cache.episodes):
-        by_task.setdefault(episode.task, []).append(index)
+        if cache.is_whole(episode):
+            by_task.setdefault(episode.task, []).append(index)
     training: list[int] = []
     validation: list[int] = []
     for number, task in enumerate(sorted(by_task)):
@@ -63,6 +66,11 @@ def split_episodes(
     return sorted(training), sorted(validation)
 
 
+def partial_episodes(cache: FrameCache) -> list[int]:
+    """Indices of the episodes that lack frames, such as reaches: to train on, but nothing to measure progress by."""
+    return [index for index, episode in enumerate(cache.episodes) if not cache.is_whole(episode)]
+
+
 class _CachedSamples:
     """What both data sets share: items are first frames; an item knows its episode, its language, its last frame."""
 
@@ -70,11 +78,11 @@ class _CachedSamples:
         self,
         cache: FrameCache,
         episode_ids: Sequence[int],
-        span: int,
+        offsets: Sequence[int],
         transform: Transform,
         language_table: torch.Tensor,
     ) -> None:
-        """Items are all frames of `episode_ids` that have `span` more frames after them in their episode."""
+        """Items are all frames of `episode_ids` that have frames `offsets` control steps later in their episode."""
         if language_table.ndim != 2 or len(language_table) != len(cache.instructions):
             raise UserError(
                 f"language table: expected one row for each of {len(cache.instructions)} instructions, "
@@ -89,11 +97,9 @@ class _CachedSamples:
         self.cache = cache
         self.transform = transform
         self.num_draws = num_draws(len(cache.cameras))
-        episodes = [cache.episodes[i] for i in episode_ids]
-        kept = [max(episode.num_steps - span, 0) for episode in episodes]
-        firsts = [np.arange(episode.start, episode.start + count) for episode, count in zip(episodes, kept)]
+        firsts = [self._first_frames(cache.episodes[i], offsets) for i in episode_ids]
         self._first = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *firsts]))
-        self._episode = torch.from_numpy(np.repeat(np.asarray(episode_ids, np.int64), kept))
+        self._episode = torch.from_numpy(np.repeat(np.asarray(episode_ids, np.int64), [len(own) for own in firsts]))
         self._last_frame = torch.tensor([episode.stop - 1 for episode in cache.episodes])
         self._instruction = torch.tensor([episode.instruction for episode in cache.episodes])
         self._language = language_table.float()
@@ -101,6 +107,11 @@ class _CachedSamples:
         layout = transform.model_config.robot_state_layout
         self._states = transform.normalize_robot_state(torch.from_numpy(cache.robot_states[layout]))
         self._answers = torch.from_numpy(cache.actions)
+
+    def _first_frames(self, episode: CachedEpisode, offsets: Sequence[int]) -> np.ndarray:
+        count = max(episode.num_steps - max(offsets), 0)
+        seen = self.cache.is_seen[episode.start : episode.stop]
+        return episode.start + np.flatnonzero(np.all([seen[ahead : ahead + count] for ahead in offsets], axis=0))
 
     def __len__(self) -> int:
         return len(self._first)
@@ -170,7 +181,7 @@ class TransitionDataset(_CachedSamples):
     ) -> None:
         skip, num_frames = phase1_config.frame_skip, phase1_config.num_frames
         span = skip * (num_frames - 1)
-        super().__init__(cache, episode_ids, span, transform, language_table)
+        super().__init__(cache, episode_ids, range(0, span + 1, skip), transform, language_table)
         self._repeat_starts(start_repeats)
         if not len(self):
             longest = max((cache.episodes[i].num_steps for i in episode_ids), default=0)
@@ -242,7 +253,7 @@ class ChunkDataset(_CachedSamples):
         transform: Transform,
         language_table: torch.Tensor,
     ) -> None:
-        super().__init__(cache, episode_ids, 0, transform, language_table)
+        super().__init__(cache, episode_ids, [0], transform, language_table)
         if not len(self):
             raise UserError(
                 f"frame cache {cache.folder}: no episodes to train on; check data.path and data.train_split"

@@ -52,6 +52,7 @@ class EpisodeArrays:
         executed_actions: float32 `[T, A]`, what the robot was told, where noise was added to it; or None.
         object_poses: float32 `[T, 7·objects]`, positions (m), quaternions (w, x, y, z), or None. For probes only.
         object_names: one name per object, possibly empty.
+        is_seen: bool `[T]`, which observations have frames; None where all have. The others are black.
         success: whether the task was solved at the end, where the file says so.
     """
 
@@ -62,6 +63,7 @@ class EpisodeArrays:
     executed_actions: np.ndarray | None = None
     object_poses: np.ndarray | None = None
     object_names: tuple[str, ...] = ()
+    is_seen: np.ndarray | None = None
     success: bool | None = None
 
 
@@ -191,7 +193,11 @@ def check_episode(arrays: EpisodeArrays, source: str) -> None:
             )
     named = {f"camera '{name}'": array for name, array in arrays.images.items()}
     named |= {f"robot state '{layout.value}'": array for layout, array in arrays.robot_states.items()}
-    optional = {"executed_actions": arrays.executed_actions, "object_states": arrays.object_poses}
+    optional = {
+        "executed_actions": arrays.executed_actions,
+        "object_states": arrays.object_poses,
+        "is_seen": arrays.is_seen,
+    }
     named |= {name: array for name, array in optional.items() if array is not None}
     for name, array in named.items():
         if len(array) != num_steps:

@@ -26,6 +26,10 @@ from statevla.types import CONTROL_FREQ_HZ, ImageOrientation, RobotStateLayout
 
 ORIENTATION_ATTRIBUTE = "image_orientation"
 TIMING_ATTRIBUTE = "observation_timing"
+INSTRUCTION_ATTRIBUTE = "language_instruction"
+"""Of an episode, where it is not that of its file."""
+IS_SEEN_KEY = "is_seen"
+"""Of `obs`: bool per step, which steps have frames; absent where all have."""
 BEFORE_ACTION, AFTER_ACTION = "before_action", "after_action"
 _CAMERA_SUFFIX = "_rgb"
 _SUFFIXES = (".hdf5", ".h5")
@@ -125,7 +129,9 @@ class LiberoReader(EpisodeReader):
                 if num_steps < 1:
                     raise UserError(f"data {file}: {key} has {len(actions)} actions, expected at least 2; drop it")
                 name = file.name if file == self.path else file.relative_to(self.path).as_posix()
-                self.episodes.append(EpisodeInfo(f"{name}/{key}", task, instruction, num_steps, fps, file))
+                words = demo.attrs.get(INSTRUCTION_ATTRIBUTE)
+                said = instruction if words is None else normalize_instruction(str(words))
+                self.episodes.append(EpisodeInfo(f"{name}/{key}", task, said, num_steps, fps, file))
                 self._demos.append(_Demo(file, key, stored, after))
                 shifted += int(after)
                 present = _cameras_of(demo)
@@ -167,6 +173,7 @@ class LiberoReader(EpisodeReader):
             )
         executed = demo.get("executed_actions")
         objects = _optional(obs, "object_states", observed)
+        is_seen = _optional(obs, IS_SEEN_KEY, observed)
         return EpisodeArrays(
             images={camera: observed(_camera_key(obs, camera)) for camera in wanted},
             orientation=place.orientation,
@@ -175,6 +182,7 @@ class LiberoReader(EpisodeReader):
             executed_actions=None if executed is None else np.asarray(executed[acted], np.float32),
             object_poses=None if objects is None else objects.reshape(len(objects), -1).astype(np.float32),
             object_names=() if objects is None else _names(obs["object_states"]),
+            is_seen=None if is_seen is None else is_seen.astype(bool),
             success=bool(demo["dones"][-1]) if "dones" in demo and len(demo["dones"]) else None,
         )
 

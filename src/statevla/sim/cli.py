@@ -26,7 +26,7 @@ class CollectArgs:
     """LIBERO or LIBERO-PRO suite."""
     out: Path | None = None
     """Folder for `<task>_demo.hdf5`, where an interrupted run goes on; $STATEVLA_HOME/datasets/<suite> by default, and
-    .../<suite>_play for `--play`."""
+    .../<suite>_play for `--play`, .../<suite>_reach for `--reaches`."""
     tasks: str = "all"
     """Task indices: `all`, `0,3,5` or `0-4`."""
     demos: int = 50
@@ -47,6 +47,9 @@ class CollectArgs:
     """Spread the objects over the whole reachable table instead of the official regions."""
     play: bool = False
     """Unlabelled noisy interaction instead of the task, for `data.play_path`."""
+    reaches: bool = False
+    """Only up to the grasp, of any object of the scene that the suite has a task for, with a few frames: ten times
+    quicker than demonstrations; for a folder beside theirs below `data.path`."""
 
 
 def collect(args: CollectArgs) -> int:
@@ -58,11 +61,18 @@ def collect(args: CollectArgs) -> int:
 
     if args.noise < 0 or args.image_size < 16:
         raise UserError(f"expected noise >= 0 and image_size >= 16, got {args.noise}, {args.image_size}; change them")
-    settings = CollectSettings(args.suite, args.seed, args.noise, args.wide, args.play, args.image_size, args.rendering)
+    if args.play and args.reaches:
+        raise UserError("--play and --reaches: expected one of them; collect each into a folder of its own")
+    if args.reaches and args.format == "lerobot":
+        raise UserError("--reaches: lack frames, which LeRobotDataset cannot say; leave out --format")
+    settings = CollectSettings(
+        args.suite, args.seed, args.noise, args.wide, args.play, args.reaches, args.image_size, args.rendering
+    )
     console = Console()
     tasks = parse_task_indices(args.suite, args.tasks)
     # Play beside demonstrations would be imitated: a data set is a folder.
-    out = args.out or home_dir() / "datasets" / (f"{args.suite}_play" if args.play else args.suite)
+    suffix = "" if settings.kind == "demo" else f"_{settings.kind}"
+    out = args.out or home_dir() / "datasets" / f"{args.suite}{suffix}"
     converted = out / "lerobot"
     if args.format == "lerobot" and converted.exists():
         raise UserError(f"{converted}: exists already; remove it to convert again, or choose another --out folder")

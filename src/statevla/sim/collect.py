@@ -179,13 +179,14 @@ def summary_table(summaries: list[TaskSummary]) -> Table:
 
 
 def _open_task(task: TaskSpec, num_demos: int, out: Path, settings: CollectSettings) -> TaskProgress:
-    file = out / f"{task.name}_{'play' if settings.play else 'demo'}.hdf5"
+    file = out / f"{task.name}_{settings.kind}.hdf5"
     parts = out / _PARTS / task.name
     parts.mkdir(parents=True, exist_ok=True)
     record = parts / "settings.json"
     before = stored_settings(file) if file.is_file() else json.loads(record.read_text()) if record.is_file() else None
-    if before is not None and before != settings.as_dict():
-        changed = ", ".join(key for key, value in settings.as_dict().items() if before.get(key) != value)
+    if before is not None and CollectSettings(**before) != settings:
+        theirs = CollectSettings(**before).as_dict()
+        changed = ", ".join(key for key, value in settings.as_dict().items() if theirs[key] != value)
         raise UserError(
             f"{out}: episodes of '{task.name}' were collected with another {changed}; "
             "use the same settings, or another --out folder"
@@ -313,11 +314,11 @@ def _work(connection: Connection, settings: CollectSettings) -> None:
 
 
 def _collect_one(simulation: Any, settings: CollectSettings, index: int, folder: Path) -> bool:
-    rollout = run_episode(simulation, settings, index)
-    if not len(rollout) or not (rollout.success or settings.play):
+    episode = run_episode(simulation, settings, index)
+    if not episode.is_kept:
         _part(folder, index).with_suffix(".failed").touch()
         return False
-    write_episode(_part(folder, index), record_episode(simulation, rollout, settings, index))
+    write_episode(_part(folder, index), record_episode(simulation, episode, settings, index))
     return True
 
 

@@ -3,7 +3,8 @@
 Source of the layout: LIBERO's `scripts/create_dataset.py`. Frames are upside down as in the official files. Two things
 differ, and are declared: an observation is what was seen *when* its action was chosen (`observation_timing`), and the
 actions are the expert's clean ones, with what was executed beside them (`executed_actions`). In addition each
-episode holds `obs/object_states` and, as attributes, what it takes to repeat it exactly.
+episode holds `obs/object_states` and, as attributes, its instruction and what it takes to repeat it exactly. Reaches
+have frames at some steps only (`obs/is_seen`).
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from statevla.data.libero import BEFORE_ACTION, ORIENTATION_ATTRIBUTE, TIMING_ATTRIBUTE
+from statevla.data.libero import BEFORE_ACTION, IS_SEEN_KEY, ORIENTATION_ATTRIBUTE, TIMING_ATTRIBUTE
 from statevla.errors import UserError
 from statevla.sim.backend import versions
+from statevla.sim.play import PLAY_INSTRUCTION
 from statevla.sim.rendering import CAMERAS
 from statevla.sim.tasks import TaskSpec
 from statevla.types import CONTROL_FREQ_HZ, ImageOrientation
@@ -37,7 +39,8 @@ class EpisodeRecord:
     """One episode as it is stored.
 
     Attributes:
-        datasets: path in the episode's group → array with a row per step.
+        datasets: path in the episode's group → array with a row per step; of frames, a row per step that is seen, if
+            there is `obs/is_seen`.
         attributes: attributes of the group.
         object_names: columns of `obs/object_states`.
     """
@@ -52,8 +55,16 @@ def write_episode(path: Path, record: EpisodeRecord) -> None:
     part = path.with_suffix(".tmp")
     with h5py.File(part, "w") as file:
         group = file.create_group("episode")
+        seen = record.datasets.get(f"obs/{IS_SEEN_KEY}")
         for name, values in record.datasets.items():
-            group.create_dataset(name, data=values)  # uncompressed: LZF saves a quarter and slows every reader
+            if seen is not None and name.endswith("_rgb"):
+                # Rows never written take no room, and read as black.
+                shape = values.shape[1:]
+                frames = group.create_dataset(name, (len(seen), *shape), np.uint8, chunks=(1, *shape))
+                for step, frame in zip(np.flatnonzero(seen), values):
+                    frames[step] = frame
+            else:
+                group.create_dataset(name, data=values)  # uncompressed: LZF saves a quarter and slows every reader
         group["obs/object_states"].attrs["names"] = json.dumps(list(record.object_names))
         group["obs/object_states"].attrs["columns"] = "world position xyz (m), quaternion wxyz"
         for name, value in record.attributes.items():
@@ -128,7 +139,7 @@ def _file_attributes(task: TaskSpec, settings: Mapping[str, Any]) -> dict[str, A
         "ignore_done": True,
         "reward_shaping": True,
     }
-    instruction = "play with the objects" if settings["play"] else task.instruction
+    instruction = PLAY_INSTRUCTION if settings["play"] else task.instruction
     problem_info = {
         "problem_name": problem.lower(),
         "domain_name": "robosuite",

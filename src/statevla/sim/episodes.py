@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from statevla.data.libero import INSTRUCTION_ATTRIBUTE, IS_SEEN_KEY
 from statevla.sim.demo_file import FIXTURES_ATTRIBUTE, HIDDEN_ATTRIBUTE, INDEX_ATTRIBUTE, EpisodeRecord
 from statevla.sim.placement import wide_init_state
+from statevla.sim.play import PLAY_INSTRUCTION
+from statevla.sim.reach import SEEN_STEPS, afforded_tasks, is_complete, run_reach
 from statevla.sim.rendering import Rendering
 from statevla.sim.rollout import Rollout, run_expert, run_play
 from statevla.sim.simulation import Simulation
@@ -31,6 +34,7 @@ class CollectSettings:
         noise: scale of the execution noise, in units of action.
         wide: objects anywhere in reach instead of in the official regions.
         play: unlabelled interaction instead of the task.
+        reaches: up to the grasp only, of any goal that the scene affords (see `statevla.sim.reach`).
         image_size: of the frames (pixels).
         rendering: how frames are drawn.
     """
@@ -40,8 +44,14 @@ class CollectSettings:
     noise: float = 0.1
     wide: bool = False
     play: bool = False
+    reaches: bool = False
     image_size: int = 128
     rendering: Rendering = "fast"
+
+    @property
+    def kind(self) -> str:
+        """How files of such episodes end: `<task>_<kind>.hdf5`."""
+        return "play" if self.play else "reach" if self.reaches else "demo"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -52,37 +62,62 @@ def make_simulation(task: TaskSpec, rendering: Rendering = "fast") -> Simulation
     return Simulation(task, START_POSTURE_NOISE, rendering)
 
 
-def run_episode(simulation: Simulation, settings: CollectSettings, index: int) -> Rollout:
+@dataclass(frozen=True)
+class Episode:
+    """An episode's physics.
+
+    Attributes:
+        rollout: what happened.
+        instruction: the task in words.
+        seen_steps: control steps to draw frames at; None for all.
+        is_kept: whether it is worth keeping: a demonstration has to succeed.
+    """
+
+    rollout: Rollout
+    instruction: str
+    seen_steps: tuple[int, ...] | None
+    is_kept: bool
+
+
+def run_episode(simulation: Simulation, settings: CollectSettings, index: int) -> Episode:
     """The physics of episode number `index`."""
     task = simulation.task
     rng = np.random.default_rng([settings.seed, zlib.crc32(f"{task.suite}/{task.name}".encode()), index])
     seed = int(rng.integers(2**31))
     simulation.reset(seed, wide_init_state(simulation, seed) if settings.wide else None)
+    if settings.reaches:
+        reach = run_reach(simulation, afforded_tasks(simulation), rng, settings.noise)
+        return Episode(reach.rollout, reach.instruction, SEEN_STEPS, is_complete(reach.rollout))
     if settings.play:
-        return run_play(simulation, rng, settings.noise)
-    return run_expert(simulation, rng, settings.noise, int(task.max_steps * _STEPS_BEYOND_LIMIT))
+        rollout = run_play(simulation, rng, settings.noise)
+        return Episode(rollout, PLAY_INSTRUCTION, None, len(rollout) > 0)
+    rollout = run_expert(simulation, rng, settings.noise, int(task.max_steps * _STEPS_BEYOND_LIMIT))
+    return Episode(rollout, task.instruction, None, rollout.success and len(rollout) > 0)
 
 
-def record_episode(simulation: Simulation, rollout: Rollout, settings: CollectSettings, index: int) -> EpisodeRecord:
+def record_episode(simulation: Simulation, episode: Episode, settings: CollectSettings, index: int) -> EpisodeRecord:
     """Everything that a policy could have seen in an episode, read off its states.
 
     Args:
         simulation: of the episode's task.
-        rollout: the episode.
+        episode: the episode.
         settings: how it was collected.
         index: its number.
     """
+    rollout = episode.rollout
     simulation.restore(rollout.start)
     columns: dict[str, list[np.ndarray]] = {}
 
     def add(name: str, value: np.ndarray) -> None:
         columns.setdefault(name, []).append(value)
 
-    for state in rollout.states:
+    is_seen = np.full(len(rollout), episode.seen_steps is None)
+    is_seen[list(episode.seen_steps or ())] = True
+    for state, seen in zip(rollout.states, is_seen):
         simulation.set_state(state)
         position, axis_angle = simulation.ee_position(), simulation.ee_axis_angle()
         fingers = simulation.finger_positions()
-        for camera in ("agentview", "eye_in_hand"):
+        for camera in ("agentview", "eye_in_hand") if seen else ():
             upright = simulation.render(camera, settings.image_size)
             add(f"obs/{camera}_rgb", upright[::-1])  # stored upside down, as the official files
         add("obs/ee_pos", position)
@@ -93,7 +128,7 @@ def record_episode(simulation: Simulation, rollout: Rollout, settings: CollectSe
         add("obs/object_states", simulation.object_states())
         add("robot_states", np.concatenate([fingers, position, simulation.ee_quaternion()]))
     finished = np.zeros(len(rollout), np.uint8)
-    finished[-1] = rollout.success
+    finished[-1] = rollout.success and not settings.reaches
     datasets = {name: np.stack(rows) for name, rows in columns.items()}
     datasets |= {
         "actions": rollout.actions,
@@ -102,7 +137,10 @@ def record_episode(simulation: Simulation, rollout: Rollout, settings: CollectSe
         "rewards": finished,
         "dones": finished,
     }
+    if not is_seen.all():
+        datasets[f"obs/{IS_SEEN_KEY}"] = is_seen
     attributes = {
+        INSTRUCTION_ATTRIBUTE: episode.instruction,
         "num_samples": len(rollout),
         "init_state": rollout.start.state,
         "model_file": simulation.model_xml(),

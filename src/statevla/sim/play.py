@@ -11,6 +11,7 @@ from statevla.sim.motion import Arm, Motion, facing_down
 from statevla.sim.skills.pick_place import Destination, PickPlace
 from statevla.types import Gripper
 
+PLAY_INSTRUCTION = "play with the objects"
 PLAY_STEPS = 200
 PLAY_NOISE_FACTOR = 3.0
 """Play is this many times noisier than demonstrations."""

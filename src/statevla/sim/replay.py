@@ -83,7 +83,7 @@ def task_of_file(file: Path, data: h5py.Group, suite: str | None) -> TaskSpec:
         if SETTINGS_ATTRIBUTE not in data.attrs:
             raise UserError(f"data {file}: does not say its suite; pass --suite, such as --suite libero_object")
         suite = str(stored_settings(file)["suite"])
-    name = file.stem.removesuffix("_demo").removesuffix("_play")
+    name = file.stem.removesuffix("_demo").removesuffix("_play").removesuffix("_reach")
     found = next((task for task in suite_tasks(suite) if task.name == name), None)
     if found is None:
         raise UserError(f"data {file}: suite '{suite}' has no task '{name}'; pass the --suite that it belongs to")

@@ -11,7 +11,7 @@ from statevla.sim.motion import Arm, Motion, Style
 from statevla.sim.play import PLAY_NOISE_FACTOR, PLAY_STEPS, play
 from statevla.sim.scene import Scene
 from statevla.sim.simulation import Simulation, Snapshot
-from statevla.types import ACTION_DIM
+from statevla.types import ACTION_DIM, Gripper
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,13 @@ class Rollout:
         return len(self.actions)
 
 
-def run_expert(simulation: Simulation, rng: np.random.Generator, noise: float = 0.0, max_steps: int = 400) -> Rollout:
+def run_expert(
+    simulation: Simulation,
+    rng: np.random.Generator,
+    noise: float = 0.0,
+    max_steps: int = 400,
+    steps_after_closing: int | None = None,
+) -> Rollout:
     """Let the expert act from the current state until it has finished or `max_steps` have gone by.
 
     Args:
@@ -44,9 +50,13 @@ def run_expert(simulation: Simulation, rng: np.random.Generator, noise: float = 
         rng: draws style, scatter and noise.
         noise: scale of the execution noise in units of action.
         max_steps: control steps after which the episode ends.
+        steps_after_closing: end so many control steps after the gripper was first told to close.
     """
     start = simulation.snapshot()
-    return _run(simulation, start, Expert(simulation, rng).commands(), ExecutionNoise(noise, rng), max_steps)
+    motion = Expert(simulation, rng).commands()
+    if steps_after_closing is not None:
+        motion = _until_closed(motion, steps_after_closing)
+    return _run(simulation, start, motion, ExecutionNoise(noise, rng), max_steps)
 
 
 def run_play(simulation: Simulation, rng: np.random.Generator, noise: float = 0.0) -> Rollout:
@@ -56,6 +66,18 @@ def run_play(simulation: Simulation, rng: np.random.Generator, noise: float = 0.
     disturbance = ExecutionNoise(noise * PLAY_NOISE_FACTOR, rng)
     rollout = _run(simulation, start, motion, disturbance, PLAY_STEPS)
     return replace(rollout, actions=rollout.executed_actions.copy())
+
+
+def _until_closed(motion: Motion, steps_after: int) -> Motion:
+    left = None
+    for command in motion:
+        yield command
+        if left is None and command.action[-1] == Gripper.CLOSE:
+            left = steps_after
+        elif left is not None:
+            left -= 1
+        if left == 0:
+            return
 
 
 def _run(

@@ -153,6 +153,21 @@ class Simulation:
         """The task's goal, a conjunction of predicates."""
         return [list(predicate) for predicate in self.robosuite_env.parsed_problem["goal_state"]]
 
+    def has(self, goal: Sequence[Sequence[str]]) -> bool:
+        """Whether everything that a goal names is in this scene."""
+        known = self.robosuite_env.object_states_dict
+        return all(name in known for predicate in goal for name in predicate[1:])
+
+    def pursue(self, goal: Sequence[Sequence[str]]) -> None:
+        """Take another goal, a conjunction of predicates, until the next `pursue` or `take_up`.
+
+        Raises:
+            UserError: it names what is not in this scene.
+        """
+        if not self.has(goal):
+            raise UserError(f"task '{self.task.name}': its scene lacks what {goal} names; choose a goal that it has")
+        self.robosuite_env.parsed_problem["goal_state"] = [list(predicate) for predicate in goal]
+
     # States -----------------------------------------------------------------------------------------------------------
 
     def state(self) -> np.ndarray:

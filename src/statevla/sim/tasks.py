@@ -53,6 +53,13 @@ class TaskSpec:
         return _num_rows(path) if path.is_file() else 0
 
     @property
+    def goal(self) -> list[list[str]]:
+        """The goal, a conjunction of predicates such as `["in", "milk_1", "basket_1_contain_region"]`."""
+        from libero.libero.envs.bddl_utils import robosuite_parse_problem
+
+        return [list(predicate) for predicate in robosuite_parse_problem(str(self.bddl_path))["goal_state"]]
+
+    @property
     def scene(self) -> str:
         """The BDDL definition without instruction and goal: tasks with the same text differ in nothing else."""
         text = self.bddl_path.read_text()

@@ -105,20 +105,21 @@ def _encode_all(
     processes: Processes,
     say: Callable[[str], None],
 ) -> None:
-    count = len(frames)
+    count = len(frames.cache.is_seen)
     width = _encode(model, frames, torch.zeros(1, dtype=torch.int64), None, precision, device).shape[1]
     unfinished = target.with_name(f".{target.name}.tmp")
     if processes.is_main:
         np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=(views, count, width)).flush()
     processes.wait()
     out = np.load(unfinished, mmap_mode="r+")
-    mine = np.array_split(np.arange(count), processes.world_size)[processes.rank]
+    mine = np.array_split(np.arange(len(frames)), processes.world_size)[processes.rank]
     started = reported = time.monotonic()
     for view in range(views):
         for start in range(0, len(mine), ENCODE_BATCH):
             indices = torch.from_numpy(mine[start : start + ENCODE_BATCH])
             draws = item_draws(VIEW_SEED, view, indices, frames.num_draws) if view else None
-            out[view, indices.numpy()] = _encode(model, frames, indices, draws, precision, device).numpy()
+            states = _encode(model, frames, indices, draws, precision, device)
+            out[view, frames.frame_indices_of(indices).numpy()] = states.numpy()
             done, now = view * len(mine) + start + len(indices), time.monotonic()
             if now - reported > 10.0 or done == views * len(mine):
                 reported = now

@@ -18,6 +18,7 @@ from statevla.data import (
     JoinedTransitions,
     TransitionDataset,
     open_frame_cache,
+    partial_episodes,
     split_episodes,
 )
 from statevla.diagnostics.sequences import Subject
@@ -114,7 +115,8 @@ def prepare(
             take_cloned_heads(model, phase1)
     model = model.to(device)
     repeats = config.training.phase1.start_repeats
-    train = _samples(config, phase, cache, train_episodes, transform, language_table, repeats)
+    partial = partial_episodes(cache)
+    train = _samples(config, phase, cache, [*train_episodes, *partial], transform, language_table, repeats)
     if phase == "1" and config.data.play_path is not None:
         play = open_play(config, transform, processes)
         data = replace(data, play_cache=play.cache.folder.name)

@@ -1,0 +1,72 @@
+"""Reaches: the first part of a demonstration, up to the grasp, of any goal that a scene affords.
+
+What a policy has to read off the instruction, which thing to go to, it has to read at the start; a hundred later frames
+say little more about it. A reach is drawn at its first few retained frames only, so that a reach costs a fifth of a
+demonstration, and goes to another task's object where the scene holds that too, so that the scene does not give the
+instruction away. Half of them begin under way to something else, so that neither the hand's place does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from statevla.sim.rollout import Rollout, run_expert
+from statevla.sim.simulation import Simulation
+from statevla.sim.tasks import TaskSpec, suite_tasks
+from statevla.types import Gripper
+
+SEEN_STEPS = (0, 4, 8, 12)
+"""Control steps with frames: one window of conf/compact.yaml."""
+MAX_STEPS = 120
+_STEPS_AFTER_CLOSING = 4
+_MAX_STEPS_ELSEWHERE = 12
+
+
+@dataclass(frozen=True)
+class Reach:
+    """An episode's physics, and the words for what it was after."""
+
+    rollout: Rollout
+    instruction: str
+
+
+def afforded_tasks(simulation: Simulation) -> list[TaskSpec]:
+    """The scene's own task, then those of its suite that can be done in this scene and end differently."""
+    own = simulation.task
+    chosen, goals = [own], [own.goal]
+    for task in suite_tasks(own.suite):
+        # Where the same goal has other words, as in libero_spatial, they describe another scene.
+        if task.goal not in goals and simulation.has(task.goal):
+            chosen.append(task)
+            goals.append(task.goal)
+    return chosen
+
+
+def run_reach(simulation: Simulation, tasks: list[TaskSpec], rng: np.random.Generator, noise: float) -> Reach:
+    """Let the expert go for the goal of one of `tasks` until it has closed the gripper.
+
+    Args:
+        simulation: the scene, just reset.
+        tasks: of which one is drawn, from `afforded_tasks`.
+        rng: draws everything.
+        noise: as in `run_expert`.
+    """
+    order = rng.permutation(len(tasks))
+    task = tasks[order[0]]
+    try:
+        if len(tasks) > 1 and rng.random() < 0.5:
+            simulation.pursue(tasks[order[1]].goal)
+            run_expert(simulation, rng, noise, int(rng.integers(1, _MAX_STEPS_ELSEWHERE + 1)))
+        simulation.pursue(task.goal)
+        rollout = run_expert(simulation, rng, noise, MAX_STEPS, _STEPS_AFTER_CLOSING)
+    finally:
+        simulation.pursue(simulation.task.goal)
+    return Reach(rollout, task.instruction)
+
+
+def is_complete(rollout: Rollout) -> bool:
+    """Whether the hand got to what it reached for, and no sooner than the last frame."""
+    closes = rollout.actions[:, -1] == Gripper.CLOSE
+    return bool(len(closes) > SEEN_STEPS[-1] and closes.any() and not closes[0])

@@ -1,0 +1,102 @@
+"""Reaches: what a scene affords, where they end, and that they are trained on but not measured by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("libero")
+
+from statevla.config import Config, config_from_dict
+from statevla.data import ChunkDataset, TransitionDataset, open_frame_cache, partial_episodes, split_episodes
+from statevla.errors import UserError
+from statevla.sim.collect import collect
+from statevla.sim.episodes import CollectSettings, make_simulation, run_episode
+from statevla.sim.reach import SEEN_STEPS, afforded_tasks, is_complete
+from statevla.sim.simulation import Simulation
+from statevla.sim.tasks import find_task
+from statevla.transforms import Transform
+from statevla.types import Gripper, RobotStateLayout
+
+SETTINGS = CollectSettings("libero_object", seed=1, wide=True, reaches=True, image_size=32)
+
+
+@pytest.fixture(scope="module")
+def simulation() -> Simulation:
+    return make_simulation(find_task("libero_object", 3))
+
+
+def test_a_scene_affords_the_tasks_whose_things_it_has(simulation: Simulation) -> None:
+    tasks = afforded_tasks(simulation)
+    assert tasks[0] == simulation.task
+    assert len(tasks) == 6  # of the ten objects, every scene holds six
+    for task in tasks:
+        assert task.name.removeprefix("pick_up_the_").removesuffix("_and_place_it_in_the_basket") + "_1" in (
+            simulation.object_names
+        )
+    with pytest.raises(UserError, match=r"its scene lacks what .*stove"):
+        simulation.pursue([["turnon", "flat_stove_1"]])
+
+
+def test_the_same_goal_in_other_words_belongs_to_another_scene() -> None:
+    simulation = make_simulation(find_task("libero_spatial", 0))
+    assert afforded_tasks(simulation) == [simulation.task]
+    simulation.close()
+
+
+def test_a_reach_ends_at_what_its_instruction_names(simulation: Simulation) -> None:
+    asked = set()
+    for index in range(4):
+        episode = run_episode(simulation, SETTINGS, index)
+        rollout = episode.rollout
+        assert episode.is_kept
+        assert is_complete(rollout)
+        assert simulation.goal == simulation.task.goal
+        closing = int(np.argmax(rollout.actions[:, -1] == Gripper.CLOSE))
+        assert len(rollout) == closing + 5
+        simulation.restore(rollout.start)
+        simulation.set_state(rollout.states[closing])
+        places = dict(zip(simulation.object_names, simulation.object_states()[:, :2]))
+        nearest = min(places, key=lambda name: float(np.linalg.norm(places[name] - simulation.ee_position()[:2])))
+        assert nearest.removesuffix("_1").replace("_", " ") in episode.instruction
+        asked.add(episode.instruction)
+    assert len(asked) > 1
+    simulation.close()
+
+
+def config_for(path: Path, cache: Path) -> Config:
+    tree = {
+        "model": {"image_size": 32, "stem": {"kind": "patch", "patch_size": 8}, "language_dim": 4},
+        "data": {"path": str(path), "cache_dir": str(cache)},
+        "training": {"phase1": {"frame_skip": 4, "num_frames": 4, "loss": {"keyframe_weight": 1.0}}},
+    }
+    return config_from_dict(tree, "test")
+
+
+def test_reaches_are_windows_to_train_on(tmp_path: Path) -> None:
+    (summary,) = collect(SETTINGS, [3], 2, tmp_path / "reaches")
+    assert summary.file.name.endswith("_reach.hdf5")
+    config = config_for(tmp_path / "reaches", tmp_path / "cache")
+    cache = open_frame_cache(config, progress=False)
+    assert split_episodes(cache, 0.9, 0) == ([], [])
+    assert partial_episodes(cache) == [0, 1]
+    transform = Transform(config.model, cache.statistics([0, 1]))
+    table = torch.zeros(len(cache.instructions), 4)
+    windows = TransitionDataset(cache, [0, 1], config.training.phase1, transform, table)
+    starts = torch.tensor([episode.start for episode in cache.episodes])
+    assert torch.equal(windows.frame_indices_of(torch.arange(len(windows))), starts)
+    batch = windows.gather(torch.arange(2))
+    assert batch.keyframe_is_known is not None
+    assert batch.keyframe_is_known.all()
+    hand = cache.robot_states[RobotStateLayout.EE_GRIPPER][:, :3]
+    for row, episode in enumerate(cache.episodes):
+        closing = episode.start + int(np.argmax(cache.actions[episode.start : episode.stop, -1] > 0))
+        np.testing.assert_allclose(batch.keyframe[row, 0], (hand[closing] - hand[episode.start]) / 0.1, atol=1e-5)  # type: ignore[index]
+    chunks = ChunkDataset(cache, [0, 1], 10, transform, table)
+    expected = (starts[:, None] + torch.tensor(SEEN_STEPS)).flatten()
+    assert torch.equal(chunks.frame_indices_of(torch.arange(len(chunks))), expected)
+    pictures = cache.frames(np.arange(cache.num_frames)).flatten(1).float().mean(1)
+    assert ((pictures > 20).numpy() == cache.is_seen).all()  # what was not drawn is black
