@@ -49,7 +49,7 @@ class Data(_Entry):
     demos: int = 50
     wide: bool = False
     play: bool = False
-    reaches: bool = False
+    reaches: Literal["start", "any"] | None = None
 
 
 class Experiment(_Entry):
@@ -237,7 +237,7 @@ def collection(data: Data, name: str, image_size: int, workers: int) -> Stage:
     words = ["--out", str(data_folder(name)), "--suite", data.suite, "--tasks", data.tasks, "--demos", str(data.demos)]
     words += ["--image-size", str(image_size), "--workers", str(workers)]
     words += [*(["--wide"] if data.wide else []), *(["--play"] if data.play else [])]
-    words += ["--reaches"] if data.reaches else []
+    words += ["--reaches", data.reaches] if data.reaches else []
     return Stage(f"collect_{name.replace('/', '_')}", "collect", words)
 
 

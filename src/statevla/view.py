@@ -112,7 +112,7 @@ def _log_episode(recording: Any, path: str, instruction: str, arrays: EpisodeArr
     names = ACTION_NAMES if arrays.actions.shape[1] == len(ACTION_NAMES) else range(arrays.actions.shape[1])
     for step in range(len(arrays.actions)):
         _set_step(recording, step, fps)
-        for camera, frames in arrays.images.items():
+        for camera, frames in arrays.images.items() if arrays.seen[step] else ():
             frame = np.ascontiguousarray(to_upright(frames[step], arrays.orientation))
             recording.log(f"{path}/{camera}", rerun.Image(frame).compress(jpeg_quality=90))
         for name, value in zip(names, arrays.actions[step]):

@@ -15,13 +15,13 @@ from statevla.data import ChunkDataset, TransitionDataset, open_frame_cache, par
 from statevla.errors import UserError
 from statevla.sim.collect import collect
 from statevla.sim.episodes import CollectSettings, make_simulation, run_episode
-from statevla.sim.reach import SEEN_STEPS, afforded_tasks, is_complete
+from statevla.sim.reach import SEEN_STEPS, afforded_tasks, run_reach
 from statevla.sim.simulation import Simulation
 from statevla.sim.tasks import find_task
 from statevla.transforms import Transform
 from statevla.types import Gripper, RobotStateLayout
 
-SETTINGS = CollectSettings("libero_object", seed=1, wide=True, reaches=True, image_size=32)
+SETTINGS = CollectSettings("libero_object", seed=1, wide=True, reaches="start", image_size=32)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_a_reach_ends_at_what_its_instruction_names(simulation: Simulation) -> N
         episode = run_episode(simulation, SETTINGS, index)
         rollout = episode.rollout
         assert episode.is_kept
-        assert is_complete(rollout)
+        assert episode.seen_steps == SEEN_STEPS
         assert simulation.goal == simulation.task.goal
         closing = int(np.argmax(rollout.actions[:, -1] == Gripper.CLOSE))
         assert len(rollout) == closing + 5
@@ -64,6 +64,18 @@ def test_a_reach_ends_at_what_its_instruction_names(simulation: Simulation) -> N
         assert nearest.removesuffix("_1").replace("_", " ") in episode.instruction
         asked.add(episode.instruction)
     assert len(asked) > 1
+
+
+def test_frames_anywhere_in_a_reach(simulation: Simulation) -> None:
+    rng, firsts = np.random.default_rng(0), []
+    for seed in range(4):
+        simulation.reset(seed)
+        reach = run_reach(simulation, [simulation.task], "any", rng, 0.1)
+        assert reach.is_complete
+        assert np.diff(reach.seen_steps).tolist() == np.diff(SEEN_STEPS).tolist()
+        assert reach.seen_steps[-1] < len(reach.rollout)
+        firsts.append(reach.seen_steps[0])
+    assert len(set(firsts)) > 1
     simulation.close()
 
 

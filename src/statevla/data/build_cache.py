@@ -152,7 +152,7 @@ def _cache_episode(job: _Job, index: int, start: int) -> int:
     )
     frame_bytes = len(job.cameras) * job.image_size**2 * 3
     descriptor = os.open(job.folder / FRAMES_FILE, os.O_WRONLY)
-    seen = np.ones(len(frames), bool) if arrays.is_seen is None else arrays.is_seen
+    seen = arrays.seen
     try:
         if seen.all():
             _write(descriptor, frames, start * frame_bytes)

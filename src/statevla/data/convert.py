@@ -50,4 +50,10 @@ def _episodes(reader: EpisodeReader, progress: bool) -> Iterator[tuple[EpisodeIn
     # Sorted by task: LIBERO's files hold one task each.
     order = sorted(range(len(reader.episodes)), key=lambda index: (reader.episodes[index].task, index))
     for index in track(order, "converting", disable=not progress):
-        yield reader.episodes[index], reader.read(index)
+        info, arrays = reader.episodes[index], reader.read(index)
+        if not arrays.seen.all():
+            raise UserError(
+                f"convert: {info.episode_id} has frames at {arrays.seen.sum()} of {info.num_steps} steps only, "
+                "which other formats cannot say; keep reaches in a folder of their own"
+            )
+        yield info, arrays

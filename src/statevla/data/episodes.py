@@ -66,6 +66,11 @@ class EpisodeArrays:
     is_seen: np.ndarray | None = None
     success: bool | None = None
 
+    @property
+    def seen(self) -> np.ndarray:
+        """`is_seen`, bool `[T]`, whether stored or not."""
+        return np.ones(len(self.actions), bool) if self.is_seen is None else self.is_seen
+
 
 class EpisodeReader(ABC):
     """A data set in one format. Readers are cheap to open, hold no frames, and may be sent to other processes.

@@ -240,7 +240,8 @@ def _inspect_episode(
     same_gripper = np.concatenate([[True], actions[1:, -1] == actions[:-1, -1]])
     no_ops = int(((np.abs(actions[:, :-1]) < _NO_OP).all(axis=1) & same_gripper).sum())
     gathered.add(arrays, no_ops)
-    for camera, frames in arrays.images.items():
+    for camera, stored in arrays.images.items():
+        frames = stored[arrays.seen]
         size = f"{frames.shape[2]}x{frames.shape[1]}"
         result.image_sizes[camera] = sorted({*result.image_sizes.get(camera, []), size})
         if camera not in task.pictures:
@@ -265,7 +266,8 @@ def _action_problems(actions: np.ndarray) -> Iterator[str]:
 
 
 def _picture_problems(arrays: EpisodeArrays) -> Iterator[str]:
-    for camera, frames in arrays.images.items():
+    for camera, stored in arrays.images.items():
+        frames = stored[arrays.seen]
         if frames.shape[1] != frames.shape[2]:
             size = f"{frames.shape[2]}x{frames.shape[1]}"
             yield f"camera '{camera}' is {size}, not square: the model would see it stretched"

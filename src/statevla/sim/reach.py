@@ -1,14 +1,15 @@
 """Reaches: the first part of a demonstration, up to the grasp, of any goal that a scene affords.
 
 What a policy has to read off the instruction, which thing to go to, it has to read at the start; a hundred later frames
-say little more about it. A reach is drawn at its first few retained frames only, so that a reach costs a fifth of a
-demonstration, and goes to another task's object where the scene holds that too, so that the scene does not give the
-instruction away. Half of them begin under way to something else, so that neither the hand's place does.
+say little more about it. A reach is drawn at a few retained frames only, so that it costs a tenth of a demonstration,
+and goes to another task's object where the scene holds that too, so that the scene does not give the instruction away.
+Half of them begin under way to something else, so that neither the hand's place does.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -17,8 +18,9 @@ from statevla.sim.simulation import Simulation
 from statevla.sim.tasks import TaskSpec, suite_tasks
 from statevla.types import Gripper
 
+ReachFrames = Literal["start", "any"]
 SEEN_STEPS = (0, 4, 8, 12)
-"""Control steps with frames: one window of conf/compact.yaml."""
+"""Control steps with frames, from the first one on: one window of conf/compact.yaml."""
 MAX_STEPS = 120
 _STEPS_AFTER_CLOSING = 4
 _MAX_STEPS_ELSEWHERE = 12
@@ -26,10 +28,17 @@ _MAX_STEPS_ELSEWHERE = 12
 
 @dataclass(frozen=True)
 class Reach:
-    """An episode's physics, and the words for what it was after."""
+    """An episode's physics, the words for what it was after, and the control steps to draw."""
 
     rollout: Rollout
     instruction: str
+    seen_steps: tuple[int, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the hand got to what it reached for, and no sooner than the last frame."""
+        closes = self.rollout.actions[:, -1] == Gripper.CLOSE
+        return bool(len(closes) > SEEN_STEPS[-1] and closes.any() and not closes[0])
 
 
 def afforded_tasks(simulation: Simulation) -> list[TaskSpec]:
@@ -44,12 +53,15 @@ def afforded_tasks(simulation: Simulation) -> list[TaskSpec]:
     return chosen
 
 
-def run_reach(simulation: Simulation, tasks: list[TaskSpec], rng: np.random.Generator, noise: float) -> Reach:
+def run_reach(
+    simulation: Simulation, tasks: list[TaskSpec], frames: ReachFrames, rng: np.random.Generator, noise: float
+) -> Reach:
     """Let the expert go for the goal of one of `tasks` until it has closed the gripper.
 
     Args:
         simulation: the scene, just reset.
         tasks: of which one is drawn, from `afforded_tasks`.
+        frames: `start`, where the instruction matters most, or `any`, where the hand comes near the object too.
         rng: draws everything.
         noise: as in `run_expert`.
     """
@@ -63,10 +75,6 @@ def run_reach(simulation: Simulation, tasks: list[TaskSpec], rng: np.random.Gene
         rollout = run_expert(simulation, rng, noise, MAX_STEPS, _STEPS_AFTER_CLOSING)
     finally:
         simulation.pursue(simulation.task.goal)
-    return Reach(rollout, task.instruction)
-
-
-def is_complete(rollout: Rollout) -> bool:
-    """Whether the hand got to what it reached for, and no sooner than the last frame."""
-    closes = rollout.actions[:, -1] == Gripper.CLOSE
-    return bool(len(closes) > SEEN_STEPS[-1] and closes.any() and not closes[0])
+    spare = max(len(rollout) - 1 - SEEN_STEPS[-1], 0)
+    first = int(rng.integers(spare + 1)) if frames == "any" else 0
+    return Reach(rollout, task.instruction, tuple(first + step for step in SEEN_STEPS))
