@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,7 +19,7 @@ import torch
 import tyro
 
 from bench_model import CONF, PRESETS, training_case
-from harness import environment, print_table, update_summary, write_results
+from harness import environment, print_table, run_child, update_summary, write_results
 from statevla.allocator import keep_freed_memory
 from statevla.config import load_config
 
@@ -76,8 +74,7 @@ def main(args: Args) -> None:
     for _ in range(args.rounds):
         for kind in KINDS:
             flags = ["--preset", args.preset, "--steps", str(args.steps), "--threads", str(args.threads)]
-            command = [sys.executable, __file__, *flags, "--seed", str(args.seed), "--child", kind]
-            runs[kind].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+            runs[kind].append(run_child(__file__, kind, [*flags, "--seed", str(args.seed)]))
     medians = {kind: [statistics.median(run["seconds"]) for run in found] for kind, found in runs.items()}
     ratios = [given / kept for given, kept in zip(*medians.values())]
     rows = [

@@ -3,12 +3,14 @@
     python benchmarks/bench_model.py [--threads 2] [--rounds 60] [--part all|sample|train]
 
 Latency of one chunk (tokenizer, encoder, 4 solver steps, gripper; random weights), for the full and the compact preset,
-in bf16 and fp32, prepared for inference or not. Training: a phase-1 step of the full preset, with online forward and
+in bf16 and fp32, prepared for inference or not: each case in processes of its own, as a policy runs, which take turns.
+Training: a phase-1 step of the full preset, with online forward and
 backward, target forward, gradient clipping, AdamW and EMA. Writes `benchmarks/results/model.json`.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +18,7 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from harness import alternate, environment, median_ms, print_table, update_summary, write_results
+from harness import alternate, environment, median_ms, print_table, run_child, update_summary, write_results
 from statevla.allocator import keep_freed_memory
 from statevla.config import Config, load_config
 from statevla.device import autocast
@@ -25,6 +27,8 @@ from statevla.types import ModelInput, TransitionBatch
 
 CONF = Path(__file__).parents[1] / "conf"
 PRESETS = {"full": "config.yaml", "compact": "compact.yaml"}
+TURNS = 4
+"""Processes for each case."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Args:
     host: str = ""
     """Names the results (`model_<host>.json`, `..._<host>` in the summary), so that those of another host stay."""
     seed: int = 0
+    child: str = ""
+    """Used by the script itself: `<preset>:<precision>:<prepared or plain>`, in a process of its own."""
 
 
 def random_input(config: Config, *batch: int) -> ModelInput:
@@ -93,21 +99,30 @@ def training_case(config: Config, precision: str, batch_size: int) -> Any:
 
 
 def measure_sampling(args: Args) -> dict[str, Any]:
-    cases = {
-        f"{preset} {precision}{' prepared' if prepared else ''}": sampling_case(
-            load_config(CONF / file), precision, prepared
-        )
-        for preset, file in PRESETS.items()
+    cases = [
+        (preset, precision, kind)
+        for preset in PRESETS
         for precision in ("bf16", "fp32")
-        for prepared in (True, False)
-    }
-    samples = alternate(cases, args.rounds, warmup=5, burst_s=0.1)
+        for kind in ("prepared", "plain")
+    ]
+    samples: dict[str, list[float]] = {" ".join(case): [] for case in cases}
+    flags = ["--threads", str(args.threads), "--rounds", str(-(-args.rounds // TURNS)), "--seed", str(args.seed)]
+    for _ in range(TURNS):
+        for case in cases:
+            samples[" ".join(case)] += run_child(__file__, ":".join(case), flags)
     rows = [[name, median_ms(times), 1e3 * min(times), 1e3 * max(times)] for name, times in samples.items()]
     print_table("sample_actions, batch 1, 4 Euler steps", ["case", "median ms", "min ms", "max ms"], rows)
     for preset in PRESETS:
         best = min(median_ms(times) for name, times in samples.items() if name.startswith(f"{preset} "))
         update_summary({_key(f"sample_actions_ms_{preset}", args): best})
     return samples
+
+
+def sampling_child(args: Args) -> None:
+    """Print the seconds of a case's calls."""
+    preset, precision, kind = args.child.split(":")
+    case = sampling_case(load_config(CONF / PRESETS[preset]), precision, kind == "prepared")
+    print(json.dumps(alternate({"case": case}, args.rounds, warmup=10)["case"]))
 
 
 def measure_training(args: Args) -> dict[str, Any]:
@@ -128,6 +143,9 @@ def main(args: Args) -> None:
     keep_freed_memory()  # as training does
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
+    if args.child:
+        sampling_child(args)
+        return
     parts = {"sample": measure_sampling, "train": measure_training}
     wanted = parts if args.part == "all" else {args.part: parts[args.part]}
     seconds = {name: measure(args) for name, measure in wanted.items()}

@@ -18,10 +18,7 @@ AVX2: the kernel compiled for a CPU without AVX-512, in processes that alternate
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +30,7 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
-from harness import alternate, environment, print_table, update_summary, write_results
+from harness import alternate, environment, print_table, run_child, update_summary, write_results
 from statevla.mamba import selective_scan
 from statevla.mamba.backends import ScanInputs
 from statevla.mamba.scan_reference import scan_sequential
@@ -209,16 +206,14 @@ def time_child(batch: int, args: Args) -> None:
     print(json.dumps([1e3 * s for s in seconds]))
 
 
-def run_child(kind: str, args: Args, extra: dict[str, str] | None = None) -> Any:
-    command = [sys.executable, __file__, "--child", kind, "--threads", str(args.threads), "--seed", str(args.seed)]
-    command += ["--batch-size", str(args.batch_size)]
-    out = subprocess.run(command, env={**os.environ, **(extra or {})}, capture_output=True, text=True, check=True)
-    return json.loads(out.stdout.splitlines()[-1])
+def child(kind: str, args: Args, extra: dict[str, str] | None = None) -> Any:
+    flags = ["--threads", str(args.threads), "--seed", str(args.seed), "--batch-size", str(args.batch_size)]
+    return run_child(__file__, kind, flags, extra)
 
 
 def memory(args: Args) -> dict[str, float]:
     """Peak MB of one training call, by case (the loops' memory grows with their time; they are left out)."""
-    return {name: run_child(f"memory:{name}", args) for name in ("statevla", "chunked", "mambapy")}
+    return {name: child(f"memory:{name}", args) for name in ("statevla", "chunked", "mambapy")}
 
 
 def avx2(args: Args) -> dict[str, dict[str, list[float]]]:
@@ -227,8 +222,8 @@ def avx2(args: Args) -> dict[str, dict[str, list[float]]]:
     for batch in (1, args.batch_size):
         case = samples[str(batch)] = {"native": [], "avx2": []}
         for _ in range(6):
-            case["native"] += run_child(f"time:{batch}", args)
-            case["avx2"] += run_child(f"time:{batch}", args, AVX2_CPU)
+            case["native"] += child(f"time:{batch}", args)
+            case["avx2"] += child(f"time:{batch}", args, AVX2_CPU)
     return samples
 
 
@@ -303,7 +298,8 @@ def main(args: Args) -> None:
         tree["avx2_ms"] = avx2(args)
         for batch, timings in tree["avx2_ms"].items():
             summary[f"scan_avx2_slowdown_B{batch}"] = min(timings["avx2"]) / min(timings["native"])
-    write_results("selective_scan", tree)
+    is_whole = set(args.parts) == set(Args.parts)
+    write_results("selective_scan" if is_whole else f"selective_scan_{'_'.join(args.parts)}", tree)
     update_summary(summary)
 
 

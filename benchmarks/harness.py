@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -82,6 +83,16 @@ def alternate(
     finally:
         gc.enable()
     return samples
+
+
+def run_child(
+    script: str, kind: str, flags: Sequence[str], environment_changes: Mapping[str, str] | None = None
+) -> Any:
+    """What `script --child kind` prints as JSON in its last line, in a process of its own."""
+    command = [sys.executable, script, "--child", kind, *flags]
+    changed = {**os.environ, **(environment_changes or {})}
+    out = subprocess.run(command, env=changed, capture_output=True, text=True, check=True)
+    return json.loads(out.stdout.splitlines()[-1])
 
 
 def median_ms(seconds: Sequence[float]) -> float:

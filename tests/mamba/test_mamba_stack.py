@@ -177,16 +177,17 @@ def test_exports_with_a_dynamic_length() -> None:
 
 
 class TestPreparedForInference:
-    def test_computes_the_same_and_leaves_the_state_dict(self) -> None:
+    @pytest.mark.parametrize("rows", [60, 395])  # few rows take one product more of weights, and one less of inputs
+    def test_computes_the_same_and_leaves_the_state_dict(self, rows: int) -> None:
         stack, x = small_stack(mlp_hidden_dim=16), torch.randn(2, 30, 24)
         before = copy.deepcopy(stack.state_dict())
         with torch.no_grad():
             exact = stack(x)
-            prepare_for_inference(stack, torch.float32)
+            prepare_for_inference(stack, torch.float32, rows)
             assert stack.layers[0].mixer.prepared()
             torch.testing.assert_close(stack(x), exact, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(stack(x, last_only=True), exact[:, -1], rtol=1e-4, atol=1e-5)
-            prepare_for_inference(stack, torch.bfloat16)
+            prepare_for_inference(stack, torch.bfloat16, rows)
             assert 1e-6 < relative_error(stack(x), exact) < 2e-2
         assert stack.state_dict().keys() == before.keys()
         assert all(torch.equal(value, before[name]) for name, value in stack.state_dict().items())

@@ -16,6 +16,8 @@ from statevla.mamba.inference import PackedLinear, PreparedModule
 from statevla.mamba.selective_scan import selective_scan
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 0.1, 1e-4
+FEW_ROWS = 64
+"""Up to so many rows a second product costs more than the arithmetic that it saves."""
 
 
 class MambaCache(NamedTuple):
@@ -119,6 +121,9 @@ class MambaBlock(PreparedModule):
 
     def _selection(self, u: Tensor, ready: dict[str, Any] | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Input-dependent step (before bias and softplus), B and C of `u` `[..., d_inner]`."""
+        if ready and "selection" in ready:
+            delta, B, C = ready["selection"](u).split([self.d_inner, self.d_state, self.d_state], dim=-1)
+            return delta, B, C
         selection = (ready["x_proj"] if ready else self.x_proj)(u)
         low_rank, B, C = selection.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         return (ready["dt_proj"](low_rank) if ready else F.linear(low_rank, self.dt_proj.weight)), B, C
@@ -135,6 +140,9 @@ class MambaBlock(PreparedModule):
             "dt_proj": self.dt_proj.weight,
             "out_proj": self.out_proj.weight,
         }
+        if rows <= FEW_ROWS:
+            low_rank, of_states = self.x_proj.weight.split([self.dt_rank, 2 * self.d_state])
+            weights["selection"] = torch.cat([self.dt_proj.weight @ low_rank, of_states])
         values: dict[str, Any] = {name: PackedLinear(weight, dtype, rows) for name, weight in weights.items()}
         self._set_prepared({**values, "A": self._decay(), "dtype": dtype})
 
