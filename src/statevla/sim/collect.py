@@ -184,9 +184,10 @@ def _open_task(task: TaskSpec, num_demos: int, out: Path, settings: CollectSetti
     parts.mkdir(parents=True, exist_ok=True)
     record = parts / "settings.json"
     before = stored_settings(file) if file.is_file() else json.loads(record.read_text()) if record.is_file() else None
-    if before is not None and CollectSettings(**before) != settings:
-        theirs = CollectSettings(**before).as_dict()
-        changed = ", ".join(key for key, value in settings.as_dict().items() if theirs[key] != value)
+    # Files of before there was a choice were collected as is the default now.
+    theirs = None if before is None else CollectSettings(settings.suite).as_dict() | before
+    if theirs is not None and theirs != settings.as_dict():
+        changed = ", ".join(key for key, value in theirs.items() if settings.as_dict().get(key) != value)
         raise UserError(
             f"{out}: episodes of '{task.name}' were collected with another {changed}; "
             "use the same settings, or another --out folder"

@@ -15,7 +15,7 @@ from statevla.sim.placement import wide_init_state
 from statevla.sim.play import PLAY_INSTRUCTION
 from statevla.sim.reach import ReachFrames, afforded_tasks, run_reach
 from statevla.sim.rendering import Rendering
-from statevla.sim.rollout import Rollout, run_expert, run_play
+from statevla.sim.rollout import Episode, run_expert, run_play
 from statevla.sim.simulation import Simulation
 from statevla.sim.tasks import TaskSpec
 
@@ -62,23 +62,6 @@ def make_simulation(task: TaskSpec, rendering: Rendering = "fast") -> Simulation
     return Simulation(task, START_POSTURE_NOISE, rendering)
 
 
-@dataclass(frozen=True)
-class Episode:
-    """An episode's physics.
-
-    Attributes:
-        rollout: what happened.
-        instruction: the task in words.
-        seen_steps: control steps to draw frames at; None for all.
-        is_kept: whether it is worth keeping: a demonstration has to succeed.
-    """
-
-    rollout: Rollout
-    instruction: str
-    seen_steps: tuple[int, ...] | None
-    is_kept: bool
-
-
 def run_episode(simulation: Simulation, settings: CollectSettings, index: int) -> Episode:
     """The physics of episode number `index`."""
     task = simulation.task
@@ -86,8 +69,7 @@ def run_episode(simulation: Simulation, settings: CollectSettings, index: int) -
     seed = int(rng.integers(2**31))
     simulation.reset(seed, wide_init_state(simulation, seed) if settings.wide else None)
     if settings.reaches:
-        reach = run_reach(simulation, afforded_tasks(simulation), settings.reaches, rng, settings.noise)
-        return Episode(reach.rollout, reach.instruction, reach.seen_steps, reach.is_complete)
+        return run_reach(simulation, afforded_tasks(simulation), settings.reaches, rng, settings.noise)
     if settings.play:
         rollout = run_play(simulation, rng, settings.noise)
         return Episode(rollout, PLAY_INSTRUCTION, None, len(rollout) > 0)

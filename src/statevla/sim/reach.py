@@ -8,12 +8,11 @@ Half of them begin under way to something else, so that neither the hand's place
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from statevla.sim.rollout import Rollout, run_expert
+from statevla.sim.rollout import Episode, run_expert
 from statevla.sim.simulation import Simulation
 from statevla.sim.tasks import TaskSpec, suite_tasks
 from statevla.types import Gripper
@@ -24,21 +23,6 @@ SEEN_STEPS = (0, 4, 8, 12)
 MAX_STEPS = 120
 _STEPS_AFTER_CLOSING = 4
 _MAX_STEPS_ELSEWHERE = 12
-
-
-@dataclass(frozen=True)
-class Reach:
-    """An episode's physics, the words for what it was after, and the control steps to draw."""
-
-    rollout: Rollout
-    instruction: str
-    seen_steps: tuple[int, ...]
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the hand got to what it reached for, and no sooner than the last frame."""
-        closes = self.rollout.actions[:, -1] == Gripper.CLOSE
-        return bool(len(closes) > SEEN_STEPS[-1] and closes.any() and not closes[0])
 
 
 def afforded_tasks(simulation: Simulation) -> list[TaskSpec]:
@@ -55,7 +39,7 @@ def afforded_tasks(simulation: Simulation) -> list[TaskSpec]:
 
 def run_reach(
     simulation: Simulation, tasks: list[TaskSpec], frames: ReachFrames, rng: np.random.Generator, noise: float
-) -> Reach:
+) -> Episode:
     """Let the expert go for the goal of one of `tasks` until it has closed the gripper.
 
     Args:
@@ -64,6 +48,9 @@ def run_reach(
         frames: `start`, where the instruction matters most, or `any`, where the hand comes near the object too.
         rng: draws everything.
         noise: as in `run_expert`.
+
+    Returns:
+        An episode to keep if the hand got to what it reached for, and no sooner than the last frame.
     """
     order = rng.permutation(len(tasks))
     task = tasks[order[0]]
@@ -77,4 +64,6 @@ def run_reach(
         simulation.pursue(simulation.task.goal)
     spare = max(len(rollout) - 1 - SEEN_STEPS[-1], 0)
     first = int(rng.integers(spare + 1)) if frames == "any" else 0
-    return Reach(rollout, task.instruction, tuple(first + step for step in SEEN_STEPS))
+    closes = rollout.actions[:, -1] == Gripper.CLOSE
+    is_complete = bool(len(closes) > SEEN_STEPS[-1] and closes.any() and not closes[0])
+    return Episode(rollout, task.instruction, tuple(first + step for step in SEEN_STEPS), is_complete)

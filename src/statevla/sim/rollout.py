@@ -36,6 +36,23 @@ class Rollout:
         return len(self.actions)
 
 
+@dataclass(frozen=True)
+class Episode:
+    """An episode's physics.
+
+    Attributes:
+        rollout: what happened.
+        instruction: the task in words.
+        seen_steps: control steps to draw frames at; None for all.
+        is_kept: whether it is worth keeping: a demonstration has to succeed.
+    """
+
+    rollout: Rollout
+    instruction: str
+    seen_steps: tuple[int, ...] | None
+    is_kept: bool
+
+
 def run_expert(
     simulation: Simulation,
     rng: np.random.Generator,
