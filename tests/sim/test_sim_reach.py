@@ -66,6 +66,19 @@ def test_a_reach_ends_at_what_its_instruction_names(simulation: Simulation) -> N
     assert len(asked) > 1
 
 
+def test_a_missed_grasp_is_where_another_reach_begins(simulation: Simulation) -> None:
+    rng, off = np.random.default_rng(0), []
+    (name,) = (predicate[1] for predicate in simulation.task.goal)
+    for seed in range(6):
+        simulation.reset(seed)
+        reach = run_reach(simulation, [simulation.task], "missed", rng, 0.1)
+        simulation.restore(reach.rollout.start)
+        place = simulation.object_states()[simulation.object_names.index(name), :2]
+        off.append(float(np.linalg.norm(place - simulation.ee_position()[:2])))
+    assert max(off) < 0.1
+    assert np.median(off) > 0.01
+
+
 def test_frames_anywhere_in_a_reach(simulation: Simulation) -> None:
     rng, firsts = np.random.default_rng(0), []
     for seed in range(4):

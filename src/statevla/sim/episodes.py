@@ -13,7 +13,7 @@ from statevla.data.libero import INSTRUCTION_ATTRIBUTE, IS_SEEN_KEY
 from statevla.sim.demo_file import FIXTURES_ATTRIBUTE, HIDDEN_ATTRIBUTE, INDEX_ATTRIBUTE, EpisodeRecord
 from statevla.sim.placement import wide_init_state
 from statevla.sim.play import PLAY_INSTRUCTION
-from statevla.sim.reach import ReachFrames, afforded_tasks, run_reach
+from statevla.sim.reach import ReachKind, afforded_tasks, run_reach
 from statevla.sim.rendering import Rendering
 from statevla.sim.rollout import Episode, run_expert, run_play
 from statevla.sim.simulation import Simulation
@@ -34,7 +34,7 @@ class CollectSettings:
         noise: scale of the execution noise, in units of action.
         wide: objects anywhere in reach instead of in the official regions.
         play: unlabelled interaction instead of the task.
-        reaches: up to the grasp only, of any goal that the scene affords, with frames there; see `statevla.sim.reach`.
+        reaches: up to the grasp only, of any goal that the scene affords; see `statevla.sim.reach`.
         image_size: of the frames (pixels).
         rendering: how frames are drawn.
     """
@@ -44,7 +44,7 @@ class CollectSettings:
     noise: float = 0.1
     wide: bool = False
     play: bool = False
-    reaches: ReachFrames | None = None
+    reaches: ReachKind | None = None
     image_size: int = 128
     rendering: Rendering = "fast"
 

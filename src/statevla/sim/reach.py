@@ -4,25 +4,38 @@ What a policy has to read off the instruction, which thing to go to, it has to r
 say little more about it. A reach is drawn at a few retained frames only, so that it costs a tenth of a demonstration,
 and goes to another task's object where the scene holds that too, so that the scene does not give the instruction away.
 Half of them begin under way to something else, so that neither the hand's place does.
+
+Some begin where a grasp was missed: a policy that is a centimetre off finds in demonstrations, which hardly ever are,
+nothing that tells it how to get back.
 """
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Literal
 
 import numpy as np
 
+from statevla.sim.expert import ExecutionNoise, destination_of, plan_goals
+from statevla.sim.motion import Arm, Motion, Style
 from statevla.sim.rollout import Episode, run_expert
+from statevla.sim.scene import Scene
 from statevla.sim.simulation import Simulation
+from statevla.sim.skills.pick_place import PickPlace
+from statevla.sim.skills.push import is_dish
 from statevla.sim.tasks import TaskSpec, suite_tasks
 from statevla.types import Gripper
 
-ReachFrames = Literal["start", "any"]
+ReachKind = Literal["start", "any", "missed"]
 SEEN_STEPS = (0, 4, 8, 12)
 """Control steps with frames, from the first one on: one window of conf/compact.yaml."""
 MAX_STEPS = 120
 _STEPS_AFTER_CLOSING = 4
 _MAX_STEPS_ELSEWHERE = 12
+_MISSED_BY_M = 0.02
+"""Standard deviation, sideways."""
+_MISSED_ABOVE_M = 0.03
+_MAX_STEPS_MISSING = 60
 
 
 def afforded_tasks(simulation: Simulation) -> list[TaskSpec]:
@@ -38,14 +51,15 @@ def afforded_tasks(simulation: Simulation) -> list[TaskSpec]:
 
 
 def run_reach(
-    simulation: Simulation, tasks: list[TaskSpec], frames: ReachFrames, rng: np.random.Generator, noise: float
+    simulation: Simulation, tasks: list[TaskSpec], kind: ReachKind, rng: np.random.Generator, noise: float
 ) -> Episode:
     """Let the expert go for the goal of one of `tasks` until it has closed the gripper.
 
     Args:
         simulation: the scene, just reset.
         tasks: of which one is drawn, from `afforded_tasks`.
-        frames: `start`, where the instruction matters most, or `any`, where the hand comes near the object too.
+        kind: `start`, with frames at the start, where the instruction matters most; `any`, with frames anywhere, where
+            the hand comes near the object too; `missed`, the same from where a grasp was missed.
         rng: draws everything.
         noise: as in `run_expert`.
 
@@ -55,7 +69,10 @@ def run_reach(
     order = rng.permutation(len(tasks))
     task = tasks[order[0]]
     try:
-        if len(tasks) > 1 and rng.random() < 0.5:
+        if kind == "missed":
+            simulation.pursue(task.goal)
+            _miss(simulation, rng, noise)
+        elif len(tasks) > 1 and rng.random() < 0.5:
             simulation.pursue(tasks[order[1]].goal)
             run_expert(simulation, rng, noise, int(rng.integers(1, _MAX_STEPS_ELSEWHERE + 1)))
         simulation.pursue(task.goal)
@@ -63,7 +80,24 @@ def run_reach(
     finally:
         simulation.pursue(simulation.task.goal)
     spare = max(len(rollout) - 1 - SEEN_STEPS[-1], 0)
-    first = int(rng.integers(spare + 1)) if frames == "any" else 0
+    first = 0 if kind == "start" else int(rng.integers(spare + 1))
     closes = rollout.actions[:, -1] == Gripper.CLOSE
     is_complete = bool(len(closes) > SEEN_STEPS[-1] and closes.any() and not closes[0])
     return Episode(rollout, task.instruction, tuple(first + step for step in SEEN_STEPS), is_complete)
+
+
+def _miss(simulation: Simulation, rng: np.random.Generator, noise: float) -> None:
+    """Bring the hand beside the grasp of what the goal moves first; at times close it there."""
+    relation, name, *target = plan_goals(simulation)[0]
+    if relation not in ("in", "on") or is_dish(name):
+        return
+    arm = Arm(Scene(simulation), Style.draw(rng), rng)
+    skill = PickPlace(arm, name, destination_of(arm.scene, relation, name, target[0]), done=lambda: False)
+    error = np.r_[rng.normal(0.0, _MISSED_BY_M, 2), rng.uniform(0.0, _MISSED_ABOVE_M)]
+    disturbance = ExecutionNoise(noise, rng)
+    motions: list[Motion] = [islice(skill.reach_beside(error), _MAX_STEPS_MISSING)]
+    if rng.random() < 1 / 3:
+        motions.append(arm.close(arm.scene.hand))
+    for motion in motions:
+        for command in motion:
+            simulation.step(disturbance.apply(command))

@@ -67,6 +67,7 @@ class PickPlace:
         self.place = np.asarray(destination.position, dtype=np.float64)[:2] + aim
         self.deeper = 0.0
         self.yaw = 0.0
+        self.offset = np.zeros(3)  # from the object's origin to the grasp
         self.carried = np.zeros(2)  # from the object's centre to the grip site: a rim grasp hangs off centre
         self.release_height = 0.0
 
@@ -87,6 +88,12 @@ class PickPlace:
         yield from self._carry()
         if not (self.destination.keep and self.done()):
             yield from self._release()
+
+    def reach_beside(self, error: np.ndarray) -> Motion:
+        """Approach the grasp and miss it by `error` `[3]` (m), as who misjudges it does; the hand stays open."""
+        if self._plan():
+            self.offset = self.offset + error
+            yield from self._reach()
 
     # Planning ---------------------------------------------------------------------------------------------------------
 
