@@ -47,10 +47,10 @@ class CollectArgs:
     """Spread the objects over the whole reachable table instead of the official regions."""
     play: bool = False
     """Unlabelled noisy interaction instead of the task, for `data.play_path`."""
-    reaches: Literal["start", "any", "missed"] | None = None
+    reaches: Literal["start", "any", "mixed"] | None = None
     """Only up to the grasp, of any object of the scene that the suite has a task for, with a few frames: ten
     times quicker than demonstrations; for a folder beside theirs below `data.path`. `start`: frames at the start, where
-    the instruction matters; `any`: anywhere; `missed`: the same after a missed grasp."""
+    the instruction matters; `any`: anywhere; `mixed`: both, and a third after a missed grasp."""
 
 
 def collect(args: CollectArgs) -> int:

@@ -26,12 +26,13 @@ from statevla.sim.skills.push import is_dish
 from statevla.sim.tasks import TaskSpec, suite_tasks
 from statevla.types import Gripper
 
-ReachKind = Literal["start", "any", "missed"]
+ReachKind = Literal["start", "any", "mixed"]
 SEEN_STEPS = (0, 4, 8, 12)
 """Control steps with frames, from the first one on: one window of conf/compact.yaml."""
 MAX_STEPS = 120
 _STEPS_AFTER_CLOSING = 4
 _MAX_STEPS_ELSEWHERE = 12
+_SHARE_MISSED = 1 / 3
 _MISSED_BY_M = 0.02
 """Standard deviation, sideways."""
 _MISSED_ABOVE_M = 0.03
@@ -59,7 +60,7 @@ def run_reach(
         simulation: the scene, just reset.
         tasks: of which one is drawn, from `afforded_tasks`.
         kind: `start`, with frames at the start, where the instruction matters most; `any`, with frames anywhere, where
-            the hand comes near the object too; `missed`, the same from where a grasp was missed.
+            the hand comes near the object too; `mixed`, with both, and a third of them from where a grasp was missed.
         rng: draws everything.
         noise: as in `run_expert`.
 
@@ -69,7 +70,7 @@ def run_reach(
     order = rng.permutation(len(tasks))
     task = tasks[order[0]]
     try:
-        if kind == "missed":
+        if kind == "mixed" and rng.random() < _SHARE_MISSED:
             simulation.pursue(task.goal)
             _miss(simulation, rng, noise)
         elif len(tasks) > 1 and rng.random() < 0.5:
@@ -80,10 +81,13 @@ def run_reach(
     finally:
         simulation.pursue(simulation.task.goal)
     spare = max(len(rollout) - 1 - SEEN_STEPS[-1], 0)
-    first = 0 if kind == "start" else int(rng.integers(spare + 1))
+    firsts = {0} if kind == "start" else {int(rng.integers(spare + 1))}
+    if kind == "mixed":
+        firsts.add(0)
+    seen = sorted({first + step for first in firsts for step in SEEN_STEPS})
     closes = rollout.actions[:, -1] == Gripper.CLOSE
     is_complete = bool(len(closes) > SEEN_STEPS[-1] and closes.any() and not closes[0])
-    return Episode(rollout, task.instruction, tuple(first + step for step in SEEN_STEPS), is_complete)
+    return Episode(rollout, task.instruction, tuple(seen), is_complete)
 
 
 def _miss(simulation: Simulation, rng: np.random.Generator, noise: float) -> None:
