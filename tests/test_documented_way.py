@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,7 +24,14 @@ from command_lines import FOREIGN, ROOT, SCRIPTS
 from libero_files import smooth_episode, write_official_file
 from test_docs import commands_of
 
-PORT = 8765
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+PORT = free_port()
 _STEPS = "--training.phase{0}.max_steps 3 --training.phase{0}.batch_size 4 --training.phase{0}.warmup_steps 1"
 _MODEL = "--model.image_size 64 --model.encoder_depth 1"
 SMALL = {
