@@ -31,7 +31,8 @@ SEEN_STEPS = (0, 4, 8, 12)
 """Control steps with frames, from the first one on: one window of conf/compact.yaml."""
 MAX_STEPS = 120
 _STEPS_AFTER_CLOSING = 4
-_MAX_STEPS_ELSEWHERE = 12
+_MAX_STEPS_ELSEWHERE: dict[ReachKind, int] = {"start": 12, "any": 12, "mixed": 40}
+"""The longer, the more of the table the hand begins over, and the more ways its wrist is turned."""
 _SHARE_MISSED = 1 / 3
 _MISSED_BY_M = 0.02
 """Standard deviation, sideways."""
@@ -75,7 +76,7 @@ def run_reach(
             _miss(simulation, rng, noise)
         elif len(tasks) > 1 and rng.random() < 0.5:
             simulation.pursue(tasks[order[1]].goal)
-            run_expert(simulation, rng, noise, int(rng.integers(1, _MAX_STEPS_ELSEWHERE + 1)))
+            run_expert(simulation, rng, noise, int(rng.integers(1, _MAX_STEPS_ELSEWHERE[kind] + 1)), 0)
         simulation.pursue(task.goal)
         rollout = run_expert(simulation, rng, noise, MAX_STEPS, _STEPS_AFTER_CLOSING)
     finally:
