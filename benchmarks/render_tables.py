@@ -42,7 +42,7 @@ METRICS = {
         "%",
     ),
     "libero_object_wide_success": (
-        "the same with the objects all over the table, 10 tasks x 50 fixed states, one compact policy",
+        "success with the objects all over the table, 10 tasks x 50 fixed states, another compact policy",
         "%",
     ),
     "libero_object_success_episodes_per_h": ("simulated episodes of that evaluation", "an hour"),
