@@ -4,8 +4,8 @@
 
 Latency of one chunk (tokenizer, encoder, 4 solver steps, gripper; random weights), for the full and the compact preset,
 in bf16 and fp32, prepared for inference or not: each case in processes of its own, as a policy runs, which take turns.
-Training: a phase-1 step of the full preset, with online forward and
-backward, target forward, gradient clipping, AdamW and EMA. Writes `benchmarks/results/model.json`.
+Training: a phase-1 step of the full preset, with online forward and backward, target forward, gradient clipping, AdamW
+and EMA. Writes `benchmarks/results/model.json`, or `model_<part>.json`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ Compares one layer of the spec's encoder (d_inner 512, 16 states, float32, all o
 Cases whose predicted time is over `--limit-s` are skipped, and the results say so. Peak memory: each case in a process
 of its own, the rise of the resident-set peak (VmHWM, reset before) over one call, after a warm-up on a short sequence.
 AVX2: the kernel compiled for a CPU without AVX-512, in processes that alternate. Writes
-`benchmarks/results/selective_scan.json`.
+`benchmarks/results/selective_scan.json`, or `selective_scan_<parts>.json`.
 """
 
 from __future__ import annotations

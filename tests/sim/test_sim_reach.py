@@ -117,6 +117,7 @@ def test_reaches_are_windows_to_train_on(tmp_path: Path) -> None:
     windows = TransitionDataset(cache, [0, 1], config.training.phase1, transform, table)
     starts = torch.tensor([episode.start for episode in cache.episodes])
     assert torch.equal(windows.frame_indices_of(torch.arange(len(windows))), starts)
+    assert (windows.count_of([0, 1]), windows.count_of([1]), windows.count_of([])) == (2, 1, 0)
     batch = windows.gather(torch.arange(2))
     assert batch.keyframe_is_known is not None
     assert batch.keyframe_is_known.all()

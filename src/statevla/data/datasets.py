@@ -116,6 +116,10 @@ class _CachedSamples:
     def __len__(self) -> int:
         return len(self._first)
 
+    def count_of(self, episode_ids: Sequence[int]) -> int:
+        """How many items come from these episodes."""
+        return int(torch.isin(self._episode, torch.tensor(episode_ids, dtype=torch.int64)).sum())
+
     def frame_indices_of(self, indices: torch.Tensor) -> torch.Tensor:
         """Index of every item's first frame in the cache, int64 `[B]`."""
         return self._first[indices]

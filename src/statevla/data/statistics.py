@@ -24,6 +24,8 @@ def compute_statistics(
         UserError: there are no steps.
     """
     if not len(actions):
-        raise UserError("statistics: no training steps; the data set is empty or data.train_split is too small")
+        raise UserError(
+            "statistics: no training steps; the data set is empty, holds reaches only, or data.train_split is too small"
+        )
     fields = {layout: FieldStatistics.of(states) for layout, states in robot_states.items()}
     return Statistics(FieldStatistics.of(actions), fields, normalization)

@@ -17,7 +17,7 @@ from statevla.mamba.selective_scan import selective_scan
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 0.1, 1e-4
 FEW_ROWS = 64
-"""Up to so many rows a second product costs more than the arithmetic that it saves."""
+"""Up to so many rows (batch times length) a second product costs more than the arithmetic that it saves."""
 
 
 class MambaCache(NamedTuple):

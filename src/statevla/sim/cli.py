@@ -48,7 +48,7 @@ class CollectArgs:
     play: bool = False
     """Unlabelled noisy interaction instead of the task, for `data.play_path`."""
     reaches: Literal["start", "any", "mixed"] | None = None
-    """Only up to the grasp, of any object of the scene that the suite has a task for, with a few frames: ten
+    """Only up to the grasp, of any object of the scene that the suite has a task for, with a few frames: many
     times quicker than demonstrations; for a folder beside theirs below `data.path`. `start`: frames at the start, where
     the instruction matters; `any`: anywhere; `mixed`: both, and a third after a missed grasp."""
 

@@ -105,7 +105,7 @@ def _encode_all(
     processes: Processes,
     say: Callable[[str], None],
 ) -> None:
-    count = len(frames.cache.is_seen)
+    count = frames.cache.num_frames
     width = _encode(model, frames, torch.zeros(1, dtype=torch.int64), None, precision, device).shape[1]
     unfinished = target.with_name(f".{target.name}.tmp")
     if processes.is_main:

@@ -117,6 +117,9 @@ def prepare(
     repeats = config.training.phase1.start_repeats
     partial = partial_episodes(cache)
     train = _samples(config, phase, cache, [*train_episodes, *partial], transform, language_table, repeats)
+    if partial:
+        # None where a window's frames are nearer than those of the reaches: better seen than wondered at.
+        say(f"{len(partial)} of the episodes are reaches, trained on too: {train.count_of(partial)} samples")
     if phase == "1" and config.data.play_path is not None:
         play = open_play(config, transform, processes)
         data = replace(data, play_cache=play.cache.folder.name)
