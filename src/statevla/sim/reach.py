@@ -1,7 +1,7 @@
 """Reaches: the first part of a demonstration, up to the grasp, of any goal that a scene affords.
 
 What a policy has to read off the instruction, which thing to go to, it has to read at the start; a hundred later frames
-say little more about it. A reach is drawn at a few retained frames only, so that it costs little beside a demonstration,
+say little more about it. A reach is drawn at a few retained frames only, which costs little beside a demonstration,
 and goes to another task's object where the scene holds that too, so that the scene does not give the instruction away.
 Half of them begin under way to something else, so that neither the hand's place does.
 
