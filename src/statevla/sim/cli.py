@@ -50,7 +50,8 @@ class CollectArgs:
     reaches: Literal["start", "any", "mixed"] | None = None
     """Only up to the grasp, of any object of the scene that the suite has a task for, with a few frames: many
     times quicker than demonstrations; for a folder beside theirs below `data.path`. `start`: frames at the start, where
-    the instruction matters; `any`: anywhere; `mixed`: both, and a third after a missed grasp."""
+    the instruction matters; `any`: anywhere; `mixed`: to the goal, frames at the start, before the grasp and after it,
+    and a third after a missed grasp."""
 
 
 def collect(args: CollectArgs) -> int:

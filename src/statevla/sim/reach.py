@@ -5,8 +5,8 @@ say little more about it. A reach is drawn at a few retained frames only, which 
 and goes to another task's object where the scene holds that too, so that the scene does not give the instruction away.
 Half of them begin under way to something else, so that neither the hand's place does.
 
-Some begin where a grasp was missed: a policy that is a centimetre off finds in demonstrations, which hardly ever are,
-nothing that tells it how to get back.
+Mixed ones go on to the goal, so that the way there is seen from many tables as well. Some begin where a grasp was missed:
+a policy that is a centimetre off finds in demonstrations, which hardly ever are, nothing that tells it how to get back.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ from statevla.types import Gripper
 ReachKind = Literal["start", "any", "mixed"]
 SEEN_STEPS = (0, 4, 8, 12)
 """Control steps with frames, from the first one on: one window of conf/compact.yaml."""
+_NUM_WINDOWS = 2
+"""Before and after the grasp each: physics cost as much as the frames of nine."""
 MAX_STEPS = 120
+_MAX_STEPS_TO_GOAL = 300
 _STEPS_AFTER_CLOSING = 4
 _MAX_STEPS_ELSEWHERE: dict[ReachKind, int] = {"start": 12, "any": 12, "mixed": 40}
 """The longer, the more of the table the hand begins over, and the more ways its wrist is turned."""
@@ -61,12 +64,14 @@ def run_reach(
         simulation: the scene, just reset.
         tasks: of which one is drawn, from `afforded_tasks`.
         kind: `start`, with frames at the start, where the instruction matters most; `any`, with frames anywhere, where
-            the hand comes near the object too; `mixed`, with both, and a third of them from where a grasp was missed.
+            the hand comes near the object too; `mixed`, to the goal, with frames at the start, at two places before the
+            grasp (the nearer the more often) and at two after it, a third of them from where a grasp was missed.
         rng: draws everything.
         noise: as in `run_expert`.
 
     Returns:
-        An episode to keep if the hand got to what it reached for, and no sooner than the last frame.
+        An episode to keep if the hand got to what it reached for, and no sooner than the last frame; a mixed one if
+        the goal was reached.
     """
     order = rng.permutation(len(tasks))
     task = tasks[order[0]]
@@ -78,17 +83,25 @@ def run_reach(
             simulation.pursue(tasks[order[1]].goal)
             run_expert(simulation, rng, noise, int(rng.integers(1, _MAX_STEPS_ELSEWHERE[kind] + 1)), 0)
         simulation.pursue(task.goal)
-        rollout = run_expert(simulation, rng, noise, MAX_STEPS, _STEPS_AFTER_CLOSING)
+        if kind == "mixed":
+            rollout = run_expert(simulation, rng, noise, _MAX_STEPS_TO_GOAL)
+        else:
+            rollout = run_expert(simulation, rng, noise, MAX_STEPS, _STEPS_AFTER_CLOSING)
     finally:
         simulation.pursue(simulation.task.goal)
-    spare = max(len(rollout) - 1 - SEEN_STEPS[-1], 0)
-    firsts = {0} if kind == "start" else {int(rng.integers(spare + 1))}
-    if kind == "mixed":
-        firsts.add(0)
-    seen = sorted({first + step for first in firsts for step in SEEN_STEPS})
-    closes = rollout.actions[:, -1] == Gripper.CLOSE
-    is_complete = bool(len(closes) > SEEN_STEPS[-1] and closes.any() and not closes[0])
-    return Episode(rollout, task.instruction, tuple(seen), is_complete)
+    closes = np.flatnonzero(rollout.actions[:, -1] == Gripper.CLOSE)
+    window, last = SEEN_STEPS[-1], len(rollout) - 1
+    is_complete = len(closes) > 0 and closes[0] > 0 and last >= window
+    firsts = {0}
+    if is_complete and kind == "any":
+        firsts = {int(rng.integers(last - window + 1))}
+    elif is_complete and kind == "mixed":
+        is_complete = rollout.success
+        before = max(int(closes[0]) - window, 0)
+        firsts |= {int(rng.integers(before + 1, size=2).max()) for _ in range(_NUM_WINDOWS)}
+        firsts |= {int(rng.integers(before, last - window + 1)) for _ in range(_NUM_WINDOWS)}
+    seen = sorted({min(first + step, last) for first in firsts for step in SEEN_STEPS})
+    return Episode(rollout, task.instruction, tuple(seen), bool(is_complete))
 
 
 def _miss(simulation: Simulation, rng: np.random.Generator, noise: float) -> None:
