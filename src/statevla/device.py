@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import platform
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,18 +32,33 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """`auto` → `bf16` where the processor has instructions for it, else `fp32`; other names are themselves."""
+    """`auto` → `bf16` where the processor is faster at it, else `fp32`; other names are themselves."""
     if name != "auto":
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if device.type == "cpu" and cpu_multiplies_bf16() else "fp32"
+    return "bf16" if device.type == "cpu" and cpu_gains_from_bf16() else "fp32"
 
 
-def cpu_multiplies_bf16() -> bool:
-    """Whether this CPU has instructions for it; without them bf16 is emulated, slower than float32."""
-    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(check() for check in checks if check is not None)
+def cpu_gains_from_bf16() -> bool:
+    """Whether this CPU multiplies bf16 faster than float32.
+
+    Without instructions for it bf16 is emulated. Intel's AVX-512 form of them is half as frequent as float32's, so that
+    nothing is gained: measured on a Xeon of 2023 without AMX, products ran at half the speed of float32, training at 0.8.
+    """
+    return _supports("_is_amx_tile_supported") or (_supports("_is_avx512_bf16_supported") and not _is_intel())
+
+
+def _supports(name: str) -> bool:
+    check = getattr(torch.cpu, name, None)
+    return check is not None and check()
+
+
+def _is_intel() -> bool:
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return "GenuineIntel" in platform.processor()
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
