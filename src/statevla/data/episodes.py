@@ -30,6 +30,7 @@ class EpisodeInfo:
         num_steps: number of (observation, action) pairs.
         fps: control frequency, Hz.
         file: the file that holds it, for error messages.
+        num_seen: how many of the observations have frames; None where all have.
     """
 
     episode_id: str
@@ -38,6 +39,12 @@ class EpisodeInfo:
     num_steps: int
     fps: float
     file: Path
+    num_seen: int | None = None
+
+    @property
+    def num_frames(self) -> int:
+        """`num_seen`, whether stored or not."""
+        return self.num_steps if self.num_seen is None else self.num_seen
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ say little more about it. A reach is drawn at a few retained frames only, which 
 and goes to another task's object where the scene holds that too, so that the scene does not give the instruction away.
 Half of them begin under way to something else, so that neither the hand's place does.
 
-Mixed ones go on to the goal, so that the way there is seen from many tables as well. Some begin where a grasp was missed:
-a policy that is a centimetre off finds in demonstrations, which hardly ever are, nothing that tells it how to get back.
+Mixed ones go on to the goal, so that the way there is seen on many tables as well. Some of them begin where a grasp was
+missed: a policy that is a centimetre off finds in demonstrations, which hardly ever are, nothing that tells it how to
+get back.
 """
 
 from __future__ import annotations
