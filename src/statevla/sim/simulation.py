@@ -85,7 +85,7 @@ class Simulation:
         )
         self._object_bodies = [self.robosuite_env.obj_body_id[name] for name in self.object_names]
         self._fixture_bodies = [self.robosuite_env.obj_body_id[name] for name in self.fixture_names]
-        self._first_fixtures = self.fixture_poses()
+        self._unplaced_fixtures = np.array([self._described_pose(name) for name in self.fixture_names]).reshape(-1, 7)
         robot = self.robosuite_env.robots[0]
         self._joints = np.array(robot._ref_joint_pos_indexes)
         self._fingers = np.array(robot._ref_gripper_joint_pos_indexes)
@@ -117,8 +117,9 @@ class Simulation:
         Raises:
             UserError: `init_state` has the wrong length.
         """
-        # LIBERO places objects on fixtures relative to where the fixtures stood before the reset.
-        self._place_fixtures(self._first_fixtures)
+        # LIBERO adds where a fixture's surfaces are before the reset to where the fixture will be: right only if it
+        # has not been placed yet, as after LIBERO's hard reset.
+        self._place_fixtures(self._unplaced_fixtures)
         mujoco.mj_resetData(self.model, self.data)
         mujoco.mj_forward(self.model, self.data)
         with _seeded(seed):
@@ -234,6 +235,12 @@ class Simulation:
         """World positions and quaternions (wxyz) `[O, 7]` of the movable objects, in the order of `object_names`."""
         rows = [np.r_[self.data.xpos[body], self.data.xquat[body]] for body in self._object_bodies]
         return np.array(rows).reshape(-1, 7)
+
+    def _described_pose(self, name: str) -> np.ndarray:
+        """A fixture's pose `[7]` as its description has it, before LIBERO draws one."""
+        described = self.robosuite_env.fixtures_dict[name].get_obj().attrib
+        parts = [described.get("pos", "0 0 0"), described.get("quat", "1 0 0 0")]
+        return np.array([float(number) for part in parts for number in part.split()])
 
     def _place_fixtures(self, poses: np.ndarray) -> None:
         for body, pose in zip(self._fixture_bodies, poses):
