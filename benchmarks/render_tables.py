@@ -46,6 +46,11 @@ METRICS = {
         "success with the objects all over the table, 10 tasks x 50 fixed states, another compact policy",
         "%",
     ),
+    "libero_spatial_success": (
+        "success on `libero_spatial`, 10 tasks x 50 official initial states, 25 demonstrations a task, another compact "
+        "policy",
+        "%",
+    ),
     "sample_actions_ms_full": ("one chunk, full model (14.9 M), two 224 px cameras, 4 Euler steps, batch 1", "ms"),
     "sample_actions_ms_full_zen4": ("the same on a slower host (AMD Zen 4)", "ms"),
     "sample_actions_ms_compact": ("the same, compact preset, two 128 px cameras", "ms"),
