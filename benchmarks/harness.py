@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from statevla.processor import processor_field
 from statevla.training.provenance import git_commit, versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -33,9 +34,9 @@ def environment(seed: int) -> dict[str, Any]:
         "git_commit": git_commit(),
         "machine": {
             "system": platform.platform(),
-            "cpu": _cpu_field("model name"),
-            "cpu_family_model": f"{_cpu_field('cpu family')}/{_cpu_field('model')}",
-            "cpu_flags": sorted(set(_cpu_field("flags").split()) & set(INTERESTING_FLAGS)),
+            "cpu": processor_field("model name"),
+            "cpu_family_model": f"{processor_field('cpu family')}/{processor_field('model')}",
+            "cpu_flags": sorted(set(processor_field("flags").split()) & set(INTERESTING_FLAGS)),
             "num_cpus": os.cpu_count(),
             "num_threads": torch.get_num_threads(),
         },
@@ -132,13 +133,3 @@ def _write(path: Path, tree: Mapping[str, Any]) -> Path:
     part.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
     os.replace(part, path)
     return path
-
-
-def _cpu_field(name: str) -> str:
-    """A field of the first processor in /proc/cpuinfo, where there is one."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    fields = (line.partition(":") for line in lines)
-    return next((value.strip() for key, _, value in fields if key.strip() == name), platform.processor())

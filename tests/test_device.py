@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from statevla.device import autocast, cpu_gains_from_bf16, resolve_precision
+from statevla.processor import processor_field
 
 CPU = torch.device("cpu")
 
@@ -47,4 +48,6 @@ def test_instructions_count_only_where_they_are_quick(
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"vendor_id\t: {vendor}\n")
+    processor_field.cache_clear()
     assert cpu_gains_from_bf16() == gains
+    processor_field.cache_clear()

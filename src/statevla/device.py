@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import platform
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from statevla.errors import UserError
+from statevla.processor import processor_field
 
 
 def resolve_device(name: str) -> torch.device:
@@ -43,22 +42,16 @@ def resolve_precision(name: str, device: torch.device) -> str:
 def cpu_gains_from_bf16() -> bool:
     """Whether this CPU multiplies bf16 faster than float32.
 
-    Without instructions for it bf16 is emulated. Those of Intel's AVX-512 gain nothing: on an Emerald Rapids Xeon whose
-    AMX was hidden, products ran at half the speed of float32, phase 1 of conf/compact.yaml at 0.8 of it.
+    Without instructions for it bf16 is emulated. Those of Intel's AVX-512 gain nothing: without AMX, acting takes
+    longer in bf16 (`benchmarks/results/model_sample_emerald_rapids.json`).
     """
-    return _supports("_is_amx_tile_supported") or (_supports("_is_avx512_bf16_supported") and not _is_intel())
+    is_intel = "GenuineIntel" in processor_field("vendor_id")
+    return _supports("_is_amx_tile_supported") or (_supports("_is_avx512_bf16_supported") and not is_intel)
 
 
 def _supports(name: str) -> bool:
     check = getattr(torch.cpu, name, None)
     return check is not None and check()
-
-
-def _is_intel() -> bool:
-    try:
-        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return "GenuineIntel" in platform.processor()
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

@@ -75,7 +75,7 @@ def test_a_reach_ends_at_what_its_instruction_names(simulation: Simulation) -> N
 
 
 def test_mixed_reaches_go_to_the_goal_and_some_begin_beside_the_object(simulation: Simulation) -> None:
-    rng, beside = np.random.default_rng(0), []
+    rng, beside, windows = np.random.default_rng(0), [], set()
     (name,) = (predicate[1] for predicate in simulation.task.goal)
     for seed in range(8):
         simulation.reset(seed)
@@ -83,6 +83,7 @@ def test_mixed_reaches_go_to_the_goal_and_some_begin_beside_the_object(simulatio
         assert reach.seen_steps is not None
         assert set(SEEN_STEPS) <= set(reach.seen_steps)
         if reach.is_kept:
+            windows.add(reach.seen_steps)
             assert reach.rollout.success
             closing = int(np.argmax(reach.rollout.actions[:, -1] == Gripper.CLOSE))
             before = sum(SEEN_STEPS[-1] < step <= closing for step in reach.seen_steps)
@@ -94,6 +95,7 @@ def test_mixed_reaches_go_to_the_goal_and_some_begin_beside_the_object(simulatio
         place = simulation.object_states()[simulation.object_names.index(name), :2]
         beside.append(float(np.linalg.norm(place - simulation.ee_position()[:2])) < 0.08)
     assert 0 < sum(beside) < len(beside)
+    assert len(windows) > 2
 
 
 def test_frames_anywhere_in_a_reach(simulation: Simulation) -> None:

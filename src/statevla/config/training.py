@@ -140,8 +140,8 @@ class TrainingConfig(Section):
     """Micro-batches per optimizer step. The losses are those of one large batch, but for phase 1's terms over samples
     (variance, covariance, SIGReg), which see one micro-batch at a time."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """`bf16`: autocast, weights stay float32. `auto` takes it where the processor gains by it: on a CPU without
-    instructions for it bf16 is emulated, many times slower than float32, and some have slow ones."""
+    """`bf16`: autocast, weights stay float32. `auto` takes it where the processor is faster at it: a CPU without
+    instructions for it emulates bf16, many times slower than float32, and Intel's without AMX gain nothing."""
     policy_ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Exponential average of the trained weights, used for validation and deployment in phase 2 and bc; 0 = off."""
     compile: bool = False

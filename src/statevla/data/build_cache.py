@@ -97,7 +97,7 @@ def _build(job: _Job, progress: bool, num_processes: int | None) -> None:
     done = {i for i in range(len(episodes)) if _low_dim_file(job.folder, i).exists()}
     remaining = [i for i in range(len(episodes)) if i not in done]
     frame_bytes = len(job.cameras) * job.image_size**2 * 3
-    _check_space(job.folder, sum(episodes[i].num_frames for i in remaining) * frame_bytes)
+    _check_space(job.folder, sum(job.reader.num_frames(i) for i in remaining) * frame_bytes)
     with open(job.folder / FRAMES_FILE, "ab") as file:
         file.truncate(starts[-1] * frame_bytes)
     if num_processes is None:

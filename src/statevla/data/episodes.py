@@ -30,7 +30,6 @@ class EpisodeInfo:
         num_steps: number of (observation, action) pairs.
         fps: control frequency, Hz.
         file: the file that holds it, for error messages.
-        num_seen: how many of the observations have frames; None where all have.
     """
 
     episode_id: str
@@ -39,12 +38,6 @@ class EpisodeInfo:
     num_steps: int
     fps: float
     file: Path
-    num_seen: int | None = None
-
-    @property
-    def num_frames(self) -> int:
-        """`num_seen`, whether stored or not."""
-        return self.num_steps if self.num_seen is None else self.num_seen
 
 
 @dataclass(frozen=True)
@@ -105,6 +98,10 @@ class EpisodeReader(ABC):
         Raises:
             UserError: the episode is damaged, or has no such camera.
         """
+
+    def num_frames(self, index: int) -> int:
+        """How many observations of episode `index` have frames."""
+        return self.episodes[index].num_steps
 
     @abstractmethod
     def source_files(self) -> list[Path]:

@@ -89,6 +89,11 @@ class LiberoReader(EpisodeReader):
         check_episode(arrays, source)
         return arrays
 
+    def num_frames(self, index: int) -> int:
+        info, place = self.episodes[index], self._demos[index]
+        is_seen = self._group(place, f"data {info.file}: {place.key}").get(f"obs/{IS_SEEN_KEY}")
+        return info.num_steps if is_seen is None else int(np.count_nonzero(is_seen))
+
     def close(self) -> None:
         if self._open_file is not None:
             self._open_file[1].close()
@@ -132,9 +137,7 @@ class LiberoReader(EpisodeReader):
                 words = demo.attrs.get(INSTRUCTION_ATTRIBUTE)
                 said = instruction if words is None else normalize_instruction(str(words))
                 its_task = task if said == instruction else said.replace(" ", "_")
-                is_seen = demo.get(f"obs/{IS_SEEN_KEY}")
-                num_seen = None if is_seen is None else int(np.count_nonzero(is_seen))
-                self.episodes.append(EpisodeInfo(f"{name}/{key}", its_task, said, num_steps, fps, file, num_seen))
+                self.episodes.append(EpisodeInfo(f"{name}/{key}", its_task, said, num_steps, fps, file))
                 self._demos.append(_Demo(file, key, stored, after))
                 shifted += int(after)
                 present = _cameras_of(demo)

@@ -48,10 +48,10 @@ class CollectArgs:
     play: bool = False
     """Unlabelled noisy interaction instead of the task, for `data.play_path`."""
     reaches: Literal["start", "any", "mixed"] | None = None
-    """Only up to the grasp, of any object of the scene that the suite has a task for, with a few frames: many
-    times quicker than demonstrations; for a folder beside theirs below `data.path`. `start`: frames at the start, where
-    the instruction matters; `any`: anywhere; `mixed`: to the goal, frames at the start, before the grasp and after it,
-    and a third after a missed grasp."""
+    """A few frames of the way to any object of the scene that the suite has a task for: quicker than demonstrations;
+    for a folder beside theirs below `data.path`. `start`: up to the grasp, frames at the start, where the instruction
+    matters; `any`: up to the grasp, frames anywhere; `mixed`: to the goal, frames at the start, before the grasp and
+    after it, a third of them from where a grasp was missed."""
 
 
 def collect(args: CollectArgs) -> int:

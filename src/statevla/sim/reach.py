@@ -1,4 +1,4 @@
-"""Reaches: the first part of a demonstration, up to the grasp, of any goal that a scene affords.
+"""Reaches: demonstrations with a few frames, mostly up to the grasp only, of any goal that a scene affords.
 
 What a policy has to read off the instruction, which thing to go to, it has to read at the start; a hundred later frames
 say little more about it. A reach is drawn at a few retained frames only, which costs little beside a demonstration,
@@ -30,10 +30,9 @@ from statevla.types import Gripper
 ReachKind = Literal["start", "any", "mixed"]
 SEEN_STEPS = (0, 4, 8, 12)
 """Control steps with frames, from the first one on: one window of conf/compact.yaml."""
-_NUM_WINDOWS = 2
-"""Before and after the grasp each: physics cost as much as the frames of nine."""
+_WINDOWS_A_PART = 2
+"""Of a mixed reach, before the grasp and from it on: its physics cost more than their frames."""
 MAX_STEPS = 120
-_MAX_STEPS_TO_GOAL = 300
 _STEPS_AFTER_CLOSING = 4
 _MAX_STEPS_ELSEWHERE: dict[ReachKind, int] = {"start": 12, "any": 12, "mixed": 40}
 """The longer, the more of the table the hand begins over, and the more ways its wrist is turned."""
@@ -85,24 +84,29 @@ def run_reach(
             run_expert(simulation, rng, noise, int(rng.integers(1, _MAX_STEPS_ELSEWHERE[kind] + 1)), 0)
         simulation.pursue(task.goal)
         if kind == "mixed":
-            rollout = run_expert(simulation, rng, noise, _MAX_STEPS_TO_GOAL)
+            rollout = run_expert(simulation, rng, noise, task.max_steps)
         else:
             rollout = run_expert(simulation, rng, noise, MAX_STEPS, _STEPS_AFTER_CLOSING)
     finally:
         simulation.pursue(simulation.task.goal)
     closes = np.flatnonzero(rollout.actions[:, -1] == Gripper.CLOSE)
-    window, last = SEEN_STEPS[-1], len(rollout) - 1
-    is_complete = len(closes) > 0 and closes[0] > 0 and last >= window
-    firsts = {0}
-    if is_complete and kind == "any":
-        firsts = {int(rng.integers(last - window + 1))}
-    elif is_complete and kind == "mixed":
-        is_complete = rollout.success
-        before = max(int(closes[0]) - window, 0)
-        firsts |= {int(rng.integers(before + 1, size=2).max()) for _ in range(_NUM_WINDOWS)}
-        firsts |= {int(rng.integers(before, last - window + 1)) for _ in range(_NUM_WINDOWS)}
-    seen = sorted({min(first + step, last) for first in firsts for step in SEEN_STEPS})
-    return Episode(rollout, task.instruction, tuple(seen), bool(is_complete))
+    last_first = len(rollout) - 1 - SEEN_STEPS[-1]
+    is_kept = len(closes) > 0 and closes[0] > 0 and last_first >= 0 and (rollout.success or kind != "mixed")
+    firsts = _window_starts(kind, int(closes[0]), last_first, rng) if is_kept else {0}
+    seen = sorted({first + step for first in firsts for step in SEEN_STEPS})
+    return Episode(rollout, task.instruction, tuple(seen), bool(is_kept))
+
+
+def _window_starts(kind: ReachKind, closing: int, last: int, rng: np.random.Generator) -> set[int]:
+    """First control steps of the windows to draw, at most `last`; the gripper closes at step `closing`."""
+    if kind == "start":
+        return {0}
+    if kind == "any":
+        return {int(rng.integers(last + 1))}
+    before = max(closing - SEEN_STEPS[-1], 0)
+    approaching = {int(rng.integers(before + 1, size=2).max()) for _ in range(_WINDOWS_A_PART)}
+    holding = {int(rng.integers(before, last + 1)) for _ in range(_WINDOWS_A_PART)}
+    return {0} | approaching | holding
 
 
 def _miss(simulation: Simulation, rng: np.random.Generator, noise: float) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from statevla.errors import UserError
+from statevla.processor import processor_field
 
 CONFIDENCE = 0.95
 
@@ -215,7 +216,7 @@ def summarize_alarms(results: Iterable[EpisodeResult], calibration: Mapping[str,
 
 def machine_info() -> dict[str, Any]:
     """The machine that a result was made on."""
-    return {"system": platform.platform(), "processor": _processor(), "num_cpus": os.cpu_count()}
+    return {"system": platform.platform(), "processor": processor_field("model name"), "num_cpus": os.cpu_count()}
 
 
 def _rates(results: Sequence[EpisodeResult]) -> dict[str, Any]:
@@ -238,14 +239,6 @@ def _percentiles(values: np.ndarray) -> dict[str, float] | None:
         return None
     p50, p95 = np.percentile(values, (50, 95))
     return {"p50": round(float(p50), 3), "p95": round(float(p95), 3)}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _drop_torn_line(path: Path) -> None:
