@@ -14,7 +14,7 @@ SIMULATOR = {"libero", "robosuite", "mujoco", "gymnasium", "bddl"}
 
 # A module may import only from layers before its own, or from its own.
 LAYERS = [
-    {"errors", "types", "config", "device", "allocator", "command"},
+    {"errors", "types", "config", "processor", "device", "allocator", "command"},
     {"mamba", "flow", "transforms", "language"},
     {"jepa", "data"},
     {"state_encoder", "action_policy"},
