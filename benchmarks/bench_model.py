@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from harness import alternate, environment, median_ms, print_table, run_child, update_summary, write_results
+from harness import alternate, environment, median_ms, of_host, print_table, run_child, update_summary, write_results
 from statevla.allocator import keep_freed_memory
 from statevla.config import Config, load_config
 from statevla.device import autocast
@@ -114,7 +114,7 @@ def measure_sampling(args: Args) -> dict[str, Any]:
     print_table("sample_actions, batch 1, 4 Euler steps", ["case", "median ms", "min ms", "max ms"], rows)
     for preset in PRESETS:
         best = min(median_ms(times) for name, times in samples.items() if name.startswith(f"{preset} "))
-        update_summary({_key(f"sample_actions_ms_{preset}", args): best})
+        update_summary({of_host(f"sample_actions_ms_{preset}", args.host): best})
     return samples
 
 
@@ -131,12 +131,10 @@ def measure_training(args: Args) -> dict[str, Any]:
     samples = alternate(cases, max(args.rounds // 5, 3), warmup=2)
     rows = [[name, args.batch_size / (median_ms(t) / 1e3), median_ms(t)] for name, t in samples.items()]
     print_table("phase-1 step, full preset", ["precision", "samples/s", "ms per step"], rows)
-    update_summary({_key("train_samples_per_s_full", args): args.batch_size / (median_ms(samples["bf16"]) / 1e3)})
+    update_summary(
+        {of_host("train_samples_per_s_full", args.host): args.batch_size / (median_ms(samples["bf16"]) / 1e3)}
+    )
     return samples
-
-
-def _key(name: str, args: Args) -> str:
-    return f"{name}_{args.host}" if args.host else name
 
 
 def main(args: Args) -> None:
@@ -150,9 +148,8 @@ def main(args: Args) -> None:
     wanted = parts if args.part == "all" else {args.part: parts[args.part]}
     seconds = {name: measure(args) for name, measure in wanted.items()}
     name = "model" if args.part == "all" else f"model_{args.part}"
-    write_results(
-        _key(name, args), {"environment": environment(args.seed), "batch_size": args.batch_size, "seconds": seconds}
-    )
+    tree = {"environment": environment(args.seed), "batch_size": args.batch_size, "seconds": seconds}
+    write_results(of_host(name, args.host), tree)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
-from harness import alternate, environment, print_table, run_child, update_summary, write_results
+from harness import alternate, environment, of_host, print_table, run_child, update_summary, write_results
 from statevla.mamba import selective_scan
 from statevla.mamba.backends import ScanInputs
 from statevla.mamba.scan_reference import scan_sequential
@@ -58,6 +58,8 @@ class Args:
     """Skip a case whose one call is predicted to take longer."""
     parts: tuple[str, ...] = ("sweep", "memory", "avx2", "roofline")
     """What to measure."""
+    host: str = ""
+    """Names the results (`..._<host>`, in the summary too), so that those of another host stay."""
     seed: int = 0
     child: str = ""
     """Used by the script itself: `memory:<case>` or `time:<batch>`, in a process of its own."""
@@ -299,8 +301,9 @@ def main(args: Args) -> None:
         for batch, timings in tree["avx2_ms"].items():
             summary[f"scan_avx2_slowdown_B{batch}"] = min(timings["avx2"]) / min(timings["native"])
     is_whole = set(args.parts) == set(Args.parts)
-    write_results("selective_scan" if is_whole else f"selective_scan_{'_'.join(args.parts)}", tree)
-    update_summary(summary)
+    name = "selective_scan" if is_whole else f"selective_scan_{'_'.join(args.parts)}"
+    write_results(of_host(name, args.host), tree)
+    update_summary({of_host(key, args.host): value for key, value in summary.items()})
 
 
 def report_sweep(rows: list[dict[str, Any]]) -> None:

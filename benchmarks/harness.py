@@ -101,6 +101,11 @@ def median_ms(seconds: Sequence[float]) -> float:
     return 1e3 * statistics.median(seconds)
 
 
+def of_host(name: str, host: str) -> str:
+    """A name of results, with that of a host whose results are kept beside the others'."""
+    return f"{name}_{host}" if host else name
+
+
 def write_results(name: str, tree: Mapping[str, Any]) -> Path:
     """Write `benchmarks/results/<name>.json`, beside and then renamed."""
     return _write(RESULTS / f"{name}.json", tree)
