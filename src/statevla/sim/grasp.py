@@ -34,9 +34,9 @@ JAW_AXES = {"milk": 2, "orange_juice": 2}
 """Cartons, closed along this axis of their own frame only: on the faces at the ends of the roof ridge, the pads sink
 into thin plates and the carton stays stuck to a finger after release."""
 RIM_OBJECTS = ("bowl", "mug", "ramekin")
-_TRAILING_COST = 0.08
-_TRAILING_RIGHT = 0.3
-"""Share of the robot's right in what counts as trailing: for objects that move straight away from the robot."""
+_RIGHT_SIDE_COST = 0.06
+"""Of holding a rim at the robot's right and not at its left. Both often cost all but the same; if the last millimetre
+of a layout then decides, demonstrations give two answers to one picture."""
 
 
 @dataclass(frozen=True)
@@ -192,16 +192,15 @@ def plan_rim_grasp(
         if np.ptp(along_ray[rim]) > 0.03:  # a handle
             continue
         spot = centre + outward * along_ray[rim].mean()
-        turns, leading = [(0.0, 0.0)], 0.0
+        turns, side = [(0.0, 0.0)], _RIGHT_SIDE_COST * (1.0 - outward[1]) / 2
         if place is not None:
             turns = [_carry_cost(scene, place, spot - centre, turn) for turn in _TURNS]
-            leading = _leading_cost(place - centre, outward)
         for shallower in (0.0, 0.004):
             height = top - RIM_DEPTH_M - deeper + shallower
             for skew in np.deg2rad((0, 15, -15, 30, -30)):
                 yaw = wrap_half_turn(angle - np.pi / 2 + skew)
                 stretched, turn = min(option for option in turns if abs(yaw + option[1]) < _MAX_YAW)
-                cost = 0.03 * abs(yaw - yaw_from) + 0.1 * abs(skew) + 6 * shallower + leading
+                cost = 0.03 * abs(yaw - yaw_from) + 0.1 * abs(skew) + 6 * shallower + side
                 cost += stretched + _beyond_reach(scene, spot)
                 if best is not None and cost >= best.cost:
                     continue
@@ -216,16 +215,6 @@ def _carry_cost(scene: Scene, place: np.ndarray, offset: np.ndarray, turn: float
     """Cost of holding an object at `offset` from its centre over `place` with the hand turned, and the turn."""
     held_at = place + rotation_about_z(turn)[:2, :2] @ offset
     return 8 * _beyond_reach(scene, held_at) + 0.05 * abs(turn), turn
-
-
-def _leading_cost(travel: np.ndarray, outward: np.ndarray) -> float:
-    """Cost of a hand that goes before the object, on the side `outward` `[2]` of it, and not behind.
-
-    The sides of a rim often cost all but the same. If the last millimetre of a layout then decides, demonstrations give
-    two answers to one picture, and what learns from them takes the bowl in the middle of the two.
-    """
-    ahead = travel / max(float(np.linalg.norm(travel)), 1e-6) + np.array([0.0, _TRAILING_RIGHT])
-    return float(_TRAILING_COST * (1.0 + outward @ ahead) / 2)
 
 
 def _beyond_reach(scene: Scene, spot: np.ndarray) -> float:
