@@ -47,7 +47,7 @@ METRICS = {
         "%",
     ),
     "libero_spatial_success": (
-        "success on `libero_spatial`, 10 tasks x 50 official initial states, 25 demonstrations a task, another compact "
+        "success on `libero_spatial`, 10 tasks x 50 official initial states, 50 demonstrations a task, another compact "
         "policy",
         "%",
     ),
