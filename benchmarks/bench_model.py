@@ -131,9 +131,8 @@ def measure_training(args: Args) -> dict[str, Any]:
     samples = alternate(cases, max(args.rounds // 5, 3), warmup=2)
     rows = [[name, args.batch_size / (median_ms(t) / 1e3), median_ms(t)] for name, t in samples.items()]
     print_table("phase-1 step, full preset", ["precision", "samples/s", "ms per step"], rows)
-    update_summary(
-        {of_host("train_samples_per_s_full", args.host): args.batch_size / (median_ms(samples["bf16"]) / 1e3)}
-    )
+    rate = args.batch_size / (median_ms(samples["bf16"]) / 1e3)
+    update_summary({of_host("train_samples_per_s_full", args.host): rate})
     return samples
 
 

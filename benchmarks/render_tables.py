@@ -47,8 +47,8 @@ METRICS = {
         "%",
     ),
     "libero_spatial_success": (
-        "success on `libero_spatial`, 10 tasks x 50 official initial states, 50 demonstrations a task, another compact "
-        "policy",
+        "success on `libero_spatial`, 10 tasks x 50 official initial states, 50 demonstrations and 15 reaches a task, "
+        "another compact policy",
         "%",
     ),
     "sample_actions_ms_full": ("one chunk, full model (14.9 M), two 224 px cameras, 4 Euler steps, batch 1", "ms"),

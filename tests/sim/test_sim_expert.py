@@ -8,7 +8,9 @@ import pytest
 pytest.importorskip("libero")
 
 from statevla.errors import UserError
+from statevla.sim import grasp
 from statevla.sim.episodes import CollectSettings, make_simulation, run_episode
+from statevla.sim.grasp import plan_grasp
 from statevla.sim.placement import REACH_X_M, REACH_Y_M, wide_init_state
 from statevla.sim.rollout import run_expert
 from statevla.sim.scene import Scene
@@ -38,6 +40,29 @@ def test_expert_takes_a_bowl_out_of_a_drawer() -> None:
     simulation = Simulation(find_task("libero_spatial", 4))
     simulation.reset(0, load_init_states(simulation.task)[0])
     assert run_expert(simulation, np.random.default_rng(0)).success
+    simulation.close()
+
+
+@pytest.mark.ci
+def test_one_bowl_is_held_at_one_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the cabinet both sides of the rim cost the same: left alone, demonstrations contradict one another."""
+    simulation = Simulation(find_task("libero_spatial", 9))
+    bowl, plate = "akita_black_bowl_1", "plate_1"
+
+    def sides() -> set[float]:
+        found = set()
+        for number, state in enumerate(load_init_states(simulation.task)[:8]):
+            simulation.reset(number, state)
+            scene = Scene(simulation)
+            place = scene.position(plate)[:2]
+            planned = plan_grasp(scene, bowl, scene.obstacles([bowl]), place=place)
+            assert planned is not None
+            found.add(float(np.sign(planned.position[1] - scene.position(bowl)[1])))
+        return found
+
+    assert sides() == {1.0}
+    monkeypatch.setattr(grasp, "_RIGHT_SIDE_COST", 0.0)
+    assert sides() == {-1.0, 1.0}
     simulation.close()
 
 
