@@ -117,10 +117,12 @@ def _tasks(rollout: dict[str, Any]) -> list[str]:
 
 
 def _name(rollout: dict[str, Any]) -> str:
-    """Suite and, where they are not its own, the initial states and the instructions."""
+    """Suite and, where they are not its own, the initial states and the instructions; noise that was scaled."""
     settings = rollout["settings"]
     more = [settings.get("init_states"), settings.get("instructions")]
     kinds = [kind for kind in more if kind not in (None, "official", "own")]
+    scale = settings.get("sampling_temperature", 1.0)
+    kinds += [] if scale == 1.0 else [f"(noise x {scale:g})"]
     return " ".join([settings["task_suite"], *kinds])
 
 

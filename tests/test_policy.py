@@ -161,6 +161,14 @@ def test_instruction_reaches_the_policy(load: Callable[..., StateVLAPolicy]) -> 
     assert not np.array_equal(chunks[0], chunks[1])
 
 
+def test_without_noise_the_seed_does_not_matter(load: Callable[..., StateVLAPolicy]) -> None:
+    for temperature, is_same in ((0.0, True), (1.0, False)):
+        chunks = [
+            load(seed=seed, sampling_temperature=temperature).act_chunk(observation(0)).actions for seed in (1, 2)
+        ]
+        assert np.array_equal(chunks[0], chunks[1]) is is_same
+
+
 def test_warming_up_changes_no_answer(load: Callable[..., StateVLAPolicy]) -> None:
     policy, warm = load(), load()
     warm.warm_up(batch_size=2)
@@ -189,6 +197,8 @@ def test_wrong_inputs_are_named(load: Callable[..., StateVLAPolicy]) -> None:
         ({"execute_steps": 0}, "expected 1 to 4"),
         ({"temporal_ensembling": -0.1}, "decay"),
         ({"num_sampling_steps": 0}, "num_sampling_steps"),
+        ({"sampling_temperature": -0.5}, "sampling_temperature"),
+        ({"sampling_temperature": float("nan")}, "sampling_temperature"),
         ({"precision": "fp8"}, "fp8"),
     ],
 )

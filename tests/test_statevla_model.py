@@ -102,6 +102,14 @@ def test_sampling_is_deterministic_given_a_generator(config, solver: str) -> Non
     assert not torch.equal(draws[0], draws[2])
 
 
+def test_temperature_scales_the_noise(config) -> None:
+    model = StateVLA(load_config("conf/config.yaml", [*TINY, "model.policy.sampling_temperature=0.5"])).eval()
+    observation, noise = random_input(config, 2), torch.randn(2, 4, 6)
+    halved = model.sample_actions(observation, noise=noise)
+    torch.testing.assert_close(halved, model.sample_actions(observation, noise=0.5 * noise, temperature=1.0))
+    assert not torch.equal(halved, model.sample_actions(observation, noise=noise, temperature=1.0))
+
+
 def test_sampler_encodes_once(model: StateVLA, config) -> None:
     calls = []
     model.state_encoder.tokenizer.register_forward_hook(lambda *_: calls.append(1))

@@ -49,6 +49,7 @@ class StateVLAPolicy:
         language: embeds instructions; each distinct one once.
         device: as in the configuration.
         num_sampling_steps: solver steps; None takes the configuration's.
+        sampling_temperature: scale of the noise that the flow starts from; None takes the configuration's.
         execute_steps: actions executed per query; None is the whole chunk, or 1 with temporal ensembling.
         temporal_ensembling: decay of the blending weights (0.01 in ACT), or None for none.
         seed: of the flow's noise.
@@ -69,6 +70,7 @@ class StateVLAPolicy:
         *,
         device: str = "auto",
         num_sampling_steps: int | None = None,
+        sampling_temperature: float | None = None,
         execute_steps: int | None = None,
         temporal_ensembling: float | None = None,
         seed: int = 0,
@@ -83,6 +85,8 @@ class StateVLAPolicy:
         self.precision = _choose_precision(precision, self.device, model)
         if num_sampling_steps is not None and num_sampling_steps < 1:
             raise UserError(f"num_sampling_steps: expected at least 1, got {num_sampling_steps}")
+        if sampling_temperature is not None and not 0 <= sampling_temperature < float("inf"):
+            raise UserError(f"sampling_temperature: expected at least 0, such as 0 or 1, got {sampling_temperature}")
         if execute_steps is not None and not 1 <= execute_steps <= self.horizon:
             raise UserError(
                 f"execute_steps (--replan_steps): expected 1 to {self.horizon} (the chunk of '{name}'), got "
@@ -109,6 +113,8 @@ class StateVLAPolicy:
         self.has_world_model, self.calibration = has_world_model, calibration
         self._memory = None if calibration is None else calibration.memory.to(self.device)
         self.num_sampling_steps = num_sampling_steps or settings.policy.num_sampling_steps
+        default = settings.policy.sampling_temperature
+        self.sampling_temperature = default if sampling_temperature is None else sampling_temperature
         self.temporal_ensembling = temporal_ensembling
         self.execute_steps = execute_steps or (self.horizon if temporal_ensembling is None else 1)
         self._checkpoint: Path | None = None
@@ -124,6 +130,7 @@ class StateVLAPolicy:
         *,
         device: str = "auto",
         num_sampling_steps: int | None = None,
+        sampling_temperature: float | None = None,
         execute_steps: int | None = None,
         temporal_ensembling: float | None = None,
         seed: int = 0,
@@ -151,6 +158,7 @@ class StateVLAPolicy:
             build_language_encoder(_language_of(loaded), loaded.config.model.language_dim),
             device=device,
             num_sampling_steps=num_sampling_steps,
+            sampling_temperature=sampling_temperature,
             execute_steps=execute_steps,
             temporal_ensembling=temporal_ensembling,
             seed=seed,
@@ -326,7 +334,9 @@ class StateVLAPolicy:
         start = torch.stack(list(noise)).to(self.device)
         with autocast(self.device, self._autocast_precision):
             state = self.model.encode_for_policy(batch)
-            sampled = self.model.sample_actions(state, self.num_sampling_steps, noise=start)
+            sampled = self.model.sample_actions(
+                state, self.num_sampling_steps, noise=start, temperature=self.sampling_temperature
+            )
         actions = self.transform.denormalize_actions(sampled)
         chunks = actions.cpu().numpy().astype(np.float32)
         if not np.isfinite(chunks).all():

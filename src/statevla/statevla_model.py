@@ -182,6 +182,7 @@ class StateVLA(nn.Module):
         steps: int | None = None,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
+        temperature: float | None = None,
     ) -> Tensor:
         """Draw a chunk for each observation. The observation is encoded once, not per solver step.
 
@@ -189,7 +190,8 @@ class StateVLA(nn.Module):
             observation: leading dims `[B]`, or the output of `encode_for_policy`, `[B, P]`.
             steps: solver steps; None takes `model.policy.num_sampling_steps`.
             generator: makes the noise reproducible.
-            noise: `[B, H, A-1]` to start from, instead of drawing it.
+            noise: standard normal `[B, H, A-1]`, instead of drawing it.
+            temperature: scale of the noise; None takes `model.policy.sampling_temperature`.
 
         Returns:
             float32 `[B, H, A]`: continuous dims normalised, gripper exactly -1 or +1.
@@ -207,7 +209,8 @@ class StateVLA(nn.Module):
             continuous = velocity(torch.zeros(shape, device=state.device), 0.0)
         else:
             noise = _randn(shape, state.device, generator) if noise is None else noise
-            continuous = solve(velocity, noise, steps or policy.num_sampling_steps, policy.solver)
+            scale = policy.sampling_temperature if temperature is None else temperature
+            continuous = solve(velocity, scale * noise, steps or policy.num_sampling_steps, policy.solver)
         return torch.cat([continuous, gripper_command(self.gripper(state)).unsqueeze(-1)], dim=-1)
 
     def prepare_for_inference(self, precision: str) -> StateVLA:

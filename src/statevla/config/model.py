@@ -100,6 +100,9 @@ class PolicyConfig(Section):
     """Solver steps from noise to action."""
     solver: Literal["euler", "heun", "midpoint"] = "euler"
     """ODE solver; heun and midpoint evaluate twice per step."""
+    sampling_temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Scale of the noise that the flow starts from. 1 draws chunks as demonstrations vary; 0 starts at its mean, and an
+    observation has one chunk."""
 
 
 class PredictorConfig(Section):

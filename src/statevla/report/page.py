@@ -94,6 +94,8 @@ def _rollout(rollout: Tree) -> Iterator[str]:
     settings, total = summary["settings"], summary["total"]
     yield f"<h2>Success in simulation: {_text(settings['task_suite'])}</h2>"
     how = f"{settings['execute_steps']} actions per query, {settings['num_sampling_steps']} solver steps"
+    if settings.get("sampling_temperature", 1.0) != 1.0:
+        how += f", noise scaled by {settings['sampling_temperature']}"
     if settings.get("temporal_ensembling") is not None:
         how += f", temporal ensembling with decay {settings['temporal_ensembling']}"
     yield (

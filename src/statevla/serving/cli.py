@@ -34,6 +34,8 @@ class ServeArgs:
     device: str = "auto"
     num_sampling_steps: int | None = None
     """Solver steps; the configuration's by default."""
+    sampling_temperature: float | None = None
+    """Scale of the flow's noise, 0 for none; the configuration's by default."""
     execute_steps: int | None = None
     """Actions executed per look in mode `act`; the whole chunk by default."""
     temporal_ensembling: float | None = None
@@ -64,6 +66,7 @@ def serve(args: ServeArgs) -> None:
         args.checkpoint,
         device=args.device,
         num_sampling_steps=args.num_sampling_steps,
+        sampling_temperature=args.sampling_temperature,
         execute_steps=args.execute_steps,
         temporal_ensembling=args.temporal_ensembling,
         seed=args.seed,

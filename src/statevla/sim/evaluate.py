@@ -77,6 +77,8 @@ class RolloutArgs:
     """Blend overlapping chunks with this decay (0.01 in ACT); default: no blending."""
     num_sampling_steps: int | None = None
     """Solver steps of the flow; default: the checkpoint's."""
+    sampling_temperature: float | None = None
+    """Scale of the flow's noise, 0 for none; default: the checkpoint's."""
     num_workers: int = 0
     """Environment processes, about 2 GB each; 0: one per CPU core (shared among torchrun's processes)."""
     videos: int = 1
@@ -163,6 +165,7 @@ def _prepare(args: RolloutArgs, device: torch.device) -> tuple[dict[str, Any], l
         args.checkpoint,
         device=str(device),
         num_sampling_steps=args.num_sampling_steps,
+        sampling_temperature=args.sampling_temperature,
         execute_steps=args.replan_steps,
         temporal_ensembling=args.temporal_ensembling,
         seed=args.seed,
@@ -177,6 +180,7 @@ def _prepare(args: RolloutArgs, device: torch.device) -> tuple[dict[str, Any], l
         "execute_steps": policy.execute_steps,
         "temporal_ensembling": policy.temporal_ensembling,
         "num_sampling_steps": policy.num_sampling_steps,
+        "sampling_temperature": policy.sampling_temperature,
         "precision": policy.precision,
         "render_size": args.render_size or policy.config.model.image_size,
         "rendering": args.rendering,
