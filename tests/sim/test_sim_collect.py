@@ -21,6 +21,8 @@ pytest.importorskip("libero")
 
 from statevla.data.libero import LiberoReader
 from statevla.errors import UserError
+from statevla.sim.cli import CollectArgs
+from statevla.sim.cli import collect as collect_command
 from statevla.sim.collect import TaskProgress, collect
 from statevla.sim.demo_file import HIDDEN_ATTRIBUTE, SETTINGS_ATTRIBUTE, EpisodeRecord, join_episodes, write_episode
 from statevla.sim.episodes import CollectSettings
@@ -91,6 +93,23 @@ def test_interrupted_run_is_picked_up_from_its_parts(tmp_path: Path) -> None:
     again.scan()
     assert sorted(again.kept) == [0, 2, 5]
     assert again.next_index() == 3
+
+
+def test_more_than_asked_for_is_kept_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task, part = find_task("libero_object", 0), tmp_path / "part.hdf5"
+    write_episode(part, record(0))
+    file = tmp_path / f"{task.name}_demo.hdf5"
+    settings = CollectSettings("libero_object")
+    join_episodes(file, task, [(part, "episode")] * 3, settings.as_dict(), [])
+    with h5py.File(file, "r+") as written:
+        for number in range(3):
+            written[f"data/demo_{number}"].attrs["episode_index"] = number
+    args = CollectArgs(suite="libero_object", tasks="0", demos=2, out=tmp_path, workers=1)
+    assert collect_command(args) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"more than 2 episodes, kept from an earlier collection: {task.name}" in told
+    with h5py.File(file) as kept:
+        assert len(kept["data"]) == 3
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:

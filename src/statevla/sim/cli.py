@@ -86,6 +86,12 @@ def collect(args: CollectArgs) -> int:
     short = [summary.task.name for summary in summaries if summary.num_demos < args.demos]
     if short:
         console.print(f"the expert fails too often on: {', '.join(short)}")
+    long = [summary.task.name for summary in summaries if summary.num_demos > args.demos]
+    if long:
+        console.print(
+            f"more than {args.demos} episodes, kept from an earlier collection: {', '.join(long)}; training takes all "
+            "of them: for fewer, collect into another --out folder"
+        )
     return 1 if short else 0
 
 

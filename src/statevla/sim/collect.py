@@ -103,7 +103,7 @@ class TaskProgress:
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """What a collection gave for one task."""
+    """What a task's file holds after a collection: what was asked for, or more from an earlier one."""
 
     task: TaskSpec
     file: Path
@@ -149,7 +149,11 @@ def _collect(
             progress.update(bar, completed=sum(len(job.first()) for job in jobs))
     if (out / _PARTS).is_dir() and not any((out / _PARTS).iterdir()):
         (out / _PARTS).rmdir()
-    return [TaskSummary(job.task, job.file, len(job.first()), len(job.failed)) for job in jobs]
+    return [TaskSummary(job.task, job.file, _num_stored(job.file), len(job.failed)) for job in jobs]
+
+
+def _num_stored(file: Path) -> int:
+    return len(stored_episodes(file)[0]) if file.is_file() else 0
 
 
 @contextmanager
