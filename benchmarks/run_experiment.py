@@ -49,7 +49,7 @@ class Data(_Entry):
     demos: int = 50
     wide: bool = False
     play: bool = False
-    reaches: Literal["start", "any", "mixed"] | None = None
+    reaches: Literal["start", "any", "mixed", "missed"] | None = None
 
 
 class Experiment(_Entry):

@@ -98,6 +98,29 @@ def test_mixed_reaches_go_to_the_goal_and_some_begin_beside_the_object(simulatio
     assert len(windows) > 2
 
 
+def test_missed_reaches_begin_beside_the_object_and_end_at_it(simulation: Simulation) -> None:
+    rng, kept = np.random.default_rng(0), 0
+    (name,) = (predicate[1] for predicate in simulation.task.goal)
+    for seed in range(4):
+        simulation.reset(seed)
+        reach = run_reach(simulation, [simulation.task], "missed", rng, 0.1)
+        closing = int(np.argmax(reach.rollout.actions[:, -1] == Gripper.CLOSE))
+        off = []
+        for state in (reach.rollout.states[0], reach.rollout.states[closing]):
+            simulation.restore(reach.rollout.start)
+            simulation.set_state(state)
+            place = simulation.object_states()[simulation.object_names.index(name), :2]
+            off.append(float(np.linalg.norm(place - simulation.ee_position()[:2])))
+        assert off[0] < 0.12, "hand and object start near each other"
+        if reach.is_kept:
+            kept += 1
+            assert reach.seen_steps is not None
+            assert set(SEEN_STEPS) < set(reach.seen_steps)
+            assert reach.seen_steps[-1] < len(reach.rollout) == closing + 5
+            assert off[1] < off[0]
+    assert kept >= 3
+
+
 def test_frames_anywhere_in_a_reach(simulation: Simulation) -> None:
     rng, firsts = np.random.default_rng(0), []
     for seed in range(4):

@@ -47,11 +47,11 @@ class CollectArgs:
     """Spread the objects over the whole reachable table instead of the official regions."""
     play: bool = False
     """Unlabelled noisy interaction instead of the task, for `data.play_path`."""
-    reaches: Literal["start", "any", "mixed"] | None = None
+    reaches: Literal["start", "any", "mixed", "missed"] | None = None
     """A few frames of the way to any object of the scene that the suite has a task for: quicker than demonstrations;
     for a folder beside theirs below `data.path`. `start`: up to the grasp, frames at the start, where the instruction
     matters; `any`: up to the grasp, frames anywhere; `mixed`: to the goal, frames at the start, before the grasp and
-    after it, a third of them from where a grasp was missed."""
+    after it, a third of them from where a grasp was missed; `missed`: from such a place up to the grasp."""
 
 
 def collect(args: CollectArgs) -> int:
