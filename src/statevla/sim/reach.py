@@ -38,7 +38,7 @@ _MAX_STEPS_ELSEWHERE: dict[ReachKind, int] = {"start": 12, "any": 12, "mixed": 4
 """The longer, the more of the table the hand begins over, and the more ways its wrist is turned."""
 _SHARE_MISSED: dict[ReachKind, float] = {"mixed": 1 / 3, "missed": 1.0}
 _MISSED_BY_M: dict[ReachKind, float] = {"mixed": 0.02, "missed": 0.03}
-"""Standard deviation, sideways. Policies that fail on libero_spatial stand 2 to 4 cm off."""
+"""Standard deviation, sideways. Policies that fail on libero_spatial stand some centimetres off."""
 _MISSED_ABOVE_M = 0.03
 _MAX_STEPS_MISSING = 60
 
