@@ -48,7 +48,7 @@ METRICS = {
     ),
     "libero_spatial_success": (
         "success on `libero_spatial`, 10 tasks x 50 official initial states, 50 demonstrations and 15 reaches a task, "
-        "another compact policy",
+        "another compact policy, acting without the flow's noise",
         "%",
     ),
     "sample_actions_ms_full": ("one chunk, full model (14.9 M), two 224 px cameras, 4 Euler steps, batch 1", "ms"),

@@ -31,6 +31,7 @@ from statevla.config import home_dir, load_config
 from statevla.errors import UserError
 from statevla.stages import Stage, remove_results, run_stages, training_stage
 from statevla.training.checkpoint import RUN_FOLDERS
+from statevla.types import ReachKind
 
 ROOT = Path(__file__).parents[1]
 LIST = Path(__file__).with_name("experiments.yaml")
@@ -49,7 +50,7 @@ class Data(_Entry):
     demos: int = 50
     wide: bool = False
     play: bool = False
-    reaches: Literal["start", "any", "mixed", "missed"] | None = None
+    reaches: ReachKind | None = None
 
 
 class Experiment(_Entry):

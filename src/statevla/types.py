@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from enum import Enum, IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 ACTION_DIM = 7
 CONTINUOUS_DIM = 6
 CONTROL_FREQ_HZ = 20.0
+ReachKind = Literal["start", "any", "mixed", "missed"]
+"""Which reaches to collect; what they are stands in `statevla.sim.reach`. Here because command lines, which must not
+load the simulator, offer them."""
 
 
 class Gripper(IntEnum):

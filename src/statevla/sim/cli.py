@@ -16,6 +16,7 @@ from statevla.command import run_command
 from statevla.config import home_dir
 from statevla.errors import UserError
 from statevla.sim.tasks import parse_task_indices
+from statevla.types import ReachKind
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class CollectArgs:
     """Spread the objects over the whole reachable table instead of the official regions."""
     play: bool = False
     """Unlabelled noisy interaction instead of the task, for `data.play_path`."""
-    reaches: Literal["start", "any", "mixed", "missed"] | None = None
+    reaches: ReachKind | None = None
     """A few frames of the way to any object of the scene that the suite has a task for: quicker than demonstrations;
     for a folder beside theirs below `data.path`. `start`: up to the grasp, frames at the start, where the instruction
     matters; `any`: up to the grasp, frames anywhere; `mixed`: to the goal, frames at the start, before the grasp and

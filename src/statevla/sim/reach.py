@@ -13,7 +13,6 @@ nothing that tells it how to get back.
 from __future__ import annotations
 
 from itertools import islice
-from typing import Literal
 
 import numpy as np
 
@@ -25,9 +24,8 @@ from statevla.sim.simulation import Simulation
 from statevla.sim.skills.pick_place import PickPlace
 from statevla.sim.skills.push import is_dish
 from statevla.sim.tasks import TaskSpec, suite_tasks
-from statevla.types import Gripper
+from statevla.types import Gripper, ReachKind
 
-ReachKind = Literal["start", "any", "mixed", "missed"]
 SEEN_STEPS = (0, 4, 8, 12)
 """Control steps with frames, from the first one on: one window of conf/compact.yaml."""
 _WINDOWS_A_PART = 2
