@@ -19,7 +19,15 @@ def _apply_exp2(source, target, count):
 @njit
 def _apply_softplus(source, target, count):
     for i in range(0, count, LANES):
-        simd.store(target, i, simd.softplus(simd.load(source, i)))
+        x = simd.load(source, i)
+        simd.store(target, i, simd.softplus(x, simd.exp_of_minus_magnitude(x)))
+
+
+@njit
+def _apply_softplus_slope(source, target, count):
+    for i in range(0, count, LANES):
+        x = simd.load(source, i)
+        simd.store(target, i, simd.softplus_slope(x, simd.exp_of_minus_magnitude(x)))
 
 
 @njit
@@ -60,14 +68,23 @@ def test_exp2() -> None:
 def test_softplus() -> None:
     x = np.linspace(-80, 80, 100_003, dtype=np.float32)
     assert worst_relative(evaluate(_apply_softplus, x), np.logaddexp(0, x.astype(np.float64))) < 6e-6
+    edge = evaluate(_apply_softplus, np.array([np.nan, -1e4, 1e4], np.float32))
+    assert np.isnan(edge[0])
+    assert 0.0 <= edge[1] < 2e-38
+    assert edge[2] == 1e4
     near = np.linspace(-8, 80, 100_003, dtype=np.float32)
     assert worst_relative(evaluate(_apply_softplus, near), np.logaddexp(0, near.astype(np.float64))) < 1e-6
 
 
 def test_sigmoid() -> None:
-    x = np.linspace(-8, 80, 100_003, dtype=np.float32)
-    assert worst_relative(evaluate(_apply_sigmoid, x), 1 / (1 + np.exp(-x.astype(np.float64)))) < 1e-6
-    assert np.isnan(evaluate(_apply_sigmoid, np.array([np.nan], np.float32))[0])
+    for function in (_apply_sigmoid, _apply_softplus_slope):
+        for low, accuracy in ((-80, 6e-6), (-8, 1e-6)):
+            x = np.linspace(low, 80, 100_003, dtype=np.float32)
+            assert worst_relative(evaluate(function, x), 1 / (1 + np.exp(-x.astype(np.float64)))) < accuracy
+        edge = evaluate(function, np.array([np.nan, -1e4, 1e4], np.float32))
+        assert np.isnan(edge[0])
+        assert 0.0 <= edge[1] < 2e-38
+        assert edge[2] == 1.0
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -32,7 +32,6 @@ from statevla.mamba.kernels.scan_layout import (
     LN_2,
     OUT,
     ROWS,
-    SOFTPLUS,
     STATES,
     UNROLL,
     VECTORS_PER_GROUP,
@@ -45,6 +44,7 @@ from statevla.mamba.kernels.scan_layout import (
     is_bounded,
     power,
     prepare_steps,
+    store_fastest,
 )
 from statevla.mamba.kernels.simd import (
     LANES,
@@ -226,49 +226,50 @@ def _gate_gradient(p, batch, first_row, steps, channel, lanes, grad_y, to_z):
 @njit(**OPTIONS)
 def _finish_steps(p, batch, first_row, steps, channel, lanes, bias, skip, rows, grad_skip, grad_bias):
     """Turn the sums of a block into gradients of u, delta and z, and accumulate those of D and the bias."""
-    raw, delta, u, y = rows, rows + ROWS, rows + 3 * ROWS, rows + 4 * ROWS
+    slope, delta, u, y = rows, rows + ROWS, rows + 3 * ROWS, rows + 4 * ROWS
     grad_y, to_z, to_u, to_delta = rows + 5 * ROWS, rows + 6 * ROWS, rows + 7 * ROWS, rows + 8 * ROWS
     skip_vector, sum_skip, sum_bias = load(skip, 0), load(grad_skip, 0), load(grad_bias, 0)
-    uses_softplus, ln_2 = load_int(p, SOFTPLUS), splat(LN_2)
+    ln_2 = splat(LN_2)
     u_at, u_dtype, u_index, u_stride = open_target(p, GRAD_U, batch, first_row, channel, lanes, to_u)
     d_at, d_dtype, d_index, d_stride = open_target(p, GRAD_DELTA, batch, first_row, channel, lanes, to_delta)
     for t in range(steps):
         x, dy, into_u = load(u, t * LANES), load(grad_y, t * LANES), load(to_u, t * LANES)
-        grad_delta = fma(x, into_u, ln_2 * load(to_delta, t * LANES))
-        if uses_softplus != 0:
-            grad_delta = grad_delta * sigmoid(load(raw, t * LANES))
+        grad_delta = fma(x, into_u, ln_2 * load(to_delta, t * LANES)) * load(slope, t * LANES)
         sum_bias = sum_bias + grad_delta
         sum_skip = fma(dy, x, sum_skip)
         write_row(d_at, d_dtype, d_index + t * d_stride, grad_delta)
         write_row(u_at, u_dtype, u_index + t * u_stride, fma(load(delta, t * LANES), into_u, dy * skip_vector))
     store(grad_skip, 0, sum_skip)
     store(grad_bias, 0, sum_bias)
-    close_target(p, GRAD_U, batch, first_row, steps, channel, lanes, to_u, raw)
-    close_target(p, GRAD_DELTA, batch, first_row, steps, channel, lanes, to_delta, raw)
+    close_target(p, GRAD_U, batch, first_row, steps, channel, lanes, to_u, slope)
+    close_target(p, GRAD_DELTA, batch, first_row, steps, channel, lanes, to_delta, slope)
     if load_int(p, Z) != 0:
         z_at, z_dtype, z_index, z_stride = open_target(p, GRAD_Z, batch, first_row, channel, lanes, to_z)
         for t in range(steps):
             write_row(z_at, z_dtype, z_index + t * z_stride, load(to_z, t * LANES) * load(y, t * LANES))
-        close_target(p, GRAD_Z, batch, first_row, steps, channel, lanes, to_z, raw)
+        close_target(p, GRAD_Z, batch, first_row, steps, channel, lanes, to_z, slope)
 
 
 @njit(**OPTIONS)
 def _backward_vector(p, batch, block, first_row, steps, v, lanes, width, b, c, rows, decay, grad_state, grad_a, sums):
-    """One vector of channels back over one block. `sums`: bias, D, their gradients, then scratch and grad B, grad C."""
+    """One vector of channels back over one block.
+
+    `sums`: bias, D, fastest decay, the gradients of bias and D, then scratch and grad B, grad C.
+    """
     channel = v * LANES
-    bias, skip, grad_bias, grad_skip, decays = sums
+    bias, skip, fastest, grad_bias, grad_skip, decays = sums
     states = decays + BLOCK * UNROLL * VECTOR_BYTES
     grad_b = states + (BLOCK + 1) * UNROLL * VECTOR_BYTES
     grad_c = grad_b + BLOCK * width * VECTOR_BYTES
-    raw, delta, delta_u, u, y = rows, rows + ROWS, rows + 2 * ROWS, rows + 3 * ROWS, rows + 4 * ROWS
+    slope, delta, delta_u, u, y = rows, rows + ROWS, rows + 2 * ROWS, rows + 3 * ROWS, rows + 4 * ROWS
     grad_y, to_z, to_u, to_delta = rows + 5 * ROWS, rows + 6 * ROWS, rows + 7 * ROWS, rows + 8 * ROWS
-    prepare_steps(p, batch, first_row, steps, channel, lanes, bias, skip, raw, delta, delta_u, u, y)
+    longest = prepare_steps(p, batch, first_row, steps, channel, lanes, bias, skip, slope, slope, delta, delta_u, u, y)
     _gate_gradient(p, batch, first_row, steps, channel, lanes, grad_y, to_z)
     clear(to_u, 2 * BLOCK)
     num_blocks = (load_int(p, LENGTH) + BLOCK - 1) // BLOCK
     num_vectors = (load_int(p, INNER) + LANES - 1) // LANES
     checkpoint = load_int(p, CHECKPOINTS) + ((batch * num_blocks + block) * num_vectors + v) * width * VECTOR_BYTES
-    bounded = is_bounded(steps, delta, decay, width)
+    bounded = is_bounded(longest, fastest)
     for n in range(0, width, UNROLL):
         vectors_n, rows_n = n * VECTOR_BYTES, n * BLOCK * VECTOR_BYTES
         b_n, c_n, decay_n = b + n * FLOAT_BYTES, c + n * FLOAT_BYTES, decay + vectors_n
@@ -307,7 +308,8 @@ def _backward_task(p, task, scratch):
     decay, grad_state, grad_a = scratch, scratch + per_group * tile, scratch + 2 * per_group * tile
     bias = grad_a + per_group * tile
     skip, grad_bias = bias + per_group * VECTOR_BYTES, bias + 2 * per_group * VECTOR_BYTES
-    grad_skip, b = bias + 3 * per_group * VECTOR_BYTES, bias + 4 * per_group * VECTOR_BYTES
+    grad_skip, fastest = bias + 3 * per_group * VECTOR_BYTES, bias + 4 * per_group * VECTOR_BYTES
+    b = fastest + per_group * VECTOR_BYTES
     c = b + BLOCK * width * FLOAT_BYTES
     rows = c + BLOCK * width * FLOAT_BYTES
     decays = rows + 9 * ROWS
@@ -320,6 +322,7 @@ def _backward_task(p, task, scratch):
         i, channel = v - first_vector, v * LANES
         lanes = min(LANES, inner - channel)
         load_tile(decay + i * tile, load_int(p, A), channel, lanes, states, width, np.float32(LOG2_E))
+        store_fastest(fastest + i * VECTOR_BYTES, decay + i * tile, width)
         first = batch * inner + channel
         load_tile(grad_state + i * tile, load_int(p, GRAD_LAST), first, lanes, states, width, np.float32(1.0))
         load_lanes(bias + i * VECTOR_BYTES, load_int(p, BIAS), channel, lanes)
@@ -336,7 +339,7 @@ def _backward_task(p, task, scratch):
             _backward_vector(
                 p, batch, block, first_row, steps, v, min(LANES, inner - v * LANES), width, b, c, rows,
                 decay + i * tile, grad_state + i * tile, grad_a + i * tile,
-                (bias + at, skip + at, grad_bias + at, grad_skip + at, decays),
+                (bias + at, skip + at, fastest + at, grad_bias + at, grad_skip + at, decays),
             )  # fmt: skip
         _reduce_selection(load_int(p, GRAD_B), grad_b, task, length, states, first_row, steps)
         _reduce_selection(load_int(p, GRAD_C), grad_c, task, length, states, first_row, steps)

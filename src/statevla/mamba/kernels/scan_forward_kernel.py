@@ -36,6 +36,7 @@ from statevla.mamba.kernels.scan_layout import (
     is_bounded,
     power,
     prepare_steps,
+    store_fastest,
 )
 from statevla.mamba.kernels.simd import (
     LANES,
@@ -102,10 +103,13 @@ def _gate(p, batch, first_row, steps, channel, lanes, y, staged, spare):
 
 
 @njit(**OPTIONS)
-def _forward_vector(p, batch, block, first_row, steps, channel, lanes, width, b, c, rows, decay, state, bias, skip):
-    """One vector of channels over one block."""
-    raw, delta, delta_u, y = rows, rows + ROWS, rows + 2 * ROWS, rows + 3 * ROWS
-    prepare_steps(p, batch, first_row, steps, channel, lanes, bias, skip, raw, delta, delta_u, delta_u, y)
+def _forward_vector(p, batch, block, first_row, steps, channel, lanes, width, b, c, rows, decay, state, lane_values):
+    """One vector of channels over one block. `lane_values`: bias, D, fastest decay."""
+    bias, skip, fastest = lane_values
+    staged, delta, delta_u, y = rows, rows + ROWS, rows + 2 * ROWS, rows + 3 * ROWS
+    longest = prepare_steps(
+        p, batch, first_row, steps, channel, lanes, bias, skip, staged, 0, delta, delta_u, delta_u, y
+    )
     checkpoints = load_int(p, CHECKPOINTS)
     if checkpoints != 0:
         num_blocks = (load_int(p, LENGTH) + BLOCK - 1) // BLOCK
@@ -113,7 +117,7 @@ def _forward_vector(p, batch, block, first_row, steps, channel, lanes, width, b,
         here = ((batch * num_blocks + block) * num_vectors + channel // LANES) * width * LANES
         for n in range(width):
             store(checkpoints, here + n * LANES, load(state, n * LANES))
-    bounded = is_bounded(steps, delta, decay, width)
+    bounded = is_bounded(longest, fastest)
     for n in range(0, width, UNROLL):
         b_n, c_n = b + n * FLOAT_BYTES, c + n * FLOAT_BYTES
         decay_n, state_n = decay + n * VECTOR_BYTES, state + n * VECTOR_BYTES
@@ -121,7 +125,7 @@ def _forward_vector(p, batch, block, first_row, steps, channel, lanes, width, b,
             _advance(bounded_power, steps, delta, delta_u, y, b_n, c_n, width, decay_n, state_n)
         else:
             _advance(power, steps, delta, delta_u, y, b_n, c_n, width, decay_n, state_n)
-    _gate(p, batch, first_row, steps, channel, lanes, y, raw, delta)
+    _gate(p, batch, first_row, steps, channel, lanes, y, staged, delta)
 
 
 @njit(**OPTIONS)
@@ -135,7 +139,8 @@ def _forward_task(p, task, scratch):
     decays, state = scratch, scratch + per_group * tile
     biases = state + per_group * tile
     skips = biases + per_group * VECTOR_BYTES
-    b = skips + per_group * VECTOR_BYTES
+    fastest = skips + per_group * VECTOR_BYTES
+    b = fastest + per_group * VECTOR_BYTES
     c = b + BLOCK * width * FLOAT_BYTES
     rows = c + BLOCK * width * FLOAT_BYTES
 
@@ -143,6 +148,7 @@ def _forward_task(p, task, scratch):
         i, channel = v - first_vector, v * LANES
         lanes = min(LANES, inner - channel)
         load_tile(decays + i * tile, load_int(p, A), channel, lanes, states, width, np.float32(LOG2_E))
+        store_fastest(fastest + i * VECTOR_BYTES, decays + i * tile, width)
         first = batch * inner + channel
         load_tile(state + i * tile, load_int(p, INITIAL), first, lanes, states, width, np.float32(1.0))
         load_lanes(biases + i * VECTOR_BYTES, load_int(p, BIAS), channel, lanes)
@@ -155,9 +161,11 @@ def _forward_task(p, task, scratch):
         for v in range(first_vector, last_vector):
             i, channel = v - first_vector, v * LANES
             lanes = min(LANES, inner - channel)
-            bias, skip = biases + i * VECTOR_BYTES, skips + i * VECTOR_BYTES
-            decay, h = decays + i * tile, state + i * tile
-            _forward_vector(p, batch, block, first_row, steps, channel, lanes, width, b, c, rows, decay, h, bias, skip)
+            at = i * VECTOR_BYTES
+            _forward_vector(
+                p, batch, block, first_row, steps, channel, lanes, width, b, c, rows, decays + i * tile,
+                state + i * tile, (biases + at, skips + at, fastest + at),
+            )  # fmt: skip
     if load_int(p, LAST) != 0:
         for v in range(first_vector, last_vector):
             lanes = min(LANES, inner - v * LANES)

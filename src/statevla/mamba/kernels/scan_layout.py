@@ -13,11 +13,14 @@ from statevla.mamba.kernels.simd import (
     LANES,
     exp2,
     exp2_of_product,
+    exp_of_minus_magnitude,
     largest,
     largest_lane,
     load,
     load_int,
     softplus,
+    softplus_slope,
+    splat,
     store,
     zero,
 )
@@ -53,7 +56,7 @@ def padded_states(states: int) -> int:
 def scratch_bytes(states: int, vectors_per_group: int, backward: bool) -> int:
     """Scratch that one thread needs; the layouts are in the two `_…_task` functions."""
     width = padded_states(states)
-    per_group = vectors_per_group * (width * (3 if backward else 2) + (4 if backward else 2)) * VECTOR_BYTES
+    per_group = vectors_per_group * (width * (3 if backward else 2) + (5 if backward else 3)) * VECTOR_BYTES
     rows = 2 * BLOCK * width * FLOAT_BYTES + VECTOR_BYTES
     if not backward:
         return per_group + rows + 4 * ROWS
@@ -61,22 +64,33 @@ def scratch_bytes(states: int, vectors_per_group: int, backward: bool) -> int:
 
 
 @njit(**OPTIONS)
-def prepare_steps(p, batch, first_row, steps, channel, lanes, bias, skip, raw, delta, delta_u, u, y):
-    """Read u and delta of a block: `raw` = delta + bias, `delta` after softplus, `u`, `delta_u`, and `y` = D u."""
+def prepare_steps(p, batch, first_row, steps, channel, lanes, bias, skip, staged, slope, delta, delta_u, u, y):
+    """Read u and delta of a block: `delta` after bias and softplus, `u`, `delta_u`, and `y` = D u.
+
+    `slope` (0: not wanted, else it may be `staged`) gets the derivative of `delta` by what was read. Returns each
+    lane's largest `delta`, for `is_bounded`.
+    """
     u_at, u_dtype, u_index, u_stride = open_rows(p, U, batch, first_row, steps, channel, lanes, u)
-    d_at, d_dtype, d_index, d_stride = open_rows(p, DELTA, batch, first_row, steps, channel, lanes, raw)
-    bias_vector, skip_vector = load(bias, 0), load(skip, 0)
+    d_at, d_dtype, d_index, d_stride = open_rows(p, DELTA, batch, first_row, steps, channel, lanes, staged)
+    bias_vector, skip_vector, one, longest = load(bias, 0), load(skip, 0), splat(np.float32(1.0)), zero()
     uses_softplus = load_int(p, SOFTPLUS)
     for t in range(steps):
         d = read_row(d_at, d_dtype, d_index + t * d_stride) + bias_vector
         x = read_row(u_at, u_dtype, u_index + t * u_stride)
         store(y, t * LANES, skip_vector * x)
         store(u, t * LANES, x)
-        store(raw, t * LANES, d)
         if uses_softplus != 0:
-            d = softplus(d)
+            e = exp_of_minus_magnitude(d)
+            if slope != 0:
+                store(slope, t * LANES, softplus_slope(d, e))
+            d = softplus(d, e)
+        elif slope != 0:
+            store(slope, t * LANES, one)
         store(delta, t * LANES, d)
         store(delta_u, t * LANES, d * x)
+        if LANES == 8:
+            longest = largest(longest, d)
+    return longest
 
 
 @njit(**OPTIONS)
@@ -92,16 +106,18 @@ def bounded_power(delta, decay):
 
 
 @njit(**OPTIONS)
-def is_bounded(steps, delta, decay, width):
+def store_fastest(target, decay, width):
+    """The largest of `width` vectors of decays, for `is_bounded`."""
+    fastest = zero()
+    for n in range(width):
+        fastest = largest(fastest, load(decay, n * LANES))
+    store(target, 0, fastest)
+
+
+@njit(**OPTIONS)
+def is_bounded(longest, fastest):
     """Whether no exponent of a block comes near the range of float32: then `bounded_power` may be used.
 
     (Where AVX-512 scales by powers of two there is nothing to gain from the question.)
     """
-    if LANES == 16:
-        return False
-    longest, fastest = zero(), zero()
-    for t in range(steps):
-        longest = largest(longest, load(delta, t * LANES))
-    for n in range(width):
-        fastest = largest(fastest, load(decay, n * LANES))
-    return largest_lane(longest * fastest) < np.float32(EXP2_LIMIT)
+    return LANES == 8 and largest_lane(longest * load(fastest, 0)) < np.float32(EXP2_LIMIT)

@@ -34,6 +34,7 @@ def _cpu_features() -> frozenset[str]:
 
 
 LANES = 16 if "+avx512f" in _cpu_features() else 8  # floats in a register of AVX-512, else of AVX2 (two of NEON)
+_HAS_TABLE = LANES == 8 and "+avx2" in _cpu_features()  # `_exp2_of_product` can look its powers up
 
 _FLOAT, _INT16, _INT32, _INT64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
@@ -60,6 +61,7 @@ _ROUND_MAGIC = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in
 # 2^f = 1 + f q(f) on [-1/16, 1/16]; minimax, relative error 2.7e-8.
 _EXP2_EIGHTH = (0.0554962232708931, 0.2402576357126236, 0.6931472420692444)
 EXP2_LIMIT = 126.0  # |x| below which `exp2_of_product` is right
+_EXP_LIMIT = 87.33  # times log2(e): 125.99
 
 
 class Float32Vector(types.Type):
@@ -309,11 +311,13 @@ def sum_lanes(typing_context, value):
     return types.float32(vector), generate
 
 
-def _clamp(builder: Any, x: Any, low: float, high: float) -> Any:
+def _at_least(builder: Any, x: Any, low: float) -> Any:
     """Compare and select, in the order that lets NaN through (LLVM's maxnum would swallow it)."""
-    low_constant, high_constant = _constant(low), _constant(high)
-    x = builder.select(builder.fcmp_ordered("<", x, low_constant), low_constant, x)
-    return builder.select(builder.fcmp_ordered(">", x, high_constant), high_constant, x)
+    return builder.select(builder.fcmp_ordered("<", x, _constant(low)), _constant(low), x)
+
+
+def _at_most(builder: Any, x: Any, high: float) -> Any:
+    return builder.select(builder.fcmp_ordered(">", x, _constant(high)), _constant(high), x)
 
 
 def _polynomial(builder: Any, coefficients: tuple[float, ...], x: Any) -> Any:
@@ -341,7 +345,7 @@ def _exp2_scaled(builder: Any, x: Any) -> Any:
 
 def _exp2_portable(builder: Any, x: Any) -> Any:
     """With integer addition to the exponent; saturates at about 2^-126 and 2^128 instead of 0 and infinity."""
-    x = _clamp(builder, x, -126.0, 127.99)
+    x = _at_most(builder, _at_least(builder, x, -126.0), 127.99)
     shifted = builder.fadd(x, _constant(_ROUND_MAGIC))
     fraction = builder.fsub(x, builder.fsub(shifted, _constant(_ROUND_MAGIC)))
     exponent = builder.shl(builder.bitcast(shifted, _INT_VECTOR), _int_constant(23))
@@ -366,6 +370,16 @@ def _exp2_of_product(builder: Any, d: Any, a: Any) -> Any:
     return _call(builder, "fma", builder.fmul(power, fraction), _polynomial(builder, _EXP2_EIGHTH, fraction), power)
 
 
+def _exp_of_minus(builder: Any, x: Any, magnitude: bool = False) -> Any:
+    """e^-x, or e^-|x|; beyond `_EXP_LIMIT` it may stay what it is there."""
+    if magnitude:
+        x = _call(builder, "fabs", x)
+    if not _HAS_TABLE:
+        return _exp2(builder, builder.fmul(x, _constant(-LOG2_E)))
+    x = _at_most(builder, x if magnitude else _at_least(builder, x, -_EXP_LIMIT), _EXP_LIMIT)
+    return _exp2_of_product(builder, x, _constant(-LOG2_E))
+
+
 def _exp2_table() -> Any:
     """Bits of 2^(i / 8) minus i * 2^20."""
     numbers = [np.float32(2.0 ** (i / 8)).view(np.int32) - (i << 20) for i in range(8)]
@@ -377,7 +391,7 @@ def exp2_of_product(typing_context, d, a):
     """2^(d a), for |d a| < `EXP2_LIMIT` only (NaN stays NaN): cheaper than `exp2` where there is no AVX-512."""
 
     def generate(context, builder, sig, args):
-        if LANES == 8 and "+avx2" in _cpu_features():
+        if _HAS_TABLE:
             return _exp2_of_product(builder, *args)
         return _exp2(builder, builder.fmul(*args, flags=_FUSE))
 
@@ -385,12 +399,12 @@ def exp2_of_product(typing_context, d, a):
 
 
 @intrinsic
-def largest(typing_context, a, b):
-    """The larger magnitude of each lane; a NaN in `b` is passed over."""
+def largest(typing_context, so_far, x):
+    """The larger of `so_far` and |x| in each lane; a NaN in `x` is passed over."""
 
     def generate(context, builder, sig, args):
-        a, b = (_call(builder, "fabs", value) for value in args)
-        return builder.select(builder.fcmp_ordered("<", a, b), b, a)
+        magnitude = _call(builder, "fabs", args[1])
+        return builder.select(builder.fcmp_ordered("<", args[0], magnitude), magnitude, args[0])
 
     return vector(vector, vector), generate
 
@@ -414,16 +428,37 @@ def exp2(typing_context, x):
 
 
 @intrinsic
-def softplus(typing_context, x):
-    """log(1 + e^x) as max(x, 0) + log1p(e^-|x|)."""
+def exp_of_minus_magnitude(typing_context, x):
+    """e^-|x|, the second argument of `softplus` and `softplus_slope`."""
 
     def generate(context, builder, sig, args):
-        t = _exp2(builder, builder.fmul(_call(builder, "fabs", args[0]), _constant(-LOG2_E)))
-        tail = builder.fmul(t, _polynomial(builder, _LOG1P, t))
-        negative = builder.fcmp_ordered("<", args[0], _constant(0.0))
-        return builder.fadd(builder.select(negative, _constant(0.0), args[0]), tail)
+        return _exp_of_minus(builder, args[0], magnitude=True)
 
     return vector(vector), generate
+
+
+@intrinsic
+def softplus(typing_context, x, t):
+    """log(1 + e^x) as max(x, 0) + log1p(t), t = e^-|x|."""
+
+    def generate(context, builder, sig, args):
+        x, t = args
+        tail = builder.fmul(t, _polynomial(builder, _LOG1P, t))
+        return builder.fadd(_at_least(builder, x, 0.0), tail)
+
+    return vector(vector, vector), generate
+
+
+@intrinsic
+def softplus_slope(typing_context, x, t):
+    """The derivative of `softplus`, 1 / (1 + e^-x), from t = e^-|x|."""
+
+    def generate(context, builder, sig, args):
+        x, t = args
+        above = builder.select(builder.fcmp_ordered("<", x, _constant(0.0)), t, _constant(1.0))
+        return builder.fdiv(above, builder.fadd(_constant(1.0), t))
+
+    return vector(vector, vector), generate
 
 
 @intrinsic
@@ -431,7 +466,7 @@ def sigmoid(typing_context, x):
     """1 / (1 + e^-x)."""
 
     def generate(context, builder, sig, args):
-        t = _exp2(builder, builder.fmul(args[0], _constant(-LOG2_E)))
+        t = _exp_of_minus(builder, args[0])
         return builder.fdiv(_constant(1.0), builder.fadd(_constant(1.0), t))
 
     return vector(vector), generate
