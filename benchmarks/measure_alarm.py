@@ -32,10 +32,10 @@ from statevla.errors import UserError
 from statevla.policy import StateVLAPolicy
 from statevla.sim.disturbances import Disturbance, Kind
 from statevla.sim.env import LiberoEnv
-from statevla.sim.rendering import Rendering
 from statevla.sim.rollout_plan import EpisodeSpec, plan_episodes
 from statevla.sim.rollout_results import success_interval
 from statevla.sim.tasks import parse_task_indices, suite_tasks
+from statevla.types import Rendering
 
 WITHIN_LOOKS = 3
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -24,6 +24,8 @@ CONTROL_FREQ_HZ = 20.0
 ReachKind = Literal["start", "any", "mixed", "missed"]
 """Which reaches to collect; what they are stands in `statevla.sim.reach`. Here because command lines, which must not
 load the simulator, offer them."""
+Rendering = Literal["fast", "exact"]
+"""How frames are drawn; see `statevla.sim.rendering`."""
 
 
 class Gripper(IntEnum):

@@ -42,9 +42,10 @@ class DataConfig(Section):
     train_split: Rate = 0.9
     """Share of the episodes of every task that is trained on; the others validate."""
     demos_per_task: Positive | None = None
-    """Trains on so many of every task's training episodes, a fixed draw; validation keeps its own. null takes all."""
+    """Trains on so many of every task's training episodes, a fixed draw; validation keeps its own. null takes all. Does
+    not limit reaches, which are no whole demonstrations."""
     cache_dir: str = "$STATEVLA_HOME/frame_cache"
-    """Where frames at the model's resolution are kept, memory-mapped."""
+    """Where frames at the model's resolution are kept."""
     num_workers: NonNegative = 0
     """Threads that prepare batches ahead; 0 prepares them between steps."""
     action_normalization: Literal["mean_std", "quantile"] = "mean_std"

@@ -113,8 +113,8 @@ class ModulatedStem(nn.Sequential):
         # Embeddings are unit vectors, and instructions differ little: at the size of activations they are told apart.
         asked = F.layer_norm(language, language.shape[-1:])
         films, x = iter(self.film), images
-        for name, layer in self.named_children():
-            if name == "film":
+        for layer in self.children():
+            if layer is self.film:
                 continue
             x = layer(x)
             if isinstance(layer, nn.GroupNorm):

@@ -16,7 +16,7 @@ from statevla.command import run_command
 from statevla.config import home_dir
 from statevla.errors import UserError
 from statevla.sim.tasks import parse_task_indices
-from statevla.types import ReachKind
+from statevla.types import ReachKind, Rendering
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class CollectArgs:
     """Worker processes; each takes one core and about 1.8 GB. The result does not depend on their number."""
     image_size: int = 128
     """Side of the frames (pixels)."""
-    rendering: Literal["fast", "exact"] = "fast"
+    rendering: Rendering = "fast"
     """`exact`: as robosuite draws, 3 times slower on a CPU; `fast`: simplified meshes, smoothed by supersampling."""
     format: Literal["libero", "lerobot"] = "libero"
     """`libero`: HDF5 files in `out`. `lerobot`: those in `out/libero`, then a LeRobotDataset v3 in `out/lerobot`."""

@@ -14,10 +14,10 @@ import gymnasium
 import numpy as np
 
 from statevla.errors import UserError
-from statevla.sim.rendering import CAMERAS, Rendering
+from statevla.sim.rendering import CAMERAS
 from statevla.sim.simulation import SETTLE_STEPS, Simulation
 from statevla.sim.tasks import TaskSpec, load_init_states
-from statevla.types import ACTION_DIM, Observation, RobotStateLayout
+from statevla.types import ACTION_DIM, Observation, Rendering, RobotStateLayout
 
 _RESET_OPTIONS = ("init_state", "init_state_index", "init_states", "settle_steps")
 

@@ -14,11 +14,10 @@ from statevla.sim.demo_file import FIXTURES_ATTRIBUTE, HIDDEN_ATTRIBUTE, INDEX_A
 from statevla.sim.placement import wide_init_state
 from statevla.sim.play import PLAY_INSTRUCTION
 from statevla.sim.reach import afforded_tasks, run_reach
-from statevla.sim.rendering import Rendering
 from statevla.sim.rollout import Episode, run_expert, run_play
 from statevla.sim.simulation import Simulation
 from statevla.sim.tasks import TaskSpec
-from statevla.types import ReachKind
+from statevla.types import ReachKind, Rendering
 
 START_POSTURE_NOISE = 0.02
 """Standard deviation (rad) of the arm's joints at the start, as in LIBERO's demonstrations."""

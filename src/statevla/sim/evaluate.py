@@ -45,6 +45,7 @@ from statevla.training.checkpoint import MODEL_FILE, resolve_checkpoint
 from statevla.training.distributed import join_processes
 from statevla.training.provenance import git_commit, versions
 from statevla.training.storage import sha256
+from statevla.types import Rendering
 
 MAX_ATTEMPTS = 2
 """An episode whose process died is tried once more; then it counts as an error."""
@@ -85,7 +86,7 @@ class RolloutArgs:
     """Videos per task: so many successes and so many failures; rendered after the episode, some seconds each."""
     render_size: int | None = None
     """Side of the frames (pixels); default: the model's. Give that of the training data if it differs."""
-    rendering: Literal["fast", "exact"] = "fast"
+    rendering: Rendering = "fast"
     """As in the training data: `exact` (robosuite's) for published data sets; `statevla collect` draws `fast`."""
     device: str = "auto"
     """`auto` takes CUDA, else MPS, else the CPU."""

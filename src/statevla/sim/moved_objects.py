@@ -22,9 +22,9 @@ from statevla.diagnostics.object_surprise import Exchanged, Transitions
 from statevla.diagnostics.probes import episode_of, target_object, thin
 from statevla.diagnostics.sequences import Subject, encode_frames
 from statevla.sim.demo_file import FIXTURES_ATTRIBUTE, HIDDEN_ATTRIBUTE, SETTINGS_ATTRIBUTE
-from statevla.sim.rendering import Rendering
 from statevla.sim.replay import start_episode, task_of_file
 from statevla.sim.simulation import Simulation
+from statevla.types import Rendering
 
 SHIFT_M = 0.12
 """How far the object is moved: twice the width of a can."""

@@ -10,17 +10,17 @@ from __future__ import annotations
 import atexit
 import copy
 import weakref
-from typing import Any, Literal
+from typing import Any
 
 import mujoco
 import numpy as np
 
 from statevla.errors import UserError
 from statevla.sim.mesh_detail import coarse_copy
+from statevla.types import Rendering
 
 CAMERAS = {"agentview": "agentview", "eye_in_hand": "robot0_eye_in_hand"}
 """This package's camera names → the simulator's."""
-Rendering = Literal["fast", "exact"]
 _CELL_TIMES_SIZE = 0.384  # m: meshes for a frame of 128 pixels are simplified to cells of 3 mm
 _VISUAL_GROUP = 1
 _HIDDEN_GROUP = 5  # geom group that MuJoCo's default options do not draw

@@ -22,10 +22,10 @@ from libero.libero.envs.bddl_utils import robosuite_parse_problem  # noqa: E402
 from libero.libero.envs.env_wrapper import ControlEnv  # noqa: E402
 from robosuite.utils import transform_utils  # noqa: E402
 
-from statevla.sim.rendering import Renderer, Rendering  # noqa: E402
+from statevla.sim.rendering import Renderer  # noqa: E402
 from statevla.sim.stepping import FastStepper  # noqa: E402
 from statevla.sim.tasks import TaskSpec  # noqa: E402
-from statevla.types import ACTION_DIM, Gripper  # noqa: E402
+from statevla.types import ACTION_DIM, Gripper, Rendering  # noqa: E402
 
 SETTLE_STEPS = 10
 """Official initial states start with objects in the floor; they come to rest within 6 to 10 steps."""

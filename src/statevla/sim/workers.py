@@ -25,11 +25,10 @@ import numpy as np
 from statevla.errors import UserError
 from statevla.sim.child_threads import single_threaded_children
 from statevla.sim.rollout_plan import EpisodeSpec
-from statevla.types import Observation, RobotStateLayout
+from statevla.types import Observation, Rendering, RobotStateLayout
 
 if TYPE_CHECKING:
     from statevla.sim.env import LiberoEnv
-    from statevla.sim.rendering import Rendering
     from statevla.sim.video import SurpriseTrace
 
 REPLY_TIMEOUT_S = 600.0
