@@ -234,13 +234,13 @@ def roofline(args: Args, training_ms: float, forward_ms: float) -> dict[str, flo
     from numba import njit
 
     from statevla.mamba.kernel_call import LANES
-    from statevla.mamba.kernels import simd
+    from statevla.mamba.kernels import exponential, simd
 
     @njit
     def exponentials(source, target, vectors, repeats):  # type: ignore[no-untyped-def]
         for _ in range(repeats):
             for i in range(vectors):
-                simd.store(target, i * LANES, simd.exp2(simd.load(source, i * LANES)))
+                simd.store(target, i * LANES, exponential.exp2(simd.load(source, i * LANES)))
 
     source, target = -torch.rand(2048), torch.empty(2048)
     repeats = 2000

@@ -7,33 +7,33 @@ import pytest
 from numba import njit
 
 from statevla.mamba.kernel_call import LANES
-from statevla.mamba.kernels import simd
+from statevla.mamba.kernels import exponential, simd
 
 
 @njit
 def _apply_exp2(source, target, count):
     for i in range(0, count, LANES):
-        simd.store(target, i, simd.exp2(simd.load(source, i)))
+        simd.store(target, i, exponential.exp2(simd.load(source, i)))
 
 
 @njit
 def _apply_softplus(source, target, count):
     for i in range(0, count, LANES):
         x = simd.load(source, i)
-        simd.store(target, i, simd.softplus(x, simd.exp_of_minus_magnitude(x)))
+        simd.store(target, i, exponential.softplus(x, exponential.exp_of_minus_magnitude(x)))
 
 
 @njit
 def _apply_softplus_slope(source, target, count):
     for i in range(0, count, LANES):
         x = simd.load(source, i)
-        simd.store(target, i, simd.softplus_slope(x, simd.exp_of_minus_magnitude(x)))
+        simd.store(target, i, exponential.softplus_slope(x, exponential.exp_of_minus_magnitude(x)))
 
 
 @njit
 def _apply_sigmoid(source, target, count):
     for i in range(0, count, LANES):
-        simd.store(target, i, simd.sigmoid(simd.load(source, i)))
+        simd.store(target, i, exponential.sigmoid(simd.load(source, i)))
 
 
 @njit

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numba import cfunc, njit, types
 
+from statevla.mamba.kernels.exponential import sigmoid
 from statevla.mamba.kernels.simd import (
     LANES,
     as_address,
@@ -19,7 +20,6 @@ from statevla.mamba.kernels.simd import (
     load,
     load_int,
     load_scalar,
-    sigmoid,
     splat,
     store,
     store_scalar,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numba import cfunc, njit, types
 
+from statevla.mamba.kernels.exponential import LOG2_E, sigmoid
 from statevla.mamba.kernels.scan_layout import (
     BIAS,
     BLOCK,
@@ -48,13 +49,11 @@ from statevla.mamba.kernels.scan_layout import (
 )
 from statevla.mamba.kernels.simd import (
     LANES,
-    LOG2_E,
     as_address,
     broadcast,
     fma,
     load,
     load_int,
-    sigmoid,
     splat,
     store,
     store_scalar,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numba import cfunc, njit, types
 
+from statevla.mamba.kernels.exponential import LOG2_E, sigmoid
 from statevla.mamba.kernels.scan_layout import (
     BIAS,
     BLOCK,
@@ -40,13 +41,11 @@ from statevla.mamba.kernels.scan_layout import (
 )
 from statevla.mamba.kernels.simd import (
     LANES,
-    LOG2_E,
     as_address,
     broadcast,
     fma,
     load,
     load_int,
-    sigmoid,
     store,
 )
 from statevla.mamba.kernels.staging import (

@@ -8,18 +8,21 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from statevla.mamba.kernels.simd import (
+from statevla.mamba.kernels.exponential import (
     EXP2_LIMIT,
-    LANES,
+    HAS_TABLE,
     exp2,
     exp2_of_product,
     exp_of_minus_magnitude,
+    softplus,
+    softplus_slope,
+)
+from statevla.mamba.kernels.simd import (
+    LANES,
     largest,
     largest_lane,
     load,
     load_int,
-    softplus,
-    softplus_slope,
     splat,
     store,
     zero,
@@ -88,7 +91,7 @@ def prepare_steps(p, batch, first_row, steps, channel, lanes, bias, skip, staged
             store(slope, t * LANES, one)
         store(delta, t * LANES, d)
         store(delta_u, t * LANES, d * x)
-        if LANES == 8:
+        if HAS_TABLE:
             longest = largest(longest, d)
     return longest
 
@@ -118,6 +121,6 @@ def store_fastest(target, decay, width):
 def is_bounded(longest, fastest):
     """Whether no exponent of a block comes near the range of float32: then `bounded_power` may be used.
 
-    (Where AVX-512 scales by powers of two there is nothing to gain from the question.)
+    (Without a table there is nothing to gain from the question.)
     """
-    return LANES == 8 and largest_lane(longest * load(fastest, 0)) < np.float32(EXP2_LIMIT)
+    return HAS_TABLE and largest_lane(longest * load(fastest, 0)) < np.float32(EXP2_LIMIT)
