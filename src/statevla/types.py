@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ACTION_DIM = 7
 CONTINUOUS_DIM = 6
 CONTROL_FREQ_HZ = 20.0
-ReachKind = Literal["start", "any", "mixed", "missed"]
+ReachKind = Literal["start", "outer", "any", "mixed", "missed"]
 """Which reaches to collect; what they are stands in `statevla.sim.reach`. Here because command lines, which must not
 load the simulator, offer them."""
 Rendering = Literal["fast", "exact"]

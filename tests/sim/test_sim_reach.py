@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,12 @@ from statevla.data import (
 from statevla.errors import UserError
 from statevla.sim.collect import collect
 from statevla.sim.episodes import CollectSettings, make_simulation, run_episode
+from statevla.sim.placement import eccentricity
 from statevla.sim.reach import SEEN_STEPS, afforded_tasks, run_reach
 from statevla.sim.simulation import Simulation
 from statevla.sim.tasks import find_task
 from statevla.transforms import Transform
-from statevla.types import Gripper, RobotStateLayout
+from statevla.types import Gripper, ReachKind, RobotStateLayout
 
 SETTINGS = CollectSettings("libero_object", seed=1, wide=True, reaches="start", image_size=32)
 
@@ -96,6 +98,20 @@ def test_mixed_reaches_go_to_the_goal_and_some_begin_beside_the_object(simulatio
         beside.append(float(np.linalg.norm(place - simulation.ee_position()[:2])) < 0.08)
     assert 0 < sum(beside) < len(beside)
     assert len(windows) > 2
+
+
+def test_outer_reaches_go_to_the_rim_of_the_table(simulation: Simulation) -> None:
+    far: dict[ReachKind, list[float]] = {"start": [], "outer": []}
+    for kind, found in far.items():
+        for index in range(6):
+            reach = run_episode(simulation, replace(SETTINGS, reaches=kind), index)
+            assert reach.seen_steps == SEEN_STEPS
+            simulation.restore(reach.rollout.start)
+            asked = reach.instruction.removeprefix("pick up the ").removesuffix(" and place it in the basket")
+            name = asked.replace(" ", "_") + "_1"
+            found.append(eccentricity(simulation.object_states()[simulation.object_names.index(name), :2]))
+    assert min(far["outer"]) > 0.75
+    assert min(far["start"]) < 0.5
 
 
 def test_missed_reaches_begin_beside_the_object_and_end_at_it(simulation: Simulation) -> None:

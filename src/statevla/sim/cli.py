@@ -51,8 +51,9 @@ class CollectArgs:
     reaches: ReachKind | None = None
     """A few frames of the way to any object of the scene that the suite has a task for: quicker than demonstrations;
     for a folder beside theirs below `data.path`. `start`: up to the grasp, frames at the start, where the instruction
-    matters; `any`: up to the grasp, frames anywhere; `mixed`: to the goal, frames at the start, before the grasp and
-    after it, a third of them from where a grasp was missed; `missed`: from such a place up to the grasp."""
+    matters; `outer`: the same, to what lies near the rim of the table; `any`: up to the grasp, frames anywhere;
+    `mixed`: to the goal, frames at the start, before the grasp and after it, a third of them from where a grasp was
+    missed; `missed`: from such a place up to the grasp."""
 
 
 def collect(args: CollectArgs) -> int:

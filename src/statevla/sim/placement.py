@@ -52,6 +52,12 @@ def wide_init_state(simulation: Simulation, seed: int) -> np.ndarray:
     raise UserError(f"task '{simulation.task.name}': no collision-free wide placement found; collect without --wide")
 
 
+def eccentricity(position: np.ndarray) -> float:
+    """How far out on the reachable table a place `[2]` (m) is: 0 in the middle, 1 at the rim."""
+    low, high = np.array([REACH_X_M, REACH_Y_M]).T
+    return float(np.abs((2 * position - low - high) / (high - low)).max())
+
+
 def _draw(
     scene: Scene, footprints: dict[str, np.ndarray], rest: np.ndarray, rng: np.random.Generator
 ) -> dict[str, np.ndarray] | None:

@@ -3,7 +3,8 @@
 What a policy has to read off the instruction, which thing to go to, it has to read at the start; a hundred later frames
 say little more about it. A reach is drawn at a few retained frames only, which costs little beside a demonstration,
 and goes to another task's object where the scene holds that too, so that the scene does not give the instruction away.
-Half of them begin under way to something else, so that neither the hand's place does.
+Half of them begin under way to something else, so that neither the hand's place does. Outer ones go to the rim of the
+table: few goals lie there where places are drawn evenly, and where a goal was rarely seen it is not found.
 
 Mixed ones go on to the goal, so that the way there is seen on many tables as well. Some of them, and all missed ones,
 begin where a grasp was missed: a policy that is some centimetres off finds in demonstrations, which hardly ever are,
@@ -18,6 +19,7 @@ import numpy as np
 
 from statevla.sim.expert import ExecutionNoise, destination_of, plan_goals
 from statevla.sim.motion import Arm, Motion, Style
+from statevla.sim.placement import eccentricity
 from statevla.sim.rollout import Episode, run_expert
 from statevla.sim.scene import Scene
 from statevla.sim.simulation import Simulation
@@ -32,7 +34,9 @@ _WINDOWS_A_PART = 2
 """Of a mixed reach, before the grasp and from it on, and of a missed one: physics cost more than their frames."""
 MAX_STEPS = 120
 _STEPS_AFTER_CLOSING = 4
-_MAX_STEPS_ELSEWHERE: dict[ReachKind, int] = {"start": 12, "any": 12, "mixed": 40}
+_OUTER = 0.75
+"""Least eccentricity of an outer object: half of the table lies within, and there goals were found anyway."""
+_MAX_STEPS_ELSEWHERE: dict[ReachKind, int] = {"start": 12, "outer": 12, "any": 12, "mixed": 40}
 """The longer, the more of the table the hand begins over, and the more ways its wrist is turned."""
 _SHARE_MISSED: dict[ReachKind, float] = {"mixed": 1 / 3, "missed": 1.0}
 _MISSED_BY_M: dict[ReachKind, float] = {"mixed": 0.02, "missed": 0.03}
@@ -61,10 +65,11 @@ def run_reach(
     Args:
         simulation: the scene, just reset.
         tasks: of which one is drawn, from `afforded_tasks`.
-        kind: `start`, with frames at the start, where the instruction matters most; `any`, with frames anywhere, where
-            the hand comes near the object too; `mixed`, to the goal, with frames at the start, at two places before the
-            grasp (the nearer the more often) and at two after it, a third of them from where a grasp was missed;
-            `missed`, from such a place up to the grasp, with frames at the start and at two places anywhere.
+        kind: `start`, with frames at the start, where the instruction matters most; `outer`, the same, for a task whose
+            object lies near the rim of the reachable table; `any`, with frames anywhere, where the hand comes near the
+            object too; `mixed`, to the goal, with frames at the start, at two places before the grasp (the nearer the
+            more often) and at two after it, a third of them from where a grasp was missed; `missed`, from such a place
+            up to the grasp, with frames at the start and at two places anywhere.
         rng: draws everything.
         noise: as in `run_expert`.
 
@@ -72,14 +77,15 @@ def run_reach(
         An episode to keep if the hand got to what it reached for, and no sooner than the last frame; a mixed one if
         the goal was reached.
     """
-    order = rng.permutation(len(tasks))
-    task = tasks[order[0]]
+    drawn = [tasks[i] for i in rng.permutation(len(tasks))]
+    # Where nothing lies near the rim, which is rare, the first will do.
+    task = next((task for task in drawn if kind != "outer" or _is_outer(simulation, task)), drawn[0])
     try:
         if kind in _SHARE_MISSED and rng.random() < _SHARE_MISSED[kind]:
             simulation.pursue(task.goal)
             _miss(simulation, rng, noise, _MISSED_BY_M[kind])
         elif len(tasks) > 1 and rng.random() < 0.5:
-            simulation.pursue(tasks[order[1]].goal)
+            simulation.pursue(next(other for other in drawn if other != task).goal)
             run_expert(simulation, rng, noise, int(rng.integers(1, _MAX_STEPS_ELSEWHERE[kind] + 1)), 0)
         simulation.pursue(task.goal)
         if kind == "mixed":
@@ -96,9 +102,16 @@ def run_reach(
     return Episode(rollout, task.instruction, tuple(seen), bool(is_kept))
 
 
+def _is_outer(simulation: Simulation, task: TaskSpec) -> bool:
+    """Whether the task moves something that lies near the rim."""
+    scene = Scene(simulation)
+    moved = [goal[1] for goal in task.goal if goal[0] in ("in", "on")]
+    return any(eccentricity(scene.position(name)[:2]) > _OUTER for name in moved)
+
+
 def _window_starts(kind: ReachKind, closing: int, last: int, rng: np.random.Generator) -> set[int]:
     """First control steps of the windows to draw, at most `last`; the gripper closes at step `closing`."""
-    if kind == "start":
+    if kind in ("start", "outer"):
         return {0}
     if kind == "any":
         return {int(rng.integers(last + 1))}
