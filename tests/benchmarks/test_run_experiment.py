@@ -51,7 +51,8 @@ def test_overrides_reach_the_command_as_they_stand_in_the_list(tmp_path: Path) -
     known = script.read_experiments(script.LIST)
     stage = next(s for s in script.stages(known, "short-faithful", script.Args(), tmp_path) if s.command == "train")
     begin = stage.arguments.index("--seed")
-    config = load_config(ROOT / "conf" / "compact.yaml", parse_overrides(stage.arguments[begin:]))
+    preset = ROOT / known.experiments["short-faithful"].config
+    config = load_config(preset, parse_overrides(stage.arguments[begin:]))
     assert config.training.phase1.target.kind == "ema"
     assert config.training.phase1.loss.variance_weight == 1.0
     assert not config.training.phase1.loss.latent.any_on()
