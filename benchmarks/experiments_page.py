@@ -26,8 +26,12 @@ Another run is recorded with `benchmarks/record_experiment.py`.
 COLUMNS = """
 Columns: S, copy skill one and four retained steps ahead (0 is copying); A, action sensitivity (1 ignores actions);
 object, R² of the better probe for the target object relative to the hand, and of the best baseline; MSE of normalised
-actions; success in simulation.
+actions; success in simulation, 8 actions between looks unless it says otherwise.
 """
+
+
+_EXECUTE_STEPS = 8
+"""Actions between looks, unless a rollout's name says otherwise."""
 
 
 def experiments_page(folder: Path) -> str:
@@ -123,6 +127,8 @@ def _name(rollout: dict[str, Any]) -> str:
     kinds = [kind for kind in more if kind not in (None, "official", "own")]
     scale = settings.get("sampling_temperature", 1.0)
     kinds += [] if scale == 1.0 else [f"(noise x {scale:g})"]
+    looks = settings["execute_steps"]
+    kinds += [] if looks == _EXECUTE_STEPS else [f"({looks} actions a look)"]
     return " ".join([settings["task_suite"], *kinds])
 
 

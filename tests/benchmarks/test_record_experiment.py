@@ -52,7 +52,7 @@ def make_rollout(folder: Path) -> Path:
         EpisodeResult(0, trial, "pick_up_the_milk", "pick up the milk", trial, 0, success, error, 90, 1, 5.0)
         for trial, (success, error) in enumerate([(True, None), (False, None), (True, None), (None, "it broke")])
     ]
-    settings = {"task_suite": "libero_object", "sampling_temperature": 0.0}
+    settings = {"task_suite": "libero_object", "sampling_temperature": 0.0, "execute_steps": 4}
     extra = {"settings": settings, "command": ["run_libero_eval.py", "--num_trials", "4"]}
     write_json(folder / "summary.json", {**summarize(episodes, 5), **extra})
     log = EpisodeLog(folder / "episodes.jsonl")
@@ -84,7 +84,7 @@ def test_the_record_and_its_page(run: Path, tmp_path: Path) -> None:
 
     page = load_page().experiments_page(tmp_path / "records")
     low, high = success_interval(2, 3)
-    assert f"libero_object (noise x 0): 2 / 3 ({100 * low:.1f} to {100 * high:.1f} %), of 5 planned" in page
+    assert f"libero_object (noise x 0) (4 actions a look): 2 / 3 ({100 * low:.1f} to {100 * high:.1f} %), of 5 planned" in page
     assert "`training.bc.max_steps=4`" in page
     assert "Too short to learn." in page
     assert f"{tree['offline']['normalized']['mse']:.3g}" in page
