@@ -84,7 +84,8 @@ def test_the_record_and_its_page(run: Path, tmp_path: Path) -> None:
 
     page = load_page().experiments_page(tmp_path / "records")
     low, high = success_interval(2, 3)
-    assert f"libero_object (noise x 0) (4 actions a look): 2 / 3 ({100 * low:.1f} to {100 * high:.1f} %), of 5 planned" in page
+    name = "libero_object (noise x 0) (4 actions a look)"
+    assert f"{name}: 2 / 3 ({100 * low:.1f} to {100 * high:.1f} %), of 5 planned" in page
     assert "`training.bc.max_steps=4`" in page
     assert "Too short to learn." in page
     assert f"{tree['offline']['normalized']['mse']:.3g}" in page
