@@ -38,8 +38,8 @@ PUBLISHED = (
 # metric of summary.json → (what it is, unit)
 METRICS = {
     "libero_object_success": (
-        "success on `libero_object`, 10 tasks x 50 official initial states, one policy by `conf/compact.yaml` "
-        "(docs/experiments.md)",
+        "success on `libero_object`, 10 tasks x 50 official initial states, one policy by `conf/compact.yaml`, "
+        "acting with the flow's noise (docs/experiments.md)",
         "%",
     ),
     "libero_object_success_episodes_per_h": ("simulated episodes of that evaluation", "an hour"),
