@@ -35,7 +35,7 @@ _WINDOWS_A_PART = 2
 MAX_STEPS = 120
 _STEPS_AFTER_CLOSING = 4
 _OUTER = 0.75
-"""Least eccentricity of an outer object: somewhat more than half of the table lies within, where goals were found anyway."""
+"""Least eccentricity of an outer object: half of the table and more lies within, where goals are found anyway."""
 _MAX_STEPS_ELSEWHERE: dict[ReachKind, int] = {"start": 12, "outer": 12, "any": 12, "mixed": 40}
 """The longer, the more of the table the hand begins over, and the more ways its wrist is turned."""
 _SHARE_MISSED: dict[ReachKind, float] = {"mixed": 1 / 3, "missed": 1.0}
