@@ -1,4 +1,4 @@
-"""Does z know where the hand is going, and from when on? The keyframe head's error by time since the start.
+"""Does z know where the hand is going, from when on, and where on the table? The keyframe head's error.
 
 Before the hand moves, only the instruction says which object is meant; some steps later the hand's place betrays it.
 A state that knows the goal late but not at once follows the hand instead of reading the instruction, and acting on its
@@ -8,6 +8,7 @@ own it goes to a wrong object.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,9 +19,12 @@ from statevla.types import RobotStateLayout
 
 STEPS = (0, 4, 8, 12, 16, 20)
 """Control steps since the start of the episode."""
+SQUARE_M = 0.1
+"""Side of the squares of the table over which first goals are told apart."""
+MIN_PER_SQUARE = 5
+"""Squares with fewer episodes say nothing."""
 
 
-@torch.no_grad()
 def measure_goals(subject: Subject, episodes: Sequence[int]) -> dict[str, dict[str, float]]:
     """Horizontal error of the next keyframe that the model reads off z.
 
@@ -29,25 +33,72 @@ def measure_goals(subject: Subject, episodes: Sequence[int]) -> dict[str, dict[s
         expecting the episodes' mean offset at that step (m). Empty where the model has no keyframe head, or the data
         set does not say where the hand is.
     """
-    head = subject.model.state_encoder.keyframe
-    if head is None or RobotStateLayout.EE_GRIPPER not in subject.cache.robot_states:
-        return {}
-    offsets, is_known = next_keyframe_offsets(subject.cache)
     found = {}
     for step in STEPS:
-        long_enough = [i for i in episodes if subject.cache.episodes[i].num_steps > step]
-        frames = np.array([subject.cache.episodes[i].start + step for i in long_enough], np.int64)
-        chosen = is_known[frames]
-        if not chosen.any():
+        goals = _read_goals(subject, episodes, step)
+        if goals is None:
             continue
-        frames = frames[chosen]
-        kept = [i for i, known in zip(long_enough, chosen) if known]
-        z = encode_frames(subject, kept, torch.from_numpy(frames))
-        expected = head(z.to(subject.device)).float().cpu().numpy()[:, :2] * UNIT_M
-        truth = offsets[frames, :2] * UNIT_M
+        mean = goals.truth.mean(0)
         found[str(step)] = {
-            "median_m": float(np.median(np.linalg.norm(expected - truth, axis=1))),
-            "chance_m": float(np.median(np.linalg.norm(truth.mean(0) - truth, axis=1))),
-            "num_episodes": len(frames),
+            "median_m": float(np.median(goals.errors_m)),
+            "chance_m": float(np.median(np.linalg.norm(mean - goals.truth, axis=1))),
+            "num_episodes": len(goals.truth),
         }
     return found
+
+
+def measure_goal_places(subject: Subject, episodes: Sequence[int]) -> list[dict[str, float]]:
+    """Where on the table z knows the goal before the hand moves, and where it does not.
+
+    A median over all episodes hides places that are rarely a goal, which a policy then does not find.
+
+    Returns:
+        {x_m, y_m, median_m, num_episodes} for each square of `SQUARE_M` with at least `MIN_PER_SQUARE` goals: its
+        middle in the robot's frame, and the median error of the goals in it (m). Empty as for `measure_goals`.
+    """
+    goals = _read_goals(subject, episodes, step=0)
+    if goals is None:
+        return []
+    squares = np.floor(goals.places_m / SQUARE_M).astype(int)
+    found = []
+    for square in np.unique(squares, axis=0):
+        inside = (squares == square).all(axis=1)
+        if inside.sum() < MIN_PER_SQUARE:
+            continue
+        x, y = (square + 0.5) * SQUARE_M
+        median = float(np.median(goals.errors_m[inside]))
+        found.append({"x_m": float(x), "y_m": float(y), "median_m": median, "num_episodes": int(inside.sum())})
+    return found
+
+
+@dataclass(frozen=True)
+class _Goals:
+    """Of N episodes at one step: offsets of the next keyframe in the horizontal plane, `[N, 2]` (m)."""
+
+    truth: np.ndarray
+    expected: np.ndarray
+    places_m: np.ndarray
+    """`[N, 2]`: where the keyframe is."""
+
+    @property
+    def errors_m(self) -> np.ndarray:
+        return np.asarray(np.linalg.norm(self.expected - self.truth, axis=1))
+
+
+@torch.no_grad()
+def _read_goals(subject: Subject, episodes: Sequence[int], step: int) -> _Goals | None:
+    """None where there is nothing to read, or no episode has a keyframe after that step."""
+    head = subject.model.state_encoder.keyframe
+    hands = subject.cache.robot_states.get(RobotStateLayout.EE_GRIPPER)
+    if head is None or hands is None:
+        return None
+    offsets, is_known = next_keyframe_offsets(subject.cache)
+    starts = {i: subject.cache.episodes[i].start for i in episodes if subject.cache.episodes[i].num_steps > step}
+    kept = [i for i, start in starts.items() if is_known[start + step]]
+    if not kept:
+        return None
+    frames = np.array([starts[i] + step for i in kept], np.int64)
+    z = encode_frames(subject, kept, torch.from_numpy(frames))
+    expected = head(z.to(subject.device)).float().cpu().numpy()[:, :2] * UNIT_M
+    truth = offsets[frames, :2] * UNIT_M
+    return _Goals(truth, expected, hands[frames, :2] + truth)

@@ -13,7 +13,7 @@ import torch
 from statevla.data import open_frame_cache, split_episodes
 from statevla.device import resolve_device
 from statevla.diagnostics.actions import ChunkSamples, action_metrics, sample_chunks
-from statevla.diagnostics.goals import measure_goals
+from statevla.diagnostics.goals import measure_goal_places, measure_goals
 from statevla.diagnostics.object_surprise import NO_PAIRS, NO_POSES, Exchange, measure_object_surprise
 from statevla.diagnostics.probes import MAX_EPISODES, beats_baselines, run_probes, thin
 from statevla.diagnostics.sequences import Subject
@@ -130,8 +130,8 @@ def measure_state(
     thorough: bool = True,
     exchange: Exchange | None = None,
 ) -> dict[str, Any]:
-    """What z knows: `world_model`, `goals` (with a keyframe head) and `go_no_go` on `episodes`; `probes` and
-    `object_surprise` across the split.
+    """What z knows: `world_model`, `goals` and `goal_places` (with a keyframe head), and `go_no_go` on `episodes`;
+    `probes` and `object_surprise` across the split.
 
     Args:
         train, held_out: probes are fitted to the one and scored on the other.
@@ -149,6 +149,7 @@ def measure_state(
         results["world_model"] = measure_world_model(subject, episodes)
         if goals := measure_goals(subject, episodes):
             results["goals"] = goals
+            results["goal_places"] = measure_goal_places(subject, episodes)
         go = go_no_go(results["world_model"])
     if probes:
         limit = MAX_EPISODES if thorough else QUICK_EPISODES

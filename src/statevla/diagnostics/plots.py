@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ def draw_all(results: dict[str, Any], samples: ChunkSamples | None, folder: Path
         written.append(_draw_world_model(results["world_model"], folder / "world_model.png"))
     if results.get("probes"):
         written.append(_draw_probes(results["probes"], folder / "probes.png"))
+    if results.get("goal_places"):
+        written.append(_draw_goal_places(results["goal_places"], folder / "goal_places.png"))
     if results.get("object_surprise"):
         written.append(_draw_object_surprise(results["object_surprise"], folder / "object_surprise.png"))
     return written
@@ -109,6 +112,21 @@ def _draw_probes(probes: dict[str, dict[str, float]], path: Path) -> Path:
     axes[0][0].set_xticks(np.arange(len(probes)) + 0.4 - width / 2, [name.replace("_", " ") for name in probes])
     axes[0][0].set(ylabel="R² on held-out episodes (cut at -0.2)", ylim=(-0.2, 1))
     axes[0][0].legend(fontsize=8)
+    return _save(figure, path)
+
+
+def _draw_goal_places(squares: Sequence[dict[str, float]], path: Path) -> Path:
+    """The table as the front camera sees it: the robot above, its left (y > 0) on the right."""
+    figure, axes = _figure(1, 1, (6, 5))
+    axis = axes[0][0]
+    x, y, medians = (np.array([square[key] for square in squares]) for key in ("x_m", "y_m", "median_m"))
+    points = axis.scatter(y, x, c=100 * medians, cmap="viridis_r", vmin=0, s=900, marker="s")
+    for square, across, along in zip(squares, y, x):
+        axis.text(across, along, f"{100 * square['median_m']:.0f}", ha="center", va="center", fontsize=8)
+    axis.invert_yaxis()
+    axis.margins(0.15)
+    axis.set(xlabel="y (m)", ylabel="x (m)", title="goal read off z before the hand moves: median error, cm")
+    figure.colorbar(points, ax=axis)
     return _save(figure, path)
 
 
