@@ -18,6 +18,7 @@ from statevla.jepa import (
 )
 from statevla.jepa.loss import covariance_loss, variance_loss
 from statevla.jepa.regularizers import latent_loss, sigreg
+from statevla.jepa.stem import Keypoints
 from statevla.types import ModelInput
 
 TINY = [
@@ -171,6 +172,50 @@ def test_film_begins_as_the_plain_stem_and_then_reads_the_instruction() -> None:
     before, after = (film(ModelInput(**{**vars(observation), "language": words})) for words in torch.randn(2, 2, 12))
     moved = (before - after).abs().amax(dim=(0, 2)).nonzero().flatten().tolist()
     assert moved == [0, *range(2, before.shape[1] - 1)]
+
+
+def test_keypoints_say_where_a_feature_is() -> None:
+    """Peaks anywhere are found where they are, whichever level sees them."""
+    keypoints = Keypoints([3, 2], 1)
+    for layer in keypoints.maps:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    fine, coarse = torch.zeros(1, 3, 8, 8), torch.zeros(1, 2, 4, 4)
+    torch.testing.assert_close(keypoints([fine, coarse]), torch.zeros(1, 1, 2))
+    fine[0, 1, 2, 7] = coarse[0, 0, 0, 1] = 100.0
+    with torch.no_grad():
+        keypoints.maps[0].weight[0, 1] = 1.0
+    torch.testing.assert_close(keypoints([fine, coarse]), torch.tensor([[[2 / 7 * 2 - 1, 1.0]]]))
+    with torch.no_grad():
+        keypoints.maps[0].weight.zero_()
+        keypoints.maps[1].weight[0, 0] = 1.0
+    row, column = keypoints([fine, coarse])[0, 0]
+    assert row < -0.7
+    assert -0.5 < column < 0
+
+
+def test_keypoints_join_cls(tiny) -> None:
+    """A picture moves its own tokens and CLS; the instruction moves CLS too, once FiLM listens."""
+    stem = "model.stem={kind: conv, channels: [16, 32], strides: [8, 2], film: true, keypoints: 4}"
+    model = load_config("conf/config.yaml", [*TINY[:-1], stem]).model
+    tokenizer = Tokenizer(model)
+    observation = random_input(tiny, 2)
+    base = tokenizer(observation)
+
+    def moved(**fields: Tensor) -> list[int]:
+        other = tokenizer(ModelInput(**{**vars(observation), **fields}))
+        return (base - other).abs().amax(dim=(0, 2)).nonzero().flatten().tolist()
+
+    last, first = base.shape[1] - 1, 2 + model.tokens_per_camera
+    images = observation.images.clone()
+    images[:, 1] = images[:, 1].flip(-1)
+    assert moved(images=images) == [*range(first, last), last]
+    words = torch.randn(2, 12)
+    assert moved(language=words) == [0]
+    for module in tokenizer.stems:
+        nn.init.normal_(module.film[0].weight, std=0.1)
+    base = tokenizer(observation)
+    assert moved(language=words) == [0, *range(2, last + 1)]
 
 
 def test_encoder_is_causal_and_cls_sees_all(tiny) -> None:

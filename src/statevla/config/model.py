@@ -34,6 +34,8 @@ class ConvStem(Section):
     """Stride of each convolution."""
     film: bool = False
     """The instruction scales and shifts the channels after every normalisation."""
+    keypoints: NonNegative = 0
+    """Places per camera, found by spatial soft-argmax, that are added to CLS; 0 = none."""
 
     @model_validator(mode="after")
     def _same_length(self) -> ConvStem:
@@ -41,6 +43,8 @@ class ConvStem(Section):
             raise ValueError(
                 f"channels and strides need the same length, got {len(self.channels)} and {len(self.strides)}"
             )
+        if self.keypoints and len(self.channels) < 2:
+            raise ValueError("keypoints are looked for between two convolutions; channels has one")
         return self
 
     def num_tokens(self, image_size: int) -> int:

@@ -6,9 +6,9 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from statevla.config import ModelConfig, PatchStem
+from statevla.config import ConvStem, ModelConfig
+from statevla.jepa.stem import build_stem
 from statevla.types import ModelInput
 
 INIT_STD = 0.02
@@ -21,19 +21,23 @@ class Tokenizer(nn.Module):
 
     Mamba is causal: language comes first so that it conditions the reading of the pictures, and only the last
     position has seen everything. Every token but CLS carries a learned position and a modality embedding (one per
-    camera, language, robot state); CLS is itself a learned vector.
+    camera, language, robot state); CLS is itself a learned vector, to which the keypoints of all cameras are added
+    where the stem finds some: z, which is read from there, has them without a detour.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim = config.embed_dim
         self.num_cameras = len(config.cameras)
-        self.stems = nn.ModuleList(_build_stem(config, dim) for _ in config.cameras)
+        self.stems = nn.ModuleList(build_stem(config) for _ in config.cameras)
         self.language = nn.Linear(config.language_dim, dim)
         self.robot_state = nn.Sequential(nn.Linear(config.robot_state_dim, dim), nn.GELU(), nn.Linear(dim, dim))
         self.modality = nn.Parameter(torch.empty(self.num_cameras + 2, dim))
         self.positions = nn.Parameter(torch.empty(config.num_tokens - 1, dim))
         self.cls = nn.Parameter(torch.empty(1, dim))
+        self.keypoints = None
+        if isinstance(config.stem, ConvStem) and config.stem.keypoints:
+            self.keypoints = nn.Linear(self.num_cameras * config.stem.keypoints * 2, dim)
         self.robot_token_dropout = config.robot_token_dropout
         learned = [self.modality, self.positions, self.cls]
         if self.robot_token_dropout > 0:
@@ -66,12 +70,8 @@ class Tokenizer(nn.Module):
         """
         language = self.language(observation.language).unsqueeze(1)
         robot = self._robot_token(observation.robot_state).unsqueeze(1)
-        maps = [
-            stem(observation.images[:, i], observation.language) if isinstance(stem, ModulatedStem)
-            else stem(observation.images[:, i])
-            for i, stem in enumerate(self.stems)
-        ]  # fmt: skip
-        cameras = [camera.flatten(2).transpose(1, 2) for camera in maps]
+        views = [stem(observation.images[:, i], observation.language) for i, stem in enumerate(self.stems)]
+        cameras = [grid.flatten(2).transpose(1, 2) for grid, _ in views]
         sequence = torch.cat([language, robot, *cameras], dim=1)
         # Positions and modalities depend on no input: one sum for the whole batch.
         lengths = [1, 1, *(camera.shape[1] for camera in cameras)]
@@ -80,6 +80,9 @@ class Tokenizer(nn.Module):
         # float32 also under autocast: this is where the residual stream begins.
         sequence = sequence.float() + (self.positions + modality)
         cls = self.cls.expand(sequence.shape[0], -1, -1)
+        if self.keypoints is not None:
+            places = torch.cat([keypoints.flatten(1) for _, keypoints in views], dim=1)
+            cls = cls + self.keypoints(places).unsqueeze(1)
         return torch.cat([sequence, cls], dim=1)
 
     def _robot_token(self, robot_state: Tensor) -> Tensor:
@@ -90,50 +93,3 @@ class Tokenizer(nn.Module):
             return token
         hidden = torch.rand(token.shape[0], 1, device=token.device) < chance
         return torch.where(hidden, self.robot_mask.to(token.dtype), token)
-
-
-class ModulatedStem(nn.Sequential):
-    """A convolutional stem that looks for what is asked for: after each normalisation the instruction scales and
-    shifts the channels (FiLM: Perez et al. 2018, arXiv 1709.07871; in robot policies: BC-Z, RT-1).
-
-    Begins as the plain stem.
-    """
-
-    def __init__(self, layers: list[nn.Module], language_dim: int) -> None:
-        super().__init__(*layers)
-        norms = [layer for layer in layers if isinstance(layer, nn.GroupNorm)]
-        self.film = nn.ModuleList(nn.Linear(language_dim, 2 * norm.num_channels) for norm in norms)
-        for layer in self.film:
-            assert isinstance(layer, nn.Linear)
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, images: Tensor, language: Tensor) -> Tensor:  # type: ignore[override]
-        """`[B, 3, P, P]` and `[B, E]` → `[B, D, P / stride, P / stride]`."""
-        # Embeddings are unit vectors, and instructions differ little: at the size of activations they are told apart.
-        asked = F.layer_norm(language, language.shape[-1:])
-        films, x = iter(self.film), images
-        for layer in self.children():
-            if layer is self.film:
-                continue
-            x = layer(x)
-            if isinstance(layer, nn.GroupNorm):
-                scale, shift = next(films)(asked)[:, :, None, None].chunk(2, dim=1)
-                x = x * (1 + scale) + shift
-        return x
-
-
-def _build_stem(config: ModelConfig, dim: int) -> nn.Module:
-    """`[B, 3, P, P]` → `[B, D, P / stride, P / stride]`."""
-    stem = config.stem
-    if isinstance(stem, PatchStem):
-        return nn.Conv2d(3, dim, kernel_size=stem.patch_size, stride=stem.patch_size)
-    layers: list[nn.Module] = []
-    channels_in = 3
-    for i, (channels, stride) in enumerate(zip(stem.channels, stem.strides, strict=True)):
-        # Overlapping windows (2s-1) keep position finer than the stride.
-        layers.append(nn.Conv2d(channels_in, channels, kernel_size=2 * stride - 1, stride=stride, padding=stride - 1))
-        if i + 1 < len(stem.channels):
-            layers += [nn.GroupNorm(math.gcd(8, channels), channels), nn.SiLU()]
-        channels_in = channels
-    return ModulatedStem(layers, config.language_dim) if stem.film else nn.Sequential(*layers)
