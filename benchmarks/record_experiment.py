@@ -72,7 +72,8 @@ def record(args: Args) -> int:
         "overrides": _overrides(config, preset),
         "training": _training(args.checkpoint),
         "diagnostics": {
-            key: evaluation.get(key) for key in ("world_model", "go_no_go", "goals", "probes", "object_surprise")
+            key: evaluation.get(key)
+            for key in ("world_model", "go_no_go", "goals", "goal_places", "probes", "object_surprise")
         },
         "offline": evaluation.get("actions"),
         "simulated": [_rollout(folder) for folder in args.rollout],

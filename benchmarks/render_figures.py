@@ -26,7 +26,7 @@ STEPS_AROUND = (-32, 97)
 def main() -> None:
     matplotlib.rcParams.update({"svg.hashsalt": "statevla", "font.size": 9, "axes.grid": True, "grid.alpha": 0.25})
     draw(alarm, RESULTS / "alarm.json", FIGURES / "alarm.svg")
-    draw(world_model, RESULTS / "experiments" / "object-s0.json", FIGURES / "world_model.svg")
+    draw(world_model, RESULTS / "experiments" / "object-keypoints-s0.json", FIGURES / "world_model.svg")
 
 
 def draw(picture: Callable[[dict[str, Any]], Figure], source: Path, target: Path) -> None:

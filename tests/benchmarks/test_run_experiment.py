@@ -99,11 +99,13 @@ def test_the_record_is_of_all_rollouts_in_their_order(tmp_path: Path, monkeypatc
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from record_experiment import Args
 
-    experiment = script.read_experiments(script.LIST).experiments["object-both"]
-    words = script.record_command("object-both", experiment, tmp_path / "object-both-s0", 0)
+    experiment = script.read_experiments(script.LIST).experiments["object-keypoints"]
+    words = script.record_command("object-keypoints", experiment, tmp_path / "object-keypoints-s0", 0)
     args = tyro.cli(Args, args=words[2:])
     assert [folder.name for folder in args.rollout] == list(experiment.rollouts)
     assert [folder.name for folder in args.rollout[:2]] == ["wide", "official"]
     assert args.headline == ("libero_object_wide_success", "libero_object_success")
-    assert args.command == "python benchmarks/run_experiment.py object-both --seed 0"
-    assert "--headline" not in script.record_command("object-both", experiment, tmp_path / "object-both-s1", 1)
+    assert args.command == "python benchmarks/run_experiment.py object-keypoints --seed 0"
+    assert "--headline" not in script.record_command(
+        "object-keypoints", experiment, tmp_path / "object-keypoints-s1", 1
+    )

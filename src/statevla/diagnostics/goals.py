@@ -94,6 +94,8 @@ def _read_goals(subject: Subject, episodes: Sequence[int], step: int) -> _Goals 
         return None
     offsets, is_known = next_keyframe_offsets(subject.cache)
     starts = {i: subject.cache.episodes[i].start for i in episodes if subject.cache.episodes[i].num_steps > step}
+    # Of a reach, few frames are there.
+    is_known = is_known & subject.cache.is_seen
     kept = [i for i, start in starts.items() if is_known[start + step]]
     if not kept:
         return None

@@ -130,8 +130,8 @@ def measure_state(
     thorough: bool = True,
     exchange: Exchange | None = None,
 ) -> dict[str, Any]:
-    """What z knows: `world_model`, `goals` and `goal_places` (with a keyframe head), and `go_no_go` on `episodes`;
-    `probes` and `object_surprise` across the split.
+    """What z knows: `world_model`, `goals` (with a keyframe head) and `go_no_go` on `episodes`; `probes` and
+    `object_surprise` across the split; `goal_places` on all there are, reaches with them.
 
     Args:
         train, held_out: probes are fitted to the one and scored on the other.
@@ -149,7 +149,9 @@ def measure_state(
         results["world_model"] = measure_world_model(subject, episodes)
         if goals := measure_goals(subject, episodes):
             results["goals"] = goals
-            results["goal_places"] = measure_goal_places(subject, episodes)
+            # Reaches too, though they are trained on: a place shows with some episodes in it only.
+            places = thin(range(len(subject.cache.episodes)), 2_000 if thorough else 500)
+            results["goal_places"] = measure_goal_places(subject, places)
         go = go_no_go(results["world_model"])
     if probes:
         limit = MAX_EPISODES if thorough else QUICK_EPISODES

@@ -125,7 +125,11 @@ def _draw_goal_places(squares: Sequence[dict[str, float]], path: Path) -> Path:
         axis.text(across, along, f"{100 * square['median_m']:.0f}", ha="center", va="center", fontsize=8)
     axis.invert_yaxis()
     axis.margins(0.15)
-    axis.set(xlabel="y (m)", ylabel="x (m)", title="goal read off z before the hand moves: median error, cm")
+    axis.set(
+        xlabel="y (m)",
+        ylabel="x (m)",
+        title="goal read off z before the hand moves, cm off\n(medians over all episodes, most trained on)",
+    )
     figure.colorbar(points, ax=axis)
     return _save(figure, path)
 

@@ -21,7 +21,7 @@ _PICTURES = {
     "chunks.png": "Demonstrated chunks and sampled ones",
     "world_model.png": "World model",
     "probes.png": "Probes",
-    "goal_places.png": "Where on the table the goal is known before the hand moves",
+    "goal_places.png": "Where on the table the goal is known before the hand moves (all episodes, most trained on)",
     "object_surprise.png": "Surprise at an object that was moved",
 }
 _STYLE = """
