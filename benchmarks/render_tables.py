@@ -165,7 +165,7 @@ def results_page(summary: dict[str, Any]) -> str:
         "host's name are of the same commands, run there. The scan, acting, the training step and phase 2 are from",
         "Zen 5, a shared machine whose times differ from hour to hour. The encoder's comparison is from a host whose",
         "model was not recorded; the allocator's and the server's are from Zen 4. The compact preset was timed before",
-        "its stem had FiLM (0.3 M parameters more).",
+        "its stem had FiLM and keypoints (0.4 M parameters more), the server with such a policy.",
         "",
         metrics_table(summary),
         "",
