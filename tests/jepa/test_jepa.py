@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from statevla.config import JepaLossConfig, LatentLossConfig, PredictorConfig, load_config
+from statevla.errors import UserError
 from statevla.jepa import (
     Encoder,
     TemporalPredictor,
@@ -216,6 +217,13 @@ def test_keypoints_join_cls(tiny) -> None:
         nn.init.normal_(module.film[0].weight, std=0.1)
     base = tokenizer(observation)
     assert moved(language=words) == [0, *range(2, last + 1)]
+
+
+def test_keypoints_need_a_layer_to_look_in() -> None:
+    with pytest.raises(UserError, match=r"stem.*keypoints are looked for between two convolutions"):
+        load_config(
+            "conf/config.yaml", [*TINY[:-1], "model.stem={kind: conv, channels: [32], strides: [8], keypoints: 4}"]
+        )
 
 
 def test_encoder_is_causal_and_cls_sees_all(tiny) -> None:
