@@ -15,6 +15,7 @@ import torch
 
 from statevla.data.keyframes import UNIT_M, next_keyframe_offsets
 from statevla.diagnostics.sequences import Subject, encode_frames
+from statevla.jepa import KeyframeHead
 from statevla.types import RobotStateLayout
 
 STEPS = (0, 4, 8, 12, 16, 20)
@@ -33,9 +34,12 @@ def measure_goals(subject: Subject, episodes: Sequence[int]) -> dict[str, dict[s
         expecting the episodes' mean offset at that step (m). Empty where the model has no keyframe head, or the data
         set does not say where the hand is.
     """
-    found = {}
+    found: dict[str, dict[str, float]] = {}
+    keyframes = _keyframes(subject)
+    if keyframes is None:
+        return found
     for step in STEPS:
-        goals = _read_goals(subject, episodes, step)
+        goals = _read_goals(subject, keyframes, episodes, step)
         if goals is None:
             continue
         mean = goals.truth.mean(0)
@@ -56,7 +60,8 @@ def measure_goal_places(subject: Subject, episodes: Sequence[int]) -> list[dict[
         {x_m, y_m, median_m, num_episodes} for each square of `SQUARE_M` with at least `MIN_PER_SQUARE` goals: its
         middle in the robot's frame, and the median error of the goals in it (m). Empty as for `measure_goals`.
     """
-    goals = _read_goals(subject, episodes, step=0)
+    keyframes = _keyframes(subject)
+    goals = None if keyframes is None else _read_goals(subject, keyframes, episodes, step=0)
     if goals is None:
         return []
     squares = np.floor(goals.places_m / SQUARE_M).astype(int)
@@ -85,22 +90,38 @@ class _Goals:
         return np.asarray(np.linalg.norm(self.expected - self.truth, axis=1))
 
 
-@torch.no_grad()
-def _read_goals(subject: Subject, episodes: Sequence[int], step: int) -> _Goals | None:
-    """None where there is nothing to read, or no episode has a keyframe after that step."""
+@dataclass(frozen=True)
+class _Keyframes:
+    """Of all frames of the cache: found once, for that takes a walk through all episodes."""
+
+    head: KeyframeHead
+    hands_m: np.ndarray
+    """`[num_frames, >= 2]`: where the hand is."""
+    offsets_m: np.ndarray
+    """`[num_frames, 2]`: from there to the next keyframe."""
+    is_known: np.ndarray
+    """bool `[num_frames]`: there is one, and the frame's picture is there (of a reach, few are)."""
+
+
+def _keyframes(subject: Subject) -> _Keyframes | None:
+    """None where the model has no keyframe head, or the data set does not say where the hand is."""
     head = subject.model.state_encoder.keyframe
     hands = subject.cache.robot_states.get(RobotStateLayout.EE_GRIPPER)
     if head is None or hands is None:
         return None
     offsets, is_known = next_keyframe_offsets(subject.cache)
+    return _Keyframes(head, hands, offsets[:, :2] * UNIT_M, is_known & subject.cache.is_seen)
+
+
+@torch.no_grad()
+def _read_goals(subject: Subject, keyframes: _Keyframes, episodes: Sequence[int], step: int) -> _Goals | None:
+    """None where no episode has a keyframe after that step."""
     starts = {i: subject.cache.episodes[i].start for i in episodes if subject.cache.episodes[i].num_steps > step}
-    # Of a reach, few frames are there.
-    is_known = is_known & subject.cache.is_seen
-    kept = [i for i, start in starts.items() if is_known[start + step]]
+    kept = [i for i, start in starts.items() if keyframes.is_known[start + step]]
     if not kept:
         return None
     frames = np.array([starts[i] + step for i in kept], np.int64)
     z = encode_frames(subject, kept, torch.from_numpy(frames))
-    expected = head(z.to(subject.device)).float().cpu().numpy()[:, :2] * UNIT_M
-    truth = offsets[frames, :2] * UNIT_M
-    return _Goals(truth, expected, hands[frames, :2] + truth)
+    expected = keyframes.head(z.to(subject.device)).float().cpu().numpy()[:, :2] * UNIT_M
+    truth = keyframes.offsets_m[frames]
+    return _Goals(truth, expected, keyframes.hands_m[frames, :2] + truth)
