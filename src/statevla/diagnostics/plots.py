@@ -120,7 +120,7 @@ def _draw_goal_places(squares: Sequence[dict[str, float]], path: Path) -> Path:
     figure, axes = _figure(1, 1, (6, 5))
     axis = axes[0][0]
     x, y, medians = (np.array([square[key] for square in squares]) for key in ("x_m", "y_m", "median_m"))
-    points = axis.scatter(y, x, c=100 * medians, cmap="viridis_r", vmin=0, s=900, marker="s")
+    points = axis.scatter(y, x, c=100 * medians, cmap="YlOrRd", vmin=0, s=900, marker="s")
     for square, across, along in zip(squares, y, x):
         axis.text(across, along, f"{100 * square['median_m']:.0f}", ha="center", va="center", fontsize=8)
     axis.invert_yaxis()
