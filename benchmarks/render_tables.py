@@ -48,11 +48,10 @@ METRICS = {
         "%",
     ),
     "libero_spatial_success": (
-        "success on `libero_spatial`, 10 tasks x 50 official initial states, another policy, by the same recipe before "
-        "it had keypoints (`spatial-missed`), acting with the flow's noise",
+        "success on `libero_spatial`, 10 tasks x 50 official initial states, another policy by the same "
+        "`conf/compact.yaml`",
         "%",
     ),
-    "libero_spatial_success_without_noise": ("the same without the flow's noise", "%"),
     "sample_actions_ms_full": ("one chunk, full model (14.9 M), two 224 px cameras, 4 Euler steps, batch 1", "ms"),
     "sample_actions_ms_full_zen4": ("the same on a slower host (AMD Zen 4)", "ms"),
     "sample_actions_ms_full_emerald_rapids": ("the same on another one (Intel Emerald Rapids without AMX)", "ms"),
