@@ -51,12 +51,14 @@ def test_overrides_reach_the_command_as_they_stand_in_the_list(tmp_path: Path) -
     known = script.read_experiments(script.LIST)
     stage = next(s for s in script.stages(known, "short-faithful", script.Args(), tmp_path) if s.command == "train")
     begin = stage.arguments.index("--seed")
-    preset = ROOT / known.experiments["short-faithful"].config
+    experiment = known.experiments["short-faithful"]
+    preset = ROOT / experiment.config
     config = load_config(preset, parse_overrides(stage.arguments[begin:]))
     assert config.training.phase1.target.kind == "ema"
     assert config.training.phase1.loss.variance_weight == 1.0
     assert not config.training.phase1.loss.latent.any_on()
-    assert config.training.phase1.max_steps == 2000
+    steps = config.training.phase1.max_steps
+    assert steps == experiment.overrides["training.phase1.max_steps"] != load_config(preset).training.phase1.max_steps
 
 
 def test_mistakes_in_the_list_are_one_line(tmp_path: Path) -> None:
