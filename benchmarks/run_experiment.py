@@ -69,6 +69,8 @@ class Experiment(_Entry):
     """Trained in this order."""
     phase1_of: str | None = None
     """The experiment whose phase 1, with the same seed, phase 2 builds on; for what concerns phase 2 alone."""
+    init_checkpoint: str | None = None
+    """A checkpoint whose weights phase 1 or bc begins with instead of random ones."""
     overrides: dict[str, Any] = {}
     """Dotted keys of the configuration."""
     rollouts: dict[str, dict[str, Any]] = {}
@@ -210,7 +212,7 @@ def stages(known: Experiments, name: str, args: Args, folder: Path) -> Iterator[
     source = experiment.phase1_of
     for phase in experiment.phases if source is None else ["2"]:
         if source is None:
-            yield training_stage(phase, config, common, checkpoints)
+            yield training_stage(phase, config, common, checkpoints, init_checkpoint=experiment.init_checkpoint)
         else:
             before = phase1_stages(known, source, args)[-1]
             theirs = experiment_folder(source, args.seed) / "checkpoints"

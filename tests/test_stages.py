@@ -109,3 +109,12 @@ def test_phase_2_builds_on_phase_1(tmp_path: Path) -> None:
     assert str(tmp_path / "own" / "phase1_temporal_jepa" / "checkpoint_best.pt") in words("2")
     other = words("2", phase1_checkpoints=tmp_path / "other")
     assert str(tmp_path / "other" / "phase1_temporal_jepa" / "checkpoint_best.pt") in other
+
+
+def test_only_what_begins_anew_takes_an_initial_checkpoint(tmp_path: Path) -> None:
+    def words(phase: str) -> list[str]:
+        return training_stage(phase, Config(), [], tmp_path, init_checkpoint="models/first").arguments
+
+    for phase in ("1", "bc"):
+        assert words(phase) == ["--phase", phase, "--init_checkpoint", "models/first"]
+    assert "--init_checkpoint" not in words("2")

@@ -56,6 +56,7 @@ def training_stage(
     arguments: list[str],
     checkpoints: Path,
     phase1_checkpoints: Path | None = None,
+    init_checkpoint: str | None = None,
     more: str = "",
 ) -> Stage:
     """`statevla train` of one phase.
@@ -66,10 +67,15 @@ def training_stage(
         arguments: of the command, beside phase and phase-1 checkpoint.
         checkpoints: `output_dir`.
         phase1_checkpoints: the `output_dir` that phase 2 takes phase 1's best from; its own by default.
+        init_checkpoint: what the other phases begin with instead of random weights.
         more: what else the result depends on.
     """
     last = checkpoints / RUN_FOLDERS[phase] / LAST
-    before = ["--phase1_checkpoint", str((phase1_checkpoints or checkpoints) / RUN_FOLDERS["1"] / "checkpoint_best.pt")]
+    if phase == "2":
+        phase1 = (phase1_checkpoints or checkpoints) / RUN_FOLDERS["1"] / "checkpoint_best.pt"
+        before = ["--phase1_checkpoint", str(phase1)]
+    else:
+        before = ["--init_checkpoint", init_checkpoint] if init_checkpoint is not None else []
     others = {name: getattr(TrainingConfig(), name) for number, name in PHASE_SECTIONS.items() if number != phase}
     read = config.model_copy(update={"training": config.training.model_copy(update=others)})
     # A key that is new to the configuration does not make what was trained without it stale.
@@ -77,7 +83,7 @@ def training_stage(
     return Stage(
         f"phase_{phase}",
         "train",
-        ["--phase", phase, *(before if phase == "2" else []), *arguments],
+        ["--phase", phase, *before, *arguments],
         settings=settings + more,
         resume=lambda: ["--resume"] if last.exists() else [],
         fresh=lambda: ["--overwrite"] if last.exists() else [],

@@ -25,6 +25,9 @@ class TrainArgs:
     """1: world model (temporal JEPA); 2: policy on the frozen encoder (flow matching); bc: both, without phase 1."""
     phase1_checkpoint: str | None = None
     """What phase 2 builds on: a checkpoint folder, a run folder, or .../checkpoint_best.pt; not needed to resume."""
+    init_checkpoint: str | None = None
+    """Fine-tuning: phase 1 or bc begins with this checkpoint's weights and statistics instead of random weights; the
+    data may be others. Takes what --phase1_checkpoint takes, models/libero_object_compact for one."""
     resume: bool = False
     """Continue the run in the output folder exactly where its last checkpoint was written."""
     overwrite: bool = False
@@ -52,7 +55,7 @@ def train(arguments: list[str]) -> None:
     # PyTorch is loaded only here: a typo in the configuration is answered at once.
     from statevla.training.run import train as run
 
-    run(config, args.phase, args.phase1_checkpoint, args.resume, args.overwrite)
+    run(config, args.phase, args.phase1_checkpoint, args.resume, args.overwrite, args.init_checkpoint)
 
 
 def parse_overrides(rest: Sequence[str]) -> list[str]:

@@ -29,6 +29,7 @@ def train(
     phase1_checkpoint: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    init_checkpoint: str | Path | None = None,
 ) -> Path:
     """Train one phase.
 
@@ -38,6 +39,7 @@ def train(
         phase1_checkpoint: what phase 2 builds on; a resumed run has it already.
         resume: continue `<run>/last` exactly.
         overwrite: start anew in a folder that holds checkpoints; they stay until the first new one is written.
+        init_checkpoint: what phase 1 or `bc` begins with instead of random weights; it gives the statistics too.
 
     Returns:
         Folder of the run, `<output_dir>/<phase's name>`, with `last`, `best`, their aliases, and logs.
@@ -59,7 +61,7 @@ def train(
         torch.set_num_threads(config.num_threads)
     keep_freed_memory()
     with join_processes(resolve_device(config.device)) as (processes, device):
-        _run(config, phase, phase1_checkpoint, resume, run, processes, device)
+        _run(config, phase, phase1_checkpoint, init_checkpoint, resume, run, processes, device)
     return run
 
 
@@ -67,6 +69,7 @@ def _run(
     config: Config,
     phase: str,
     phase1_checkpoint: str | Path | None,
+    init_checkpoint: str | Path | None,
     resume: bool,
     run: Path,
     processes: Processes,
@@ -76,7 +79,7 @@ def _run(
         if processes.is_main:
             print(line, flush=True)
 
-    setup = prepare(config, phase, phase1_checkpoint, device, processes, say)
+    setup = prepare(config, phase, phase1_checkpoint, device, processes, say, init_checkpoint)
     trainer = Trainer(setup, run, resume)
     say(
         f"phase {phase} on {device}, {processes.world_size} process(es): {len(setup.train_episodes)} training and "

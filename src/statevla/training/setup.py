@@ -83,12 +83,17 @@ def prepare(
     device: torch.device,
     processes: Processes,
     say: Callable[[str], None],
+    init_checkpoint: str | Path | None = None,
 ) -> Setup:
-    """Open the data and build the model; phase 2 takes encoder, statistics, split and language from phase 1.
+    """Open the data and build the model.
+
+    Phase 2 takes encoder, statistics, split and language from phase 1; the other phases take weights and statistics
+    from `init_checkpoint`, if there is one.
 
     Raises:
-        UserError: data, language encoder or phase-1 checkpoint are missing or do not fit each other.
+        UserError: data, language encoder or a checkpoint are missing or do not fit each other.
     """
+    initial = open_initial(config, phase, init_checkpoint)
     phase1 = open_phase1(config, phase, phase1_checkpoint)
     if phase1 is not None:
         # How the encoder was trained is a fact of the checkpoint, whatever this run's file says.
@@ -102,10 +107,10 @@ def prepare(
     train_episodes, validation_episodes = split_episodes(cache, data.train_split, data.split_seed, data.demos_per_task)
     statistics = cache.statistics(train_episodes, config.data.action_normalization)
     language_table, language = embed_instructions(config, cache)
-    if phase1 is not None:
-        check_language(language, phase1)
-        warn_of_other_data(statistics, phase1, say)
-        statistics = phase1.statistics
+    if (before := phase1 or initial) is not None:
+        check_language(language, before)
+        warn_of_other_data(statistics, before, say)
+        statistics = before.statistics
     transform = Transform(config.model, statistics, augmentation=config.data.augmentation)
     torch.manual_seed(config.seed)
     model = StateVLA(config)
@@ -113,6 +118,8 @@ def prepare(
         load_strict(model.state_encoder, phase1.model.state_encoder.state_dict(), f"checkpoint {phase1.path}")
         if config.training.phase2.initial_heads == "cloned":
             take_cloned_heads(model, phase1)
+    if initial is not None:
+        begin_with(model, initial, say)
     model = model.to(device)
     repeats = config.training.phase1.start_repeats
     partial = partial_episodes(cache)
@@ -208,6 +215,39 @@ def open_phase1(config: Config, phase: str, path: str | Path | None) -> LoadedCh
     return phase1
 
 
+def open_initial(config: Config, phase: str, path: str | Path | None) -> LoadedCheckpoint | None:
+    """The checkpoint whose weights phase 1 or `bc` begins with, checked against the configuration; None without one.
+
+    Raises:
+        UserError: it is missing, given to phase 2, or of another architecture.
+    """
+    if path is None:
+        return None
+    if phase == "2":
+        raise UserError("phase 2 begins with --phase1_checkpoint; leave --init_checkpoint out")
+    initial = load_checkpoint(path)
+    ours, theirs = (source.model_dump(mode="json")["model"] for source in (config, initial.config))
+    if differing := _differences(_flatten_tree(ours, "model."), _flatten_tree(theirs, "model.")):
+        raise UserError(
+            f"--init_checkpoint {path}: its model is another one; {'; '.join(differing[:4])}; "
+            "use the configuration that it was trained with"
+        )
+    return initial
+
+
+def begin_with(model: StateVLA, initial: LoadedCheckpoint, say: Callable[[str], None]) -> None:
+    """Copy a checkpoint's weights; what only this run's losses need (an inverse model, say) stays random.
+
+    Raises:
+        UserError: a part of both has other shapes.
+    """
+    own, theirs = model.state_dict(), initial.model.state_dict()
+    shared = {name: theirs.get(name, value) for name, value in own.items()}
+    load_strict(model, shared, f"--init_checkpoint {initial.path}")
+    fresh = sorted({name.rpartition(".")[0] for name in own.keys() - theirs.keys()})
+    say(f"begins with the weights of {initial.path}" + (f"; random: {', '.join(fresh)}" if fresh else ""))
+
+
 def take_cloned_heads(model: StateVLA, phase1: LoadedCheckpoint) -> None:
     """Begin phase 2 with the heads that phase 1 trained along.
 
@@ -245,33 +285,33 @@ def check_language(language: LanguageInfo, checkpoint: LoadedCheckpoint) -> None
             )
 
 
-def warn_of_other_data(statistics: Statistics, phase1: LoadedCheckpoint, say: Callable[[str], None]) -> None:
+def warn_of_other_data(statistics: Statistics, before: LoadedCheckpoint, say: Callable[[str], None]) -> None:
     """Check the data's statistics against the checkpoint's.
 
     Raises:
         UserError: other dimensions or another normalisation.
     """
-    trained = phase1.statistics
+    trained = before.statistics
     if statistics.action_normalization != trained.action_normalization:
         raise UserError(
             f"data.action_normalization: {statistics.action_normalization} here, {trained.action_normalization} in "
-            f"{phase1.path}; use the same"
+            f"{before.path}; use the same"
         )
-    layout = phase1.config.model.robot_state_layout
+    layout = before.config.model.robot_state_layout
     pairs = {"actions": (statistics.actions, trained.actions)}
     if layout in statistics.robot_states and layout in trained.robot_states:
         pairs["robot states"] = (statistics.robot_states[layout], trained.robot_states[layout])
     for name, (here, there) in pairs.items():
         if here.mean.shape != there.mean.shape:
             raise UserError(
-                f"data: {name} have {len(here.mean)} numbers, {phase1.path} was trained on {len(there.mean)}; "
+                f"data: {name} have {len(here.mean)} numbers, {before.path} was trained on {len(there.mean)}; "
                 "use data of the same robot"
             )
         shift = np.abs(here.mean - there.mean) / np.maximum(there.std, STD_FLOOR)
         if shift.max() > SHIFT_WARNING:
             say(
-                f"warning: {name} differ from phase 1's data (dim {shift.argmax()} by {shift.max():.1f} standard "
-                "deviations); they are normalised with phase 1's statistics"
+                f"warning: {name} differ from the data of {before.path} (dim {shift.argmax()} by {shift.max():.1f} "
+                "standard deviations); they are normalised with its statistics"
             )
 
 
