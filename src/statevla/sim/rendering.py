@@ -73,8 +73,7 @@ class Renderer:
         finally:
             self._model.geom_group[hidden] = _VISUAL_GROUP
         if self.rendering == "fast":
-            wide = frame.reshape(size, 2, size, 2, 3).astype(np.uint16)
-            frame = ((wide.sum((1, 3)) + 2) // 4).astype(np.uint8)
+            frame = _halved(frame)
         return np.ascontiguousarray(frame[::-1])  # OpenGL's first row is the bottom one
 
     def _draw(self, buffer: Any, camera: str) -> np.ndarray:
@@ -136,6 +135,15 @@ class Renderer:
         near = -model.vis.map.znear * model.stat.extent
         sides = (x > reach, x < -reach, y > reach, y < -reach, z > near)
         return self._meshes[np.any([side.all(1) for side in sides], axis=0)]
+
+
+def _halved(frame: np.ndarray) -> np.ndarray:
+    """The means, rounded, of 2 x 2 samples: uint8 `[2H, 2W, 3]` → uint8 `[H, W, 3]`.
+
+    Whole rows are added before columns: several times as fast as a sum over a reshaped frame.
+    """
+    rows = np.add(frame[::2], frame[1::2], dtype=np.uint16)
+    return ((rows[:, ::2] + rows[:, 1::2] + 2) >> 2).astype(np.uint8)
 
 
 def _release(renderer: weakref.ref[Renderer]) -> None:
