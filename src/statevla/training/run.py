@@ -39,7 +39,7 @@ def train(
         phase1_checkpoint: what phase 2 builds on; a resumed run has it already.
         resume: continue `<run>/last` exactly.
         overwrite: start anew in a folder that holds checkpoints; they stay until the first new one is written.
-        init_checkpoint: what phase 1 or `bc` begins with instead of random weights; it gives the statistics too.
+        init_checkpoint: what phase 1 or `bc` begins with instead of random weights; a resumed run has them.
 
     Returns:
         Folder of the run, `<output_dir>/<phase's name>`, with `last`, `best`, their aliases, and logs.

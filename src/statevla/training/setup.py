@@ -87,8 +87,9 @@ def prepare(
 ) -> Setup:
     """Open the data and build the model.
 
-    Phase 2 takes encoder, statistics, split and language from phase 1; the other phases take weights and statistics
-    from `init_checkpoint`, if there is one.
+    Phase 2 takes encoder, statistics, split and language from phase 1; the other phases begin with the weights of
+    `init_checkpoint`, if there is one. Statistics are then those of the new data all the same: a hand that hardly
+    turned in the old data would now turn by tens of its standard deviations.
 
     Raises:
         UserError: data, language encoder or a checkpoint are missing or do not fit each other.
@@ -107,10 +108,10 @@ def prepare(
     train_episodes, validation_episodes = split_episodes(cache, data.train_split, data.split_seed, data.demos_per_task)
     statistics = cache.statistics(train_episodes, config.data.action_normalization)
     language_table, language = embed_instructions(config, cache)
-    if (before := phase1 or initial) is not None:
-        check_language(language, before)
-        warn_of_other_data(statistics, before, say)
-        statistics = before.statistics
+    if phase1 is not None:
+        check_language(language, phase1)
+        warn_of_other_data(statistics, phase1, say)
+        statistics = phase1.statistics
     transform = Transform(config.model, statistics, augmentation=config.data.augmentation)
     torch.manual_seed(config.seed)
     model = StateVLA(config)
@@ -119,6 +120,7 @@ def prepare(
         if config.training.phase2.initial_heads == "cloned":
             take_cloned_heads(model, phase1)
     if initial is not None:
+        check_language(language, initial)
         begin_with(model, initial, say)
     model = model.to(device)
     repeats = config.training.phase1.start_repeats
@@ -285,33 +287,33 @@ def check_language(language: LanguageInfo, checkpoint: LoadedCheckpoint) -> None
             )
 
 
-def warn_of_other_data(statistics: Statistics, before: LoadedCheckpoint, say: Callable[[str], None]) -> None:
+def warn_of_other_data(statistics: Statistics, phase1: LoadedCheckpoint, say: Callable[[str], None]) -> None:
     """Check the data's statistics against the checkpoint's.
 
     Raises:
         UserError: other dimensions or another normalisation.
     """
-    trained = before.statistics
+    trained = phase1.statistics
     if statistics.action_normalization != trained.action_normalization:
         raise UserError(
             f"data.action_normalization: {statistics.action_normalization} here, {trained.action_normalization} in "
-            f"{before.path}; use the same"
+            f"{phase1.path}; use the same"
         )
-    layout = before.config.model.robot_state_layout
+    layout = phase1.config.model.robot_state_layout
     pairs = {"actions": (statistics.actions, trained.actions)}
     if layout in statistics.robot_states and layout in trained.robot_states:
         pairs["robot states"] = (statistics.robot_states[layout], trained.robot_states[layout])
     for name, (here, there) in pairs.items():
         if here.mean.shape != there.mean.shape:
             raise UserError(
-                f"data: {name} have {len(here.mean)} numbers, {before.path} was trained on {len(there.mean)}; "
+                f"data: {name} have {len(here.mean)} numbers, {phase1.path} was trained on {len(there.mean)}; "
                 "use data of the same robot"
             )
         shift = np.abs(here.mean - there.mean) / np.maximum(there.std, STD_FLOOR)
         if shift.max() > SHIFT_WARNING:
             say(
-                f"warning: {name} differ from the data of {before.path} (dim {shift.argmax()} by {shift.max():.1f} "
-                "standard deviations); they are normalised with its statistics"
+                f"warning: {name} differ from phase 1's data (dim {shift.argmax()} by {shift.max():.1f} standard "
+                "deviations); they are normalised with phase 1's statistics"
             )
 
 

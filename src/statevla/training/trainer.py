@@ -313,8 +313,7 @@ class Trainer:
             raise UserError(f"{source}: was another run; {'; '.join(differing[:4])}; use the same configuration")
         if statistics.to_dict() != setup.statistics.to_dict():
             raise UserError(
-                f"{source}: normalised with other statistics than this run would be; give the data and, if it began "
-                "with one, the --init_checkpoint of its first start"
+                f"{source}: normalised with other statistics than these data have; give the data that it began with"
             )
         load_strict(setup.model, weights, source)
         if self.average is not None:
