@@ -65,7 +65,7 @@ def test_what_was_saved_is_loaded(tiny_config: Config, tmp_path: Path) -> None:
     assert (loaded.language, loaded.data, loaded.metrics) == (made.language, made.data, made.metrics)
     np.testing.assert_array_equal(loaded.statistics.actions.q99, made.statistics.actions.q99)
     assert not loaded.model.training
-    state, _, _, _ = load_training_state(tmp_path / "run")
+    state, _, _ = load_training_state(tmp_path / "run")
     assert state.values == {"step": 0}
     assert state.tensors["optimizer.x.step"] == 3.0
 

@@ -91,8 +91,6 @@ def test_a_resumed_run_needs_no_initial_checkpoint(
     run = train(config, "1", init_checkpoint=trained)
     phase1 = config.training.phase1.model_copy(update={"max_steps": 10})
     longer = config.model_copy(update={"training": config.training.model_copy(update={"phase1": phase1})})
-    with pytest.raises(UserError, match=r"normalised with other statistics .*; give the data that it began with"):
-        train(on(longer, Path(tiny_config.data.path)), "1", resume=True)
     assert load_checkpoint(run / "last").metrics["step"] == 8
     train(longer, "1", resume=True)
     assert load_checkpoint(run / "last").metrics["step"] == 10

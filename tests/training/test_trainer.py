@@ -242,7 +242,7 @@ def test_a_phase_trains_its_own_parameters_only(tiny_config: Config, tmp_path: P
 
 def test_the_average_is_deployed_and_the_raw_weights_go_on(tiny_config: Config, tmp_path: Path) -> None:
     run = train(with_training(tiny_config, tmp_path, "bc"), "bc")
-    state, deployed, _, _ = load_training_state(run)
+    state, deployed, _ = load_training_state(run)
     name = "policy.head.2.weight"
     assert not torch.equal(state.tensors[f"weights.{name}"], deployed[name])
     plain = train(with_training(tiny_config, tmp_path / "plain", "bc", policy_ema_decay=0.0), "bc")

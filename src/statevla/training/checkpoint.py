@@ -193,7 +193,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Loa
     return LoadedCheckpoint(
         model=model.to(device).eval(),
         config=config,
-        statistics=_read_statistics(folder),
+        statistics=Statistics.from_dict(read_json(folder / "statistics.json"), str(folder / "statistics.json")),
         language=_read_fields(LanguageInfo, folder / "language.json"),
         data=_read_fields(DataInfo, folder / "data.json"),
         metrics=read_json(folder / "metrics.json"),
@@ -213,8 +213,8 @@ def weights_hash(folder: Path) -> str | None:
     return None if recorded is None else str(recorded)
 
 
-def load_training_state(run: Path) -> tuple[TrainingState, dict[str, Tensor], Config, Statistics]:
-    """State, weights, configuration and statistics of `<run>/last`, to continue from.
+def load_training_state(run: Path) -> tuple[TrainingState, dict[str, Tensor], Config]:
+    """State, weights and configuration of `<run>/last`, to continue from.
 
     Raises:
         UserError: there is nothing to resume, or it is damaged.
@@ -231,7 +231,7 @@ def load_training_state(run: Path) -> tuple[TrainingState, dict[str, Tensor], Co
         read_tensors(folder / STATE_FOLDER / STATE_FILE), read_json(folder / STATE_FOLDER / "state.json")
     )
     config = config_from_dict(read_json(folder / "config.json"), source=str(folder / "config.json"))
-    return state, read_weights(folder), config, _read_statistics(folder)
+    return state, read_weights(folder), config
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -256,10 +256,6 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     if problems:
         raise UserError(f"{source}: weights do not fit the configuration; {'; '.join(problems)}")
     module.load_state_dict(dict(tensors), strict=True)
-
-
-def _read_statistics(folder: Path) -> Statistics:
-    return Statistics.from_dict(read_json(folder / "statistics.json"), str(folder / "statistics.json"))
 
 
 def check_format(folder: Path) -> None:

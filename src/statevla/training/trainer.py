@@ -308,13 +308,9 @@ class Trainer:
         if setup.processes.is_main:
             load_training_state(self.run)
         setup.processes.wait()
-        state, weights, config, statistics = load_training_state(self.run)
+        state, weights, config = load_training_state(self.run)
         if differing := resume_differences(setup.config, config, state.values["phase"], setup.phase):
             raise UserError(f"{source}: was another run; {'; '.join(differing[:4])}; use the same configuration")
-        if statistics.to_dict() != setup.statistics.to_dict():
-            raise UserError(
-                f"{source}: normalised with other statistics than these data have; give the data that it began with"
-            )
         load_strict(setup.model, weights, source)
         if self.average is not None:
             self.average.load({name: weights[name] for name in self.parameters})
