@@ -88,8 +88,8 @@ def prepare(
     """Open the data and build the model.
 
     Phase 2 takes encoder, statistics, split and language from phase 1; the other phases begin with the weights of
-    `init_checkpoint`, if there is one. Statistics are then those of the new data all the same: a hand that hardly
-    turned in the old data would now turn by tens of its standard deviations.
+    `init_checkpoint`, if there is one. Statistics are then those of the new data all the same: by libero_object's,
+    where the hand hardly turns, it turns by up to 26 standard deviations in the four suites.
 
     Raises:
         UserError: data, language encoder or a checkpoint are missing or do not fit each other.
