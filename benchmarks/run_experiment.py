@@ -51,6 +51,7 @@ class Data(_Entry):
     wide: bool = False
     play: bool = False
     reaches: ReachKind | None = None
+    reach_tasks: str | None = None
     seed: int = 0
 
 
@@ -242,6 +243,7 @@ def collection(data: Data, name: str, image_size: int, workers: int) -> Stage:
     words += ["--image-size", str(image_size), "--workers", str(workers)]
     words += [*(["--wide"] if data.wide else []), *(["--play"] if data.play else [])]
     words += ["--reaches", data.reaches] if data.reaches else []
+    words += ["--reach-tasks", data.reach_tasks] if data.reach_tasks else []
     words += ["--seed", str(data.seed)] if data.seed else []
     return Stage(f"collect_{name.replace('/', '_')}", "collect", words)
 

@@ -40,20 +40,21 @@ def simulation() -> Simulation:
 
 
 def test_a_scene_affords_the_tasks_whose_things_it_has(simulation: Simulation) -> None:
-    tasks = afforded_tasks(simulation)
+    tasks = afforded_tasks(simulation, range(10))
     assert tasks[0] == simulation.task
     assert len(tasks) == 6  # of the ten objects, every scene holds six
     for task in tasks:
         assert task.name.removeprefix("pick_up_the_").removesuffix("_and_place_it_in_the_basket") + "_1" in (
             simulation.object_names
         )
+    assert [task.index for task in afforded_tasks(simulation, (0, 1, 5))] == [3, 0, 1]  # its own, and no tomato sauce
     with pytest.raises(UserError, match=r"its scene lacks what .*stove"):
         simulation.pursue([["turnon", "flat_stove_1"]])
 
 
 def test_the_same_goal_in_other_words_belongs_to_another_scene() -> None:
     simulation = make_simulation(find_task("libero_spatial", 0))
-    assert afforded_tasks(simulation) == [simulation.task]
+    assert afforded_tasks(simulation, range(10)) == [simulation.task]
     simulation.close()
 
 

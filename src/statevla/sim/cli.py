@@ -54,6 +54,8 @@ class CollectArgs:
     matters; `outer`: the same, to what lies near the rim of the table; `any`: up to the grasp, frames anywhere;
     `mixed`: to the goal, frames at the start, before the grasp and after it, a third of them from where a grasp was
     missed; `missed`: from such a place up to the grasp."""
+    reach_tasks: str = "all"
+    """Task indices of the objects that reaches may go to, beside the scene's own: fewer are learned sooner."""
 
 
 def collect(args: CollectArgs) -> int:
@@ -69,8 +71,22 @@ def collect(args: CollectArgs) -> int:
         raise UserError("--play and --reaches: expected one of them; collect each into a folder of its own")
     if args.reaches and args.format == "lerobot":
         raise UserError("--reaches: lack frames, which LeRobotDataset cannot say; leave out --format")
+    if args.reach_tasks != "all" and not args.reaches:
+        raise UserError(
+            "--reach-tasks: says where reaches go, and none were asked for; give --reaches, or leave it out"
+        )
+    # In one spelling: files of one folder are collected with the same settings.
+    among = parse_task_indices(args.suite, args.reach_tasks)
     settings = CollectSettings(
-        args.suite, args.seed, args.noise, args.wide, args.play, args.reaches, args.image_size, args.rendering
+        args.suite,
+        args.seed,
+        args.noise,
+        args.wide,
+        args.play,
+        args.reaches,
+        "all" if args.reach_tasks == "all" else ",".join(map(str, sorted(among))),
+        args.image_size,
+        args.rendering,
     )
     console = Console()
     tasks = parse_task_indices(args.suite, args.tasks)

@@ -16,7 +16,7 @@ from statevla.sim.play import PLAY_INSTRUCTION
 from statevla.sim.reach import afforded_tasks, run_reach
 from statevla.sim.rollout import Episode, run_expert, run_play
 from statevla.sim.simulation import Simulation
-from statevla.sim.tasks import TaskSpec
+from statevla.sim.tasks import TaskSpec, parse_task_indices
 from statevla.types import ReachKind, Rendering
 
 START_POSTURE_NOISE = 0.02
@@ -35,6 +35,7 @@ class CollectSettings:
         wide: objects anywhere in reach instead of in the official regions.
         play: unlabelled interaction instead of the task.
         reaches: up to the grasp only, of any goal that the scene affords; see `statevla.sim.reach`.
+        reach_tasks: whose goals reaches go for, where the scene affords them: `all`, or indices such as "0,1,2".
         image_size: of the frames (pixels).
         rendering: how frames are drawn.
     """
@@ -45,6 +46,7 @@ class CollectSettings:
     wide: bool = False
     play: bool = False
     reaches: ReachKind | None = None
+    reach_tasks: str = "all"
     image_size: int = 128
     rendering: Rendering = "fast"
 
@@ -69,7 +71,8 @@ def run_episode(simulation: Simulation, settings: CollectSettings, index: int) -
     seed = int(rng.integers(2**31))
     simulation.reset(seed, wide_init_state(simulation, seed) if settings.wide else None)
     if settings.reaches:
-        return run_reach(simulation, afforded_tasks(simulation), settings.reaches, rng, settings.noise)
+        among = parse_task_indices(settings.suite, settings.reach_tasks)
+        return run_reach(simulation, afforded_tasks(simulation, among), settings.reaches, rng, settings.noise)
     if settings.play:
         rollout = run_play(simulation, rng, settings.noise)
         return Episode(rollout, PLAY_INSTRUCTION, None, len(rollout) > 0)

@@ -13,6 +13,7 @@ nothing that tells it how to get back.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import islice
 
 import numpy as np
@@ -45,13 +46,18 @@ _MISSED_ABOVE_M = 0.03
 _MAX_STEPS_MISSING = 60
 
 
-def afforded_tasks(simulation: Simulation) -> list[TaskSpec]:
-    """The scene's own task, then those of its suite that can be done in this scene and end differently."""
+def afforded_tasks(simulation: Simulation, among: Collection[int]) -> list[TaskSpec]:
+    """The scene's own task, then those of its suite that can be done in this scene and end differently.
+
+    Args:
+        simulation: the scene.
+        among: indices of the tasks of the suite to choose from.
+    """
     own = simulation.task
     chosen, goals = [own], [own.goal]
     for task in suite_tasks(own.suite):
         # Where the same goal has other words, as in libero_spatial, they describe another scene.
-        if task.goal not in goals and simulation.has(task.goal):
+        if task.index in among and task.goal not in goals and simulation.has(task.goal):
             chosen.append(task)
             goals.append(task.goal)
     return chosen
