@@ -208,6 +208,9 @@ def test_windows_at_the_start_are_repeated(cache: FrameCache, transform: Transfo
     last = torch.tensor([len(often) - 1])
     assert often.episode_ids_of(last) == [cache.episodes[6].episode_id]
     torch.testing.assert_close(often.gather(last).actions, plain.gather(plain_index(plain, frames[-1])).actions)
+    chunks, more = (ChunkDataset(cache, [1, 6], 4, transform, table, start_repeats=n) for n in (0, 3))
+    assert len(more) == len(chunks) + 3 * 2 * START_STEPS
+    assert set(more.frame_indices_of(torch.arange(len(chunks), len(more))).tolist()) == starts
 
 
 def plain_index(dataset: TransitionDataset, frame: int) -> torch.Tensor:

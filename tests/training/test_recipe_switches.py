@@ -14,14 +14,12 @@ from statevla.config import Config
 from statevla.data import open_frame_cache
 from statevla.data.datasets import ChunkDataset, TransitionDataset
 from statevla.errors import UserError
-from statevla.training.checkpoint import load_checkpoint, load_training_state
+from statevla.training.checkpoint import PHASE_SECTIONS, load_checkpoint, load_training_state
 from statevla.training.distributed import Processes
 from statevla.training.run import train
 from statevla.training.setup import prepare
 from statevla.training.storage import read_tensors
 from statevla.training.trainer import Trainer
-
-SECTIONS = {"1": "phase1", "2": "phase2"}
 
 
 class StopError(Exception):
@@ -30,8 +28,8 @@ class StopError(Exception):
 
 def with_phase(config: Config, phase: str, output_dir: Path, **changes: Any) -> Config:
     """A copy that writes to `output_dir` and has `changes` in the section of `phase`."""
-    section = getattr(config.training, SECTIONS[phase]).model_copy(update=changes)
-    training = config.training.model_copy(update={SECTIONS[phase]: section, "checkpoint_every_steps": 3})
+    section = getattr(config.training, PHASE_SECTIONS[phase]).model_copy(update=changes)
+    training = config.training.model_copy(update={PHASE_SECTIONS[phase]: section, "checkpoint_every_steps": 3})
     return config.model_copy(update={"training": training, "output_dir": str(output_dir)})
 
 
@@ -230,11 +228,17 @@ def test_phase_2_builds_on_an_encoder_that_learnt_keyframes(tiny_config: Config,
     assert torch.equal(weights(train(tiny_config, "2", run))["state_encoder.keyframe.weight"], learnt)
 
 
-def test_only_training_repeats_starts(tiny_config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize("phase", ["1", "bc"])
+def test_only_training_repeats_starts(phase: str, tiny_config: Config, tmp_path: Path) -> None:
     """What "best" is chosen by must not depend on how often starts are shown."""
     plain, often = (
         prepare(
-            with_phase(tiny_config, "1", tmp_path, start_repeats=n), "1", None, torch.device("cpu"), Processes(), print
+            with_phase(tiny_config, phase, tmp_path, start_repeats=n),
+            phase,
+            None,
+            torch.device("cpu"),
+            Processes(),
+            print,
         )
         for n in (0, 2)
     )

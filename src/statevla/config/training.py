@@ -72,16 +72,19 @@ class _PhaseConfig(Section):
     """Steps over which the learning rate rises linearly; then it falls as a cosine."""
 
 
-class Phase1Config(_PhaseConfig):
+class _EncoderConfig(_PhaseConfig):
+    start_repeats: NonNegative = 0
+    """How many times more an epoch shows samples that begin in the first 8 control steps of an episode: later the
+    hand's place betrays which object is meant, and instructions need not be read. Validation shows each once."""
+
+
+class Phase1Config(_EncoderConfig):
     temporal_predictor_hidden_dim: Positive = 512
     """Hidden width of the temporal predictor."""
     frame_skip: Positive = 1
     """Control steps between two retained frames; the predictor's action is the block of actions in between."""
     num_frames: Annotated[int, Field(ge=2)] = 2
     """Retained frames per window."""
-    start_repeats: NonNegative = 0
-    """How many times more an epoch shows windows that begin in the first 8 control steps of an episode: later the
-    hand's place betrays which object is meant, and instructions need not be read. Validation shows each once."""
     rollout_steps: Positive = 1
     """Predictions are fed back and scored up to so many retained steps ahead."""
     target: TargetConfig = TargetConfig()
@@ -122,7 +125,7 @@ class Phase2Config(_PhaseConfig):
         return self
 
 
-class BcConfig(_PhaseConfig):
+class BcConfig(_EncoderConfig):
     """End to end without phase 1: the baseline."""
 
 

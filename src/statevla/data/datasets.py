@@ -21,7 +21,7 @@ from statevla.transforms import Transform
 from statevla.types import ChunkBatch, ModelInput, TransitionBatch
 
 START_STEPS = 8
-"""Control steps from an episode's start in which windows begin that `training.phase1.start_repeats` repeats."""
+"""Control steps from an episode's start in which windows begin that `start_repeats` repeats."""
 
 
 def split_episodes(
@@ -81,6 +81,7 @@ class _CachedSamples:
         offsets: Sequence[int],
         transform: Transform,
         language_table: torch.Tensor,
+        start_repeats: int,
     ) -> None:
         """Items are all frames of `episode_ids` that have frames `offsets` control steps later in their episode."""
         if language_table.ndim != 2 or len(language_table) != len(cache.instructions):
@@ -100,6 +101,7 @@ class _CachedSamples:
         firsts = [self._first_frames(cache.episodes[i], offsets) for i in episode_ids]
         self._first = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *firsts]))
         self._episode = torch.from_numpy(np.repeat(np.asarray(episode_ids, np.int64), [len(own) for own in firsts]))
+        self._repeat_starts(start_repeats)
         self._last_frame = torch.tensor([episode.stop - 1 for episode in cache.episodes])
         self._instruction = torch.tensor([episode.instruction for episode in cache.episodes])
         self._language = language_table.float()
@@ -112,6 +114,13 @@ class _CachedSamples:
         count = max(episode.num_steps - max(offsets), 0)
         seen = self.cache.is_seen[episode.start : episode.stop]
         return episode.start + np.flatnonzero(np.all([seen[ahead : ahead + count] for ahead in offsets], axis=0))
+
+    def _repeat_starts(self, times: int) -> None:
+        """Let every item near an episode's start be `times` more items, each with augmentations of its own."""
+        begins = torch.tensor([episode.start for episode in self.cache.episodes])
+        early = (self._first - begins[self._episode] < START_STEPS).nonzero().flatten().repeat(times)
+        self._first = torch.cat([self._first, self._first[early]])
+        self._episode = torch.cat([self._episode, self._episode[early]])
 
     def __len__(self) -> int:
         return len(self._first)
@@ -185,8 +194,7 @@ class TransitionDataset(_CachedSamples):
     ) -> None:
         skip, num_frames = phase1_config.frame_skip, phase1_config.num_frames
         span = skip * (num_frames - 1)
-        super().__init__(cache, episode_ids, range(0, span + 1, skip), transform, language_table)
-        self._repeat_starts(start_repeats)
+        super().__init__(cache, episode_ids, range(0, span + 1, skip), transform, language_table, start_repeats)
         if not len(self):
             longest = max((cache.episodes[i].num_steps for i in episode_ids), default=0)
             raise UserError(
@@ -203,13 +211,6 @@ class TransitionDataset(_CachedSamples):
         self._action_offsets = torch.arange(span).view(num_frames - 1, skip)
         # What was executed moves the world, not what an expert would rather have done.
         self._actions = transform.normalize_actions(torch.from_numpy(cache.executed_actions))
-
-    def _repeat_starts(self, times: int) -> None:
-        """Let every window near an episode's start be `times` more items, each with augmentations of its own."""
-        begins = torch.tensor([episode.start for episode in self.cache.episodes])
-        early = (self._first - begins[self._episode] < START_STEPS).nonzero().flatten().repeat(times)
-        self._first = torch.cat([self._first, self._first[early]])
-        self._episode = torch.cat([self._episode, self._episode[early]])
 
     def gather(
         self, indices: torch.Tensor, generator: torch.Generator | None = None, augment: bool = False
@@ -242,7 +243,7 @@ class ChunkDataset(_CachedSamples):
     Past the end of an episode the robot rests (no motion, last gripper command) and the chunk is marked as padding.
 
     Args:
-        cache, episode_ids, transform, language_table: as for `TransitionDataset`.
+        cache, episode_ids, transform, language_table, start_repeats: as for `TransitionDataset`.
         horizon: `H`, `model.action_seq_len`.
 
     Raises:
@@ -256,8 +257,9 @@ class ChunkDataset(_CachedSamples):
         horizon: int,
         transform: Transform,
         language_table: torch.Tensor,
+        start_repeats: int = 0,
     ) -> None:
-        super().__init__(cache, episode_ids, [0], transform, language_table)
+        super().__init__(cache, episode_ids, [0], transform, language_table, start_repeats)
         if not len(self):
             raise UserError(
                 f"frame cache {cache.folder}: no episodes to train on; check data.path and data.train_split"

@@ -123,7 +123,8 @@ def prepare(
         check_language(language, initial)
         begin_with(model, initial, say)
     model = model.to(device)
-    repeats = config.training.phase1.start_repeats
+    section = getattr(config.training, PHASE_SECTIONS[phase])
+    repeats = getattr(section, "start_repeats", 0)  # phase 2 trains no encoder that would learn from them
     partial = partial_episodes(cache)
     train = _samples(config, phase, cache, [*train_episodes, *partial], transform, language_table, repeats)
     if partial:
@@ -160,7 +161,8 @@ def _samples(
     if phase == "1":
         phase1 = config.training.phase1
         return TransitionDataset(cache, episodes, phase1, transform, language_table, start_repeats=start_repeats)
-    return ChunkDataset(cache, episodes, config.model.action_seq_len, transform, language_table)
+    horizon = config.model.action_seq_len
+    return ChunkDataset(cache, episodes, horizon, transform, language_table, start_repeats=start_repeats)
 
 
 def open_play(config: Config, transform: Transform, processes: Processes) -> TransitionDataset:
