@@ -1,0 +1,77 @@
+"""What each part contributes: the rows `short-…` of docs/experiments.md, all of a row's seeds together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from statevla.sim.rollout_results import success_interval
+
+REFERENCE = "short"
+"""The experiment that the others differ from, and the beginning of their names."""
+_NAME = re.compile(rf"({REFERENCE}(?:-[a-z0-9-]+?)?)-s(\d+)")
+
+
+def is_ablation(name: str) -> bool:
+    """Whether a record belongs to this table."""
+    return _NAME.fullmatch(name) is not None
+
+
+def ablation_table(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines of Markdown, the reference first and then by success; nothing if there are no such records."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for tree in records:
+        match = _NAME.fullmatch(tree["name"])
+        if match is not None:
+            rows.setdefault(match[1], []).append(tree)
+    order = sorted(rows, key=lambda name: (name != REFERENCE, -_total(rows[name])[0] / max(_total(rows[name])[1], 1)))
+    lines = [
+        "| what | success | each seed | goal, cm | S₄ | A₁ | object | MSE |",
+        "|---" * 8 + "|",
+    ]
+    return [*lines, *(_row(name, rows[name]) for name in order)] if rows else []
+
+
+def _row(name: str, trees: list[dict[str, Any]]) -> str:
+    successes, episodes = _total(trees)
+    low, high = success_interval(successes, episodes)
+    each = ", ".join(str(_total([tree])[0]) for tree in trees)
+    cells = [
+        f"`{name}`: {trees[0]['note']}",
+        f"{100 * successes / max(episodes, 1):.0f} % ({100 * low:.0f} to {100 * high:.0f})",
+        f"{each} of {episodes // len(trees)}",
+        _span(trees, _goal_cm),
+        _span(trees, lambda tree: (tree["diagnostics"].get("world_model") or {}).get("copy_skill_4")),
+        _span(trees, lambda tree: (tree["diagnostics"].get("world_model") or {}).get("action_sensitivity_1")),
+        _span(trees, _object_r2),
+        _span(trees, lambda tree: ((tree["offline"] or {}).get("normalized") or {}).get("mse")),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _total(trees: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    """Successes and episodes of all seeds."""
+    totals = [rollout["total"] for tree in trees for rollout in tree["simulated"]]
+    return sum(total["successes"] for total in totals), sum(total["episodes"] for total in totals)
+
+
+def _goal_cm(tree: dict[str, Any]) -> float | None:
+    """Median error of the goal that z tells before the hand moves."""
+    first = (tree["diagnostics"].get("goals") or {}).get("0")
+    return None if first is None else 100 * first["median_m"]
+
+
+def _object_r2(tree: dict[str, Any]) -> float | None:
+    scores = (tree["diagnostics"].get("probes") or {}).get("object_from_hand") or {}
+    own = [scores[kind] for kind in ("ridge", "mlp") if scores.get(kind) is not None]
+    return max(own) if own else None
+
+
+def _span(trees: Sequence[dict[str, Any]], value: Callable[[dict[str, Any]], float | None]) -> str:
+    """The least and the largest over the seeds."""
+    known = sorted(v for v in map(value, trees) if v is not None)
+    if not known:
+        return "–"
+    shown = list(dict.fromkeys(f"{v:.2g}" for v in (known[0], known[-1])))
+    return " to ".join(shown)
