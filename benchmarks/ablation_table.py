@@ -27,8 +27,8 @@ def ablation_table(records: Sequence[dict[str, Any]]) -> list[str]:
             rows.setdefault(match[1], []).append(tree)
     order = sorted(rows, key=lambda name: (name != REFERENCE, -_total(rows[name])[0] / max(_total(rows[name])[1], 1)))
     lines = [
-        "| what | success | each seed | goal, cm | S₄ | A₁ | object | MSE |",
-        "|---" * 8 + "|",
+        "| what | success | each seed | goal, cm | S₄ | A₁ | object | MSE | minutes |",
+        "|---" * 9 + "|",
     ]
     return [*lines, *(_row(name, rows[name]) for name in order)] if rows else []
 
@@ -46,6 +46,7 @@ def _row(name: str, trees: list[dict[str, Any]]) -> str:
         _span(trees, lambda tree: (tree["diagnostics"].get("world_model") or {}).get("action_sensitivity_1")),
         _span(trees, _object_r2),
         _span(trees, lambda tree: ((tree["offline"] or {}).get("normalized") or {}).get("mse")),
+        _span(trees, lambda tree: tree["training_s"] / 60 if tree.get("training_s") else None),
     ]
     return "| " + " | ".join(cells) + " |"
 

@@ -35,8 +35,8 @@ ABLATION = """
 
 `conf/compact.yaml` cut to a twentieth of its steps of phase 1, on three tasks with the objects all over the table;
 each row changes one thing, and all seeds of a row count together. Success on the first 15 of the 50 fixed wide states
-of each task, with Wilson's 95 % interval over all episodes; a run is some minutes on two cores, so that these figures
-compare and do not show what the preset reaches. Goal: median error of the place that z names before the hand moves;
+of each task, with Wilson's 95 % interval over all episodes. Two runs at a time, on a core each, in minutes: the figures
+compare, and do not show what the preset reaches. Goal: median error of the place that z names before the hand moves;
 object: R² of the better probe. From the least to the largest over the seeds.
 """
 

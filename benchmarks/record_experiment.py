@@ -45,6 +45,8 @@ class Args:
     """evaluation.json or its folder; by default what lies in the run's folder."""
     command: str | None = None
     """What was called, all of it; by default the command of run.json."""
+    training_s: float | None = None
+    """Seconds that all phases took, with opening data and encoding states; unknown by default."""
     note: str = ""
     """What was learnt, in a sentence."""
     headline: tuple[str, ...] = ()
@@ -71,6 +73,7 @@ def record(args: Args) -> int:
         "preset": preset.name if preset else None,
         "overrides": _overrides(config, preset),
         "training": _training(args.checkpoint),
+        "training_s": args.training_s,
         "diagnostics": {
             key: evaluation.get(key)
             for key in ("world_model", "go_no_go", "goals", "goal_places", "probes", "object_surprise")

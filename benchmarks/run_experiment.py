@@ -29,7 +29,7 @@ from rich.table import Table
 from statevla.command import run_command
 from statevla.config import home_dir, load_config
 from statevla.errors import UserError
-from statevla.stages import Stage, remove_results, run_stages, training_stage
+from statevla.stages import Stage, read_mark, remove_results, run_stages, training_stage
 from statevla.training.checkpoint import RUN_FOLDERS
 from statevla.types import ReachKind
 
@@ -173,12 +173,21 @@ def record_command(name: str, experiment: Experiment, folder: Path, seed: int) -
     command = ["python", f"benchmarks/{Path(__file__).name}", name, "--seed", str(seed)]
     record = [sys.executable, str(ROOT / "benchmarks" / "record_experiment.py"), "--name", folder.name]
     record += ["--checkpoint", str(run_folder(folder, experiment)), "--note", experiment.about]
-    record += ["--command", shlex.join(command)]
+    record += ["--command", shlex.join(command), "--training-s", f"{training_seconds(experiment, folder, seed):.0f}"]
     if experiment.rollouts:
         record += ["--rollout", *(str(folder / "rollouts" / rollout) for rollout in experiment.rollouts)]
     if seed == 0 and experiment.headline:
         record += ["--headline", *experiment.headline]
     return record
+
+
+def training_seconds(experiment: Experiment, folder: Path, seed: int) -> float:
+    """What all phases took, as their stages' marks say; the phase 1 that another experiment trained counts too."""
+    trained = dict.fromkeys(experiment.phases, folder)
+    if experiment.phase1_of is not None:
+        trained["1"] = experiment_folder(experiment.phase1_of, seed)
+    marks = (read_mark(where / "stages" / f"phase_{phase}.json") for phase, where in trained.items())
+    return sum(mark.get("seconds", 0.0) for mark in marks)
 
 
 def experiment_folder(name: str, seed: int) -> Path:

@@ -13,6 +13,7 @@ import yaml
 
 from command_lines import check
 from statevla.errors import UserError
+from statevla.stages import mark_path, write_mark
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,6 +96,17 @@ def test_phase_2_can_build_on_another_experiments_phase_1(tmp_path: Path, monkey
     file.write_text(file.read_text().replace("phase1_of: base", "phase1_of: bass"))
     with pytest.raises(UserError, match=r"experiments\.l1\.phase1_of: 'bass' is no experiment"):
         script.read_experiments(file)
+
+
+def test_the_time_of_training_is_that_of_all_phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATEVLA_HOME", str(tmp_path))
+    for name, phase, seconds in (("base", "1", 300.0), ("base", "2", 50.0), ("l1", "2", 20.0)):
+        stage = script.Stage(f"phase_{phase}", "train", [])
+        write_mark(mark_path(script.experiment_folder(name, 2), stage), {"done": True, "seconds": seconds})
+    base = script.Experiment(about="x", data="d")
+    assert script.training_seconds(base, script.experiment_folder("base", 2), 2) == 350.0
+    l1 = script.Experiment(about="y", data="d", phase1_of="base")
+    assert script.training_seconds(l1, script.experiment_folder("l1", 2), 2) == 320.0
 
 
 def test_the_record_is_of_all_rollouts_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
