@@ -121,6 +121,15 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
         collect(CollectSettings("libero_object", seed=1, image_size=32, noise=0.3), [0], 1, tmp_path)
 
 
+def test_flags_of_reaches_need_reaches(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--reach-tasks.*give --reaches"):
+        collect_command(CollectArgs(reach_tasks="0-2", out=tmp_path))
+    with pytest.raises(UserError, match="task 10 of suite"):
+        collect_command(CollectArgs(reaches="start", reach_tasks="10", out=tmp_path))
+    with pytest.raises(UserError, match="expected one of them"):
+        collect_command(CollectArgs(reaches="start", play=True, out=tmp_path))
+
+
 def test_foreign_file_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / f"{find_task('libero_object', 0).name}_demo.hdf5", "w") as file:
         file.create_group("data/demo_0")
