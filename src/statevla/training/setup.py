@@ -123,8 +123,9 @@ def prepare(
         check_language(language, initial)
         begin_with(model, initial, say)
     model = model.to(device)
-    section = getattr(config.training, PHASE_SECTIONS[phase])
-    repeats = getattr(section, "start_repeats", 0)  # phase 2 trains no encoder that would learn from them
+    phases = config.training
+    # Phase 2 trains no encoder that would learn from more starts.
+    repeats = {"1": phases.phase1.start_repeats, "bc": phases.bc.start_repeats}.get(phase, 0)
     partial = partial_episodes(cache)
     train = _samples(config, phase, cache, [*train_episodes, *partial], transform, language_table, repeats)
     if partial:
