@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from scipy.stats import fisher_exact
+
 from statevla.sim.rollout_results import success_interval
 
 REFERENCE = "short"
@@ -27,19 +29,20 @@ def ablation_table(records: Sequence[dict[str, Any]]) -> list[str]:
             rows.setdefault(match[1], []).append(tree)
     order = sorted(rows, key=lambda name: (name != REFERENCE, -_total(rows[name])[0] / max(_total(rows[name])[1], 1)))
     lines = [
-        "| what | success | each seed | goal, cm | S₄ | A₁ | object | MSE | minutes |",
-        "|---" * 9 + "|",
+        "| what | success | p | each seed | goal, cm | S₄ | A₁ | object | MSE | minutes |",
+        "|---" * 10 + "|",
     ]
-    return [*lines, *(_row(name, rows[name]) for name in order)] if rows else []
+    return [*lines, *(_row(name, rows[name], rows.get(REFERENCE, [])) for name in order)] if rows else []
 
 
-def _row(name: str, trees: list[dict[str, Any]]) -> str:
+def _row(name: str, trees: list[dict[str, Any]], reference: list[dict[str, Any]]) -> str:
     successes, episodes = _total(trees)
     low, high = success_interval(successes, episodes)
     each = ", ".join(str(_total([tree])[0]) for tree in trees)
     cells = [
         f"`{name}`: {trees[0]['note']}",
         f"{100 * successes / max(episodes, 1):.0f} % ({100 * low:.0f} to {100 * high:.0f})",
+        "–" if name == REFERENCE else f"{_p_value(trees, reference):.2g}",
         f"{each} of {episodes // len(trees)}",
         _span(trees, _goal_cm),
         _span(trees, lambda tree: (tree["diagnostics"].get("world_model") or {}).get("copy_skill_4")),
@@ -49,6 +52,12 @@ def _row(name: str, trees: list[dict[str, Any]]) -> str:
         _span(trees, lambda tree: tree["training_s"] / 60 if tree.get("training_s") else None),
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _p_value(trees: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any]]) -> float:
+    """Fisher's exact test, two-sided, of the same success rate; all episodes count as independent."""
+    counts = [(won, episodes - won) for won, episodes in (_total(trees), _total(reference))]
+    return float(fisher_exact(counts).pvalue)
 
 
 def _total(trees: Sequence[dict[str, Any]]) -> tuple[int, int]:
@@ -64,9 +73,12 @@ def _goal_cm(tree: dict[str, Any]) -> float | None:
 
 
 def _object_r2(tree: dict[str, Any]) -> float | None:
-    scores = (tree["diagnostics"].get("probes") or {}).get("object_from_hand") or {}
-    own = [scores[kind] for kind in ("ridge", "mlp") if scores.get(kind) is not None]
-    return max(own) if own else None
+    return best_probe((tree["diagnostics"].get("probes") or {}).get("object_from_hand") or {})
+
+
+def best_probe(scores: dict[str, float | None]) -> float | None:
+    """R² of the better probe on z, of what a record says of probes and baselines; None where there is none."""
+    return max((score for kind in ("ridge", "mlp") if (score := scores.get(kind)) is not None), default=None)
 
 
 def _span(trees: Sequence[dict[str, Any]], value: Callable[[dict[str, Any]], float | None]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import fisher_exact
 
 from statevla.sim.rollout_results import success_interval
 
@@ -39,9 +40,10 @@ def test_seeds_count_together_and_the_reference_comes_first(module: Any) -> None
     rows = [line.split(" | ") for line in lines[2:]]
     assert [row[0].split(":")[0].strip("| ") for row in rows] == ["`short`", "`short-l1`", "`short-no-film`"]
     low, high = success_interval(30, 90)
-    assert rows[0][1:4] == [f"33 % ({100 * low:.0f} to {100 * high:.0f})", "20, 10 of 45", "2.4 to 3.1"]
+    assert rows[0][1:5] == [f"33 % ({100 * low:.0f} to {100 * high:.0f})", "–", "20, 10 of 45", "2.4 to 3.1"]
+    assert rows[1][2] == f"{fisher_exact([(40, 5), (30, 60)]).pvalue:.2g}"
     assert rows[0][-1].startswith("7 to 7.1")
-    assert rows[2][3] == "–"
+    assert rows[2][4] == "–"
     assert len(lines[0].split(" | ")) == len(rows[0])
 
 
