@@ -71,6 +71,16 @@ def test_what_only_this_run_needs_is_random_and_named(tiny_config: Config, train
     assert any(line.endswith("random: state_encoder.keyframe") for line in said)
 
 
+def test_how_it_trains_and_samples_may_change(tiny_config: Config, trained: Path) -> None:
+    policy = tiny_config.model.policy.model_copy(
+        update={"sampling_temperature": 0.5, "num_sampling_steps": 7, "solver": "heun", "flow_time": "beta"}
+    )
+    model = tiny_config.model.model_copy(update={"policy": policy, "robot_token_dropout": 0.25})
+    setup = begin(tiny_config.model_copy(update={"model": model}), "bc", trained)
+    assert setup.model.config.model.policy.sampling_temperature == 0.5
+    assert torch.equal(setup.model.policy.action.weight, load_checkpoint(trained).model.policy.action.weight)
+
+
 def test_it_learns_from_where_the_checkpoint_stopped(tiny_config: Config, trained: Path, tmp_path: Path) -> None:
     """One small step away from trained weights, the loss is theirs and not that of random ones."""
     config = with_bc(tiny_config, max_steps=1, learning_rate=1e-6, warmup_steps=0)

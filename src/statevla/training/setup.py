@@ -39,6 +39,10 @@ from statevla.transforms import STD_FLOOR, Statistics, Transform
 
 SHIFT_WARNING = 1.0
 """Standard deviations between the means of two data sets from which on a warning is due."""
+WEIGHTLESS = {"model.robot_token_dropout", "model.predictor.dropout", "model.policy.flow_time"} | {
+    f"model.policy.{key}" for key in ("num_sampling_steps", "solver", "sampling_temperature")
+}
+"""Keys of the model that say how it trains and samples: another value fits the same weights."""
 
 
 @dataclass(frozen=True)
@@ -231,8 +235,9 @@ def open_initial(config: Config, phase: str, path: str | Path | None) -> LoadedC
     if phase == "2":
         raise UserError("phase 2 begins with --phase1_checkpoint; leave --init_checkpoint out")
     initial = load_checkpoint(path)
-    ours, theirs = (source.model_dump(mode="json")["model"] for source in (config, initial.config))
-    if differing := _differences(_flatten_tree(ours, "model."), _flatten_tree(theirs, "model.")):
+    trees = (_flatten_tree(source.model_dump(mode="json")["model"], "model.") for source in (config, initial.config))
+    ours, theirs = ({key: value for key, value in tree.items() if key not in WEIGHTLESS} for tree in trees)
+    if differing := _differences(ours, theirs):
         raise UserError(
             f"--init_checkpoint {path}: its model is another one; {'; '.join(differing[:4])}; "
             "use the configuration that it was trained with"
