@@ -29,7 +29,7 @@ from rich.table import Table
 from statevla.command import run_command
 from statevla.config import home_dir, load_config
 from statevla.errors import UserError
-from statevla.stages import Stage, read_mark, remove_results, run_stages, training_stage
+from statevla.stages import Stage, read_mark, run_stages, set_aside, training_stage
 from statevla.training.checkpoint import RUN_FOLDERS
 from statevla.types import ReachKind
 
@@ -232,13 +232,14 @@ def stages(known: Experiments, name: str, args: Args, folder: Path) -> Iterator[
     yield Stage("offline", "eval", checkpoint)
     for rollout, flags in experiment.rollouts.items():
         more = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
-        more += ["--seed", str(args.seed), "--num_workers", str(args.workers)]
+        more += ["--seed", str(args.seed)]
         out = folder / "rollouts" / rollout
         yield Stage(
             f"rollout_{rollout}",
             "rollout",
             [*checkpoint, "--out", str(out), *more],
-            fresh=lambda out=out: remove_results(out),  # type: ignore[misc]
+            fresh=lambda out=out: set_aside(out),  # type: ignore[misc]
+            resources=("--num_workers", str(args.workers)),
         )
 
 
@@ -249,12 +250,12 @@ def data_folder(name: str) -> Path:
 def collection(data: Data, name: str, image_size: int, workers: int) -> Stage:
     """The stage that collects a data set, or finds that it is there."""
     words = ["--out", str(data_folder(name)), "--suite", data.suite, "--tasks", data.tasks, "--demos", str(data.demos)]
-    words += ["--image-size", str(image_size), "--workers", str(workers)]
+    words += ["--image-size", str(image_size)]
     words += [*(["--wide"] if data.wide else []), *(["--play"] if data.play else [])]
     words += ["--reaches", data.reaches] if data.reaches else []
     words += ["--reach-tasks", data.reach_tasks] if data.reach_tasks else []
     words += ["--seed", str(data.seed)] if data.seed else []
-    return Stage(f"collect_{name.replace('/', '_')}", "collect", words)
+    return Stage(f"collect_{name.replace('/', '_')}", "collect", words, resources=("--workers", str(workers)))
 
 
 if __name__ == "__main__":

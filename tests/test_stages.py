@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from rich.console import Console
 
 from statevla.config import Config
 from statevla.errors import UserError
-from statevla.stages import Stage, run_stage, training_stage
+from statevla.stages import Stage, run_stage, run_stages, set_aside, training_stage
 
 T = TypeVar("T")
 # Stands for the package: writes its arguments, one line per call, and ends with what the file `status` holds.
@@ -37,7 +38,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     monkeypatch.chdir(tmp_path)  # `python -m` looks here first
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "status").write_text("0")
-    return Stage("one", "work", [], resume=lambda: ["--resume"], fresh=lambda: ["--overwrite"])
+    return Stage("one", "work", [], resume=lambda: ["--resume"], fresh=lambda: set_aside(tmp_path / "results"))
 
 
 def calls(folder: Path) -> list[str]:
@@ -48,9 +49,23 @@ def test_a_stage_runs_once_per_settings(stage: Stage, tmp_path: Path) -> None:
     console = Console(file=io.StringIO())
     for key in ("a", "a", "b", "a"):
         run_stage(stage, key, tmp_path, "[1/1]", console)
-    # Done is done; other settings start anew.
-    assert calls(tmp_path) == ["work --overwrite"] * 3
+        (tmp_path / "results").mkdir(exist_ok=True)
+        (tmp_path / "results" / "key").write_text(key)
+    # Done is done; other settings start anew, and what was there is kept.
+    assert calls(tmp_path) == ["work"] * 3
     assert "done already" in console.file.getvalue()  # type: ignore[attr-defined]
+    kept = {path.parent.name: path.read_text() for path in (tmp_path / "earlier").rglob("key")}
+    assert kept == {"results-1": "a", "results-2": "b"}
+
+
+def test_another_number_of_processes_makes_nothing_stale(stage: Stage, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO())
+    for workers in ("1", "2"):
+        first = replace(stage, name="first", resources=("--workers", workers))
+        run_stages([first, stage], tmp_path, console)
+    assert calls(tmp_path) == ["work --workers 1", "work"]
+    run_stages([replace(first, arguments=["--demos", "7"]), stage], tmp_path, console)
+    assert calls(tmp_path)[2:] == ["work --demos 7 --workers 2", "work"]
 
 
 def test_a_failed_stage_is_continued(stage: Stage, tmp_path: Path) -> None:
@@ -60,7 +75,7 @@ def test_a_failed_stage_is_continued(stage: Stage, tmp_path: Path) -> None:
         run_stage(stage, "a", tmp_path, "[1/1]", console)
     (tmp_path / "status").write_text("0")
     run_stage(stage, "a", tmp_path, "[1/1]", console)
-    assert calls(tmp_path) == ["work --overwrite", "work --resume"]
+    assert calls(tmp_path) == ["work", "work --resume"]
     mark = json.loads((tmp_path / "stages" / "one.json").read_text())
     assert mark["done"]
     assert mark["seconds"] > 0

@@ -16,7 +16,7 @@ from rich.table import Table
 import statevla
 from statevla.config import expand_path, home_dir, load_config
 from statevla.errors import UserError
-from statevla.stages import Stage, marks, read_mark, remove_results, run_stages, training_stage
+from statevla.stages import Stage, marks, read_mark, run_stages, set_aside, training_stage
 from statevla.training.checkpoint import RUN_FOLDERS
 
 
@@ -80,11 +80,16 @@ def plan(args: DemoArgs, folder: Path) -> list[Stage]:
         return training_stage(phase, config, [*common, *limit], checkpoints)
 
     suite, tasks = ["--suite", args.suite], ["--tasks", args.tasks]
-    collect = ["--demos", str(args.demos), "--image-size", str(config.model.image_size), "--workers", str(args.workers)]
+    collect = ["--demos", str(args.demos), "--image-size", str(config.model.image_size)]
     best = str(checkpoints / RUN_FOLDERS["2"] / "checkpoint_best.pt")
-    rollout = ["--num_trials", str(args.trials), "--videos", str(args.videos), "--num_workers", str(args.workers)]
+    rollout = ["--num_trials", str(args.trials), "--videos", str(args.videos)]
     return [
-        Stage("collect", "collect", ["--out", str(data), *suite, *tasks, *collect]),
+        Stage(
+            "collect",
+            "collect",
+            ["--out", str(data), *suite, *tasks, *collect],
+            resources=("--workers", str(args.workers)),
+        ),
         train("1", args.phase1_steps),
         train("2", args.phase2_steps),
         Stage("offline", "eval", ["--checkpoint", best, "--out", str(folder / "evaluation")]),
@@ -92,7 +97,8 @@ def plan(args: DemoArgs, folder: Path) -> list[Stage]:
             "rollout",
             "rollout",
             ["--checkpoint", best, "--task_suite", args.suite, *tasks, *rollout, "--out", str(rollouts)],
-            fresh=lambda: remove_results(rollouts),
+            fresh=lambda: set_aside(rollouts),
+            resources=("--num_workers", str(args.workers)),
         ),
     ]
 

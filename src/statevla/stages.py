@@ -1,6 +1,7 @@
 """Long work as a row of commands: each runs once, goes on where it was cut, and anew when what it depends on changes.
 
-Every stage runs the very command that it prints, in a process of its own, and leaves a mark when it is done.
+Every stage runs the very command that it prints, in a process of its own, and leaves a mark when it is done. What took
+long and is to be made anew is kept in the folder `earlier` beside it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import ctypes
 import hashlib
 import json
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +25,9 @@ from statevla.config import Config, TrainingConfig
 from statevla.errors import UserError
 from statevla.training.checkpoint import LAST, PHASE_SECTIONS, RUN_FOLDERS
 
+EARLIER = "earlier"
+"""Folder for what was made with other settings."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -37,6 +40,7 @@ class Stage:
         settings: what else the result depends on: the sections of the configuration that the command reads.
         resume: arguments that continue what an interrupted run left, as far as it got.
         fresh: makes room where an earlier run with other settings left results.
+        resources: more arguments, on which the result does not depend: how many processes.
     """
 
     name: str
@@ -44,10 +48,11 @@ class Stage:
     arguments: list[str]
     settings: str = ""
     resume: Callable[[], list[str]] = list
-    fresh: Callable[[], list[str]] = list
+    fresh: Callable[[], None] | None = None
+    resources: tuple[str, ...] = ()
 
     def shown(self, more: list[str]) -> str:
-        return shlex.join(["statevla", self.command, *self.arguments, *more])
+        return shlex.join(["statevla", self.command, *self.arguments, *self.resources, *more])
 
 
 def training_stage(
@@ -86,7 +91,7 @@ def training_stage(
         ["--phase", phase, *before, *arguments],
         settings=settings + more,
         resume=lambda: ["--resume"] if last.exists() else [],
-        fresh=lambda: ["--overwrite"] if last.exists() else [],
+        fresh=lambda: set_aside(checkpoints / RUN_FOLDERS[phase]),
     )
 
 
@@ -115,7 +120,9 @@ def run_stage(stage: Stage, key: str, folder: Path, number: str, console: Consol
     if same and mark.get("done"):
         console.print(f"{number} {stage.name}: done already", highlight=False, markup=False)
         return
-    more = stage.resume() if same else stage.fresh()
+    if not same and stage.fresh is not None:
+        stage.fresh()
+    more = stage.resume() if same else []
     spent_s = float(mark.get("seconds", 0.0)) if same else 0.0
     command = stage.shown(more)
     console.print(f"\n{number} {command}", style="bold", highlight=False, markup=False, soft_wrap=True)
@@ -184,7 +191,20 @@ def marks(folder: Path, stages: list[Stage]) -> Iterator[tuple[Stage, dict[str, 
         yield stage, {"seconds": 0.0, **read_mark(mark_path(folder, stage))}
 
 
-def remove_results(folder: Path) -> list[str]:
-    """Make room for the results of other settings; no arguments are needed then."""
-    shutil.rmtree(folder, ignore_errors=True)
-    return []
+def set_aside(folder: Path) -> None:
+    """Move the results of other settings, if there are any, to `earlier/<name>-<number>` beside them.
+
+    Raises:
+        UserError: they cannot be moved.
+    """
+    if not folder.exists():
+        return
+    kept = folder.parent / EARLIER
+    number = 1
+    while (kept / f"{folder.name}-{number}").exists():
+        number += 1
+    try:
+        kept.mkdir(exist_ok=True)
+        folder.rename(kept / f"{folder.name}-{number}")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be moved to {kept} ({error.strerror}); move it by hand") from None

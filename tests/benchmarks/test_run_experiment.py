@@ -40,7 +40,7 @@ def test_stages_are_commands_that_would_run(name: str, tmp_path: Path, monkeypat
     phases = ["2"] if "phase1_of" in LISTED[name] else LISTED[name].get("phases", ["1", "2"])
     assert [stage.name for stage in stages if stage.command == "train"] == [f"phase_{phase}" for phase in phases]
     for stage in stages:
-        assert check(["statevla", stage.command, *stage.arguments]) == stage.command
+        assert check(["statevla", stage.command, *stage.arguments, *stage.resources]) == stage.command
         if stage.command in ("train", "rollout"):
             assert stage.arguments[stage.arguments.index("--seed") + 1] == "3"
 

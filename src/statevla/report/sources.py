@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from statevla.errors import UserError
+from statevla.stages import EARLIER
 
-_SKIPPED = {"training_state", "tensorboard", "frame_cache", "videos"}
+_SKIPPED = {"training_state", "tensorboard", "frame_cache", "videos", EARLIER}
 
 
 @dataclass(frozen=True)
