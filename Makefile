@@ -25,10 +25,13 @@ lint: setup  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two tests at a time, a thread each; tests that share a module's fixtures stay together.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: lint  ## linter, type checker, fast tests and the slow ones chosen for CI
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs,hub,view]'
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest -m "slow and ci"
+	$(TESTS)
+	$(TESTS) -m "slow and ci"
 
 demo: setup  ## demonstrations -> world model -> policy -> simulation -> report.html
 	$(BIN)/statevla demo

@@ -21,12 +21,9 @@ from typing import Any
 
 from rich.console import Console
 
-from statevla.config import Config, TrainingConfig
+from statevla.config import EARLIER, Config, TrainingConfig
 from statevla.errors import UserError
 from statevla.training.checkpoint import LAST, PHASE_SECTIONS, RUN_FOLDERS
-
-EARLIER = "earlier"
-"""Folder for what was made with other settings."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,12 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "record_experiment.py"
 
 
+@pytest.fixture(autouse=True)
+def _modules_beside_the_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for `python benchmarks/…`, whose folder Python puts on its path."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+
 def load_page() -> ModuleType:
     spec = importlib.util.spec_from_file_location("experiments_page", ROOT / "benchmarks" / "experiments_page.py")
     assert spec is not None

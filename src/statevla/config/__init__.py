@@ -15,7 +15,7 @@ from statevla.config.model import (
     PolicyConfig,
     PredictorConfig,
 )
-from statevla.config.paths import expand_path, home_dir, portable_text
+from statevla.config.paths import EARLIER, expand_path, home_dir, portable_text
 from statevla.config.training import (
     BcConfig,
     JepaLossConfig,
@@ -28,6 +28,7 @@ from statevla.config.training import (
 from statevla.config.tree import Config
 
 __all__ = [
+    "EARLIER",
     "AugmentationConfig",
     "BcConfig",
     "ConditionConfig",

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+EARLIER = "earlier"
+"""Folder, beside a demo's or an experiment's results, for those of other settings; reports leave it out."""
+
 
 def home_dir() -> Path:
     """Where data sets, caches and demo runs live: `$STATEVLA_HOME`, else `~/.cache/statevla`."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from statevla.config import EARLIER
 from statevla.errors import UserError
-from statevla.stages import EARLIER
 
 _SKIPPED = {"training_state", "tensorboard", "frame_cache", "videos", EARLIER}
 
