@@ -38,7 +38,9 @@ def test_bugs_keep_their_traceback() -> None:
 
 
 def test_interruption_gives_130_without_a_traceback() -> None:
-    code = "import time; run_command(lambda: print('up', flush=True) or time.sleep(60))"
+    # A shell's background job ignores SIGINT, and so would its children.
+    heed = "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code = heed + "run_command(lambda: print('up', flush=True) or time.sleep(60))"
     process = subprocess.Popen(
         [sys.executable, "-c", IMPORT + code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
