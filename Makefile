@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# Two tests at a time, a thread each; tests that share a module's fixtures stay together.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: help setup system test lint demo bench docs clean
 
@@ -24,9 +26,6 @@ lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-
-# Two tests at a time, a thread each; tests that share a module's fixtures stay together.
-TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test: lint  ## linter, type checker, fast tests and the slow ones chosen for CI
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs,hub,view]'

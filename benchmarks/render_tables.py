@@ -219,8 +219,9 @@ def results_page(summary: dict[str, Any]) -> str:
         "",
         suites_table(SUITES_POLICY),
         "",
-        "Trained for 74 minutes on one core of a Zen 4, from the weights of the policy above, on a quarter of the",
-        "demonstrations that the others have (498: 6 to 30 a task, and 780 reaches, collected in 50 minutes).",
+        f"Trained for {experiment(SUITES_POLICY)['training_s'] / 60:.0f} minutes on one core of a Zen 4, from the "
+        "weights of the policy above, on a quarter of the",
+        "demonstrations that the others have (498: 6 to 30 a task, and 780 reaches).",
         "Simulated on the first 15 of the 50 official states of each task. Long is `libero_10` without three tasks",
         "that the expert does not demonstrate reliably; the others' figures include them. From 316 demonstrations and",
         f"half as many windows the average was {suites_average('suites-tuned-s0'):.1f} (`suites-tuned-s0` of the",
