@@ -8,7 +8,7 @@ from typing import Any
 
 from scipy.stats import fisher_exact
 
-from statevla.sim.rollout_results import success_interval
+from statevla.worlds.rollout_results import success_interval
 
 REFERENCE = "short"
 """The experiment that the others differ from, and the beginning of their names."""

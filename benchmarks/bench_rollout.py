@@ -27,10 +27,10 @@ from rich.table import Table
 from statevla.command import run_command
 from statevla.config import load_config
 from statevla.language import build_language_encoder
-from statevla.sim.evaluate import RolloutArgs, evaluate
 from statevla.statevla_model import StateVLA
 from statevla.training.checkpoint import Contents, DataInfo, LanguageInfo, TrainingState, save_checkpoint
 from statevla.transforms import FieldStatistics, Statistics
+from statevla.worlds.evaluate import RolloutArgs, evaluate
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     statevla calibrate --checkpoint RUN
     python benchmarks/measure_alarm.py --checkpoint RUN --tasks 0-9 --episodes 20
 
-Every episode is run once undisturbed and once with each disturbance (`statevla.sim.disturbances`) from the same initial
+Every episode is run once undisturbed and once with each disturbance (`statevla.worlds.libero.disturbances`) from the same initial
 state with the same noise. Two detectors: surprise of the world model, and novelty (distance of z to training frames).
 Two calibrations of each: `demonstrations`, the thresholds stored in the checkpoint, and `rollouts`, set on the
 undisturbed episodes of even number; the others of odd number count the false alarms of both.
@@ -30,12 +30,12 @@ from statevla.alarm import SCORES, conformal_threshold
 from statevla.command import run_command
 from statevla.errors import UserError
 from statevla.policy import StateVLAPolicy
-from statevla.sim.disturbances import Disturbance, Kind
-from statevla.sim.env import LiberoEnv
-from statevla.sim.rollout_plan import EpisodeSpec, plan_episodes
-from statevla.sim.rollout_results import success_interval
-from statevla.sim.tasks import parse_task_indices, suite_tasks
 from statevla.types import Rendering
+from statevla.worlds.libero.disturbances import Disturbance, Kind
+from statevla.worlds.libero.env import LiberoEnv
+from statevla.worlds.libero.tasks import parse_task_indices, suite_tasks
+from statevla.worlds.rollout_plan import EpisodeSpec, plan_episodes
+from statevla.worlds.rollout_results import success_interval
 
 WITHIN_LOOKS = 3
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -31,8 +31,8 @@ from rich.table import Table
 
 from statevla.command import run_command
 from statevla.errors import UserError
-from statevla.sim.backend import versions
-from statevla.sim.tasks import TaskSpec, find_task, load_init_states, parse_task_indices
+from statevla.worlds.libero.backend import versions
+from statevla.worlds.libero.tasks import TaskSpec, find_task, load_init_states, parse_task_indices
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -70,7 +70,7 @@ def last_simulation() -> list[Any]:
 
 
 def simulation_for(task: TaskSpec) -> Any:
-    from statevla.sim.simulation import Simulation
+    from statevla.worlds.libero.simulation import Simulation
 
     kept = last_simulation()
     if kept and kept[0].task.scene == task.scene:
@@ -84,7 +84,7 @@ def simulation_for(task: TaskSpec) -> Any:
 
 def measure_task(args: Args, index: int, before: dict[str, Any]) -> dict[str, Any]:
     """Successes of one task; goes on after the episodes of `before`, a result of the same settings."""
-    from statevla.sim.rollout import run_expert
+    from statevla.worlds.libero.rollout import run_expert
 
     task = find_task(args.suite, index)
     simulation = simulation_for(task)

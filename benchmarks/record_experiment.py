@@ -21,9 +21,9 @@ from harness import update_summary
 from statevla.command import run_command
 from statevla.config import Config, config_from_dict, load_config, portable_text
 from statevla.errors import UserError
-from statevla.sim.rollout_results import read_results
 from statevla.training.checkpoint import BEST, LAST
 from statevla.training.storage import read_json, write_json_atomically
+from statevla.worlds.rollout_results import read_results
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks" / "results" / "experiments"

@@ -47,7 +47,7 @@ def test_missing_extras_are_notes_with_a_fix(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_wrong_mujoco_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mujoco")
-    from statevla.sim import backend
+    from statevla.worlds.libero import backend
 
     only(monkeypatch, "simulator")
     real = backend.version

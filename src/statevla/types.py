@@ -22,10 +22,10 @@ ACTION_DIM = 7
 CONTINUOUS_DIM = 6
 CONTROL_FREQ_HZ = 20.0
 ReachKind = Literal["start", "outer", "any", "mixed", "missed"]
-"""Which reaches to collect; what they are stands in `statevla.sim.reach`. Here because command lines, which must not
+"""Which reaches to collect; what they are stands in `statevla.worlds.libero.reach`. Here because command lines, which must not
 load the simulator, offer them."""
 Rendering = Literal["fast", "exact"]
-"""How frames are drawn; see `statevla.sim.rendering`."""
+"""How frames are drawn; see `statevla.worlds.libero.rendering`."""
 
 
 class Gripper(IntEnum):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from scipy.stats import fisher_exact
 
-from statevla.sim.rollout_results import success_interval
+from statevla.worlds.rollout_results import success_interval
 
 
 def record(name: str, successes: int, **more: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import yaml
 
 from statevla.config import Config
 from statevla.diagnostics.cli import EvalArgs, offline
-from statevla.sim.rollout_results import EpisodeLog, EpisodeResult, success_interval, summarize, write_json
+from statevla.worlds.rollout_results import EpisodeLog, EpisodeResult, success_interval, summarize, write_json
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "record_experiment.py"

@@ -136,7 +136,7 @@ def test_without_a_simulator_other_episodes_stand_in(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # None in sys.modules makes the import fail, as it does where MuJoCo is absent.
-    monkeypatch.setitem(sys.modules, "statevla.sim.moved_objects", None)
+    monkeypatch.setitem(sys.modules, "statevla.worlds.libero.moved_objects", None)
     assert choose_exchange("auto") is None
     assert "pictures of other episodes stand in" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"--simulator on: .*; pip install"):

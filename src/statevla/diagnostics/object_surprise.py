@@ -8,7 +8,7 @@ Surprise is ‖ẑ_{t+1} − z_{t+1}‖². The picture of frame t+1 is exchanged
 
 Without a simulator the pictures are those of other episodes of the same task, chosen by where the object lay; the
 control's arm is a little farther off than that of the moved picture, so that the arm cannot be what surprises. With a
-simulator (`statevla.sim.moved_objects`) the object really is moved, and nothing else.
+simulator (`statevla.worlds.libero.moved_objects`) the object really is moved, and nothing else.
 """
 
 from __future__ import annotations

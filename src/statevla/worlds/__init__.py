@@ -1,0 +1,1 @@
+"""Worlds to act in: one protocol, and LIBERO behind it."""

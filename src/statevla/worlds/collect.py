@@ -1,0 +1,341 @@
+"""Collect demonstrations in worker processes: resumable, and the same whatever the number of workers.
+
+Each finished episode is a file of its own below `.parts/` in the output folder until all episodes of its task are
+there; then they are joined. A run that is killed loses the episodes that were under way and no more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from statevla.errors import UserError
+from statevla.worlds.child_threads import single_threaded_children
+from statevla.worlds.libero.backend import prepare
+from statevla.worlds.libero.demo_file import join_episodes, stored_episodes, stored_settings, write_episode
+from statevla.worlds.libero.episodes import CollectSettings, make_simulation, record_episode, run_episode
+from statevla.worlds.libero.tasks import TaskSpec, find_task
+
+_PARTS = ".parts"
+_MAX_FAILURES_PER_DEMO = 3
+
+
+@dataclass
+class TaskProgress:
+    """Which episodes of a task exist.
+
+    Attributes:
+        task: the task.
+        wanted: number of episodes to keep.
+        file: the joined file.
+        parts: folder of single episodes.
+        kept: episode index → file and group.
+        failed: indices of failed episodes.
+        running: indices under way.
+    """
+
+    task: TaskSpec
+    wanted: int
+    file: Path
+    parts: Path
+    kept: dict[int, tuple[Path, str]] = field(default_factory=dict)
+    failed: set[int] = field(default_factory=set)
+    running: set[int] = field(default_factory=set)
+
+    def scan(self) -> None:
+        """Find the episodes of earlier runs."""
+        if self.file.is_file():
+            groups, failed = stored_episodes(self.file)
+            self.kept = {index: (self.file, group) for index, group in groups.items()}
+            self.failed = set(failed)
+        for path in self.parts.glob("episode_*.hdf5"):
+            self.kept[int(path.stem.removeprefix("episode_"))] = (path, "episode")
+        for path in self.parts.glob("episode_*.failed"):
+            self.failed.add(int(path.stem.removeprefix("episode_")))
+
+    def next_index(self) -> int | None:
+        """The lowest episode index that is still needed, or None.
+
+        The kept episodes are the first `wanted` successes in the order of their indices, so that the result does not
+        depend on which worker was quicker.
+        """
+        if self.hopeless or len(self.first()) + len(self.running) >= self.wanted:
+            return None
+        taken = self.kept.keys() | self.failed | self.running
+        return next(index for index in range(len(taken) + 1) if index not in taken)
+
+    def first(self) -> list[int]:
+        """Indices of the episodes that are kept in the end."""
+        return sorted(self.kept)[: self.wanted]
+
+    @property
+    def complete(self) -> bool:
+        return not self.running and (self.hopeless or len(self.kept) >= self.wanted)
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether the expert fails too often to go on."""
+        return len(self.failed) > _MAX_FAILURES_PER_DEMO * self.wanted + 10
+
+    def join(self, settings: CollectSettings) -> None:
+        """Write the task's file from the episodes, and remove the single ones."""
+        first = self.first()
+        if first and [self.kept[index][0] for index in first] != [self.file] * len(first):
+            failed = sorted(index for index in self.failed if index < first[-1])
+            join_episodes(self.file, self.task, [self.kept[i] for i in first], settings.as_dict(), failed)
+        shutil.rmtree(self.parts, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """What a task's file holds after a collection: what was asked for, or more from an earlier one."""
+
+    task: TaskSpec
+    file: Path
+    num_demos: int
+    num_failed: int
+
+
+def collect(
+    settings: CollectSettings,
+    task_indices: list[int],
+    num_demos: int,
+    out: Path,
+    num_workers: int = 1,
+    console: Console | None = None,
+) -> list[TaskSummary]:
+    """Collect episodes of several tasks into `out`, one HDF5 file per task.
+
+    Args:
+        settings: what the episodes depend on.
+        task_indices: tasks of the suite.
+        num_demos: successful episodes per task.
+        out: output folder; episodes that are there already are kept.
+        num_workers: worker processes, each with one environment (about 1.8 GB).
+        console: where progress is shown.
+
+    Raises:
+        UserError: the folder holds episodes collected with other settings, or a worker died.
+    """
+    if num_demos < 1 or num_workers < 1:
+        raise UserError(f"expected at least one demo and one worker, got {num_demos} and {num_workers}; raise them")
+    prepare()
+    with _only_collector(out):
+        return _collect(settings, task_indices, num_demos, out, num_workers, console or Console())
+
+
+def _collect(
+    settings: CollectSettings, task_indices: list[int], num_demos: int, out: Path, num_workers: int, console: Console
+) -> list[TaskSummary]:
+    jobs = [_open_task(find_task(settings.suite, index), num_demos, out, settings) for index in task_indices]
+    with _progress(console) as progress:
+        bar = progress.add_task("episodes", total=num_demos * len(jobs), completed=sum(len(j.first()) for j in jobs))
+        for _ in _run(jobs, settings, num_workers):
+            progress.update(bar, completed=sum(len(job.first()) for job in jobs))
+    if (out / _PARTS).is_dir() and not any((out / _PARTS).iterdir()):
+        (out / _PARTS).rmdir()
+    return [TaskSummary(job.task, job.file, _num_stored(job.file), len(job.failed)) for job in jobs]
+
+
+def _num_stored(file: Path) -> int:
+    return len(stored_episodes(file)[0]) if file.is_file() else 0
+
+
+@contextmanager
+def _only_collector(out: Path) -> Iterator[None]:
+    """The output folder, made if needed and locked: two collectors would write the same episodes."""
+    path = out / ".collecting"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle = path.open("w")
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); choose another --out folder") from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{out}: another collection is writing there; wait, or choose another --out") from None
+        yield
+        path.unlink(missing_ok=True)
+
+
+def summary_table(summaries: list[TaskSummary]) -> Table:
+    """A table of what was collected."""
+    table = Table("task", "demos", "failed attempts", "file")
+    for summary in summaries:
+        table.add_row(summary.task.name, str(summary.num_demos), str(summary.num_failed), summary.file.name)
+    return table
+
+
+def _open_task(task: TaskSpec, num_demos: int, out: Path, settings: CollectSettings) -> TaskProgress:
+    file = out / f"{task.name}_{settings.kind}.hdf5"
+    parts = out / _PARTS / task.name
+    parts.mkdir(parents=True, exist_ok=True)
+    record = parts / "settings.json"
+    before = stored_settings(file) if file.is_file() else json.loads(record.read_text()) if record.is_file() else None
+    # Files of before there was a choice were collected as is the default now.
+    theirs = None if before is None else CollectSettings(settings.suite).as_dict() | before
+    if theirs is not None and theirs != settings.as_dict():
+        changed = ", ".join(key for key, value in theirs.items() if settings.as_dict().get(key) != value)
+        raise UserError(
+            f"{out}: episodes of '{task.name}' were collected with another {changed}; "
+            "use the same settings, or another --out folder"
+        )
+    part = record.with_suffix(".tmp")
+    part.write_text(json.dumps(settings.as_dict()))
+    os.replace(part, record)
+    job = TaskProgress(task, num_demos, file, parts)
+    job.scan()
+    return job
+
+
+def _run(jobs: list[TaskProgress], settings: CollectSettings, num_workers: int) -> Iterator[None]:
+    """Hand out episodes until all tasks are complete; yields after each episode."""
+    for job in jobs:
+        if job.complete:
+            job.join(settings)
+    missing = sum(max(job.wanted - len(job.kept), 0) for job in jobs)
+    if not missing:
+        return
+    with _workers(min(num_workers, missing), settings) as workers:
+        at: dict[Connection, tuple[TaskProgress, int]] = {}
+        idle = list(workers)
+        last: dict[Connection, TaskProgress] = {}
+        while True:
+            for connection in list(idle):
+                chosen = _choose(jobs, last.get(connection), list(last.values()))
+                if chosen is None:
+                    break
+                index = chosen.next_index()
+                assert index is not None
+                chosen.running.add(index)
+                connection.send((chosen.task.index, index, str(chosen.parts)))
+                idle.remove(connection)
+                at[connection], last[connection] = (chosen, index), chosen
+            if not at:
+                return
+            for ready in wait(list(at)):
+                assert isinstance(ready, Connection)
+                job, index = at.pop(ready)
+                _receive(ready, workers[ready], job, index)
+                idle.append(ready)
+                if job.complete:
+                    job.join(settings)
+                yield
+
+
+def _choose(jobs: list[TaskProgress], mine: TaskProgress | None, busy: list[TaskProgress]) -> TaskProgress | None:
+    """The task a worker goes on with: its own, else one that nobody has, else any (an environment takes seconds)."""
+    open_jobs = [job for job in jobs if job.next_index() is not None]
+    if mine in open_jobs:
+        return mine
+    return next((job for job in open_jobs if job not in busy), open_jobs[0] if open_jobs else None)
+
+
+def _receive(connection: Connection, process: BaseProcess, job: TaskProgress, index: int) -> None:
+    try:
+        success, error = connection.recv()
+    except (EOFError, ConnectionError):
+        process.join(5)
+        raise UserError(
+            f"a worker died (exit status {process.exitcode}) in episode {index} of '{job.task.name}'; "
+            "finished episodes are kept: run the same command again, with fewer --workers if memory ran out"
+        ) from None
+    if isinstance(error, OSError):
+        raise UserError(f"{job.parts}: episode {index} could not be written ({error.strerror}); free space, run again")
+    if error is not None:
+        raise RuntimeError(f"episode {index} of '{job.task.name}' failed in its worker:\n{error}")
+    job.running.discard(index)
+    if success:
+        job.kept[index] = (_part(job.parts, index), "episode")
+    else:
+        job.failed.add(index)
+
+
+def _part(folder: Path, index: int) -> Path:
+    return folder / f"episode_{index:05d}.hdf5"
+
+
+@contextmanager
+def _workers(count: int, settings: CollectSettings) -> Iterator[dict[Connection, BaseProcess]]:
+    """Spawned worker processes, single-threaded each; ended with the block."""
+    context = multiprocessing.get_context("spawn")
+    workers: dict[Connection, BaseProcess] = {}
+    try:
+        with single_threaded_children():
+            for _ in range(count):
+                ours, theirs = context.Pipe()
+                process: BaseProcess = context.Process(target=_work, args=(theirs, settings), daemon=True)
+                process.start()
+                theirs.close()
+                workers[ours] = process
+        yield workers
+    finally:
+        for connection, process in workers.items():
+            connection.close()
+            process.terminate()
+            process.join(5)
+
+
+def _work(connection: Connection, settings: CollectSettings) -> None:
+    """A worker: episodes of one task after another, until the other side hangs up."""
+    import traceback
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers Ctrl-C
+    simulation = None
+    while True:
+        try:
+            task_index, index, folder = connection.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            if simulation is None or simulation.task.index != task_index:
+                if simulation is not None:
+                    simulation.close()
+                simulation = make_simulation(find_task(settings.suite, task_index), settings.rendering)
+            success = _collect_one(simulation, settings, index, Path(folder))
+            connection.send((success, None))
+        except BrokenPipeError:
+            return
+        except OSError as error:
+            connection.send((False, error))
+        except Exception:
+            connection.send((False, traceback.format_exc()))
+
+
+def _collect_one(simulation: Any, settings: CollectSettings, index: int, folder: Path) -> bool:
+    episode = run_episode(simulation, settings, index)
+    if not episode.is_kept:
+        _part(folder, index).with_suffix(".failed").touch()
+        return False
+    write_episode(_part(folder, index), record_episode(simulation, episode, settings, index))
+    return True
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield progress

@@ -1,0 +1,137 @@
+"""Collected episodes: each a pure function of settings, task and index; physics first, frames from the states after."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from statevla.data.libero import INSTRUCTION_ATTRIBUTE, IS_SEEN_KEY
+from statevla.types import ReachKind, Rendering
+from statevla.worlds.libero.demo_file import FIXTURES_ATTRIBUTE, HIDDEN_ATTRIBUTE, INDEX_ATTRIBUTE, EpisodeRecord
+from statevla.worlds.libero.placement import wide_init_state
+from statevla.worlds.libero.play import PLAY_INSTRUCTION
+from statevla.worlds.libero.reach import afforded_tasks, run_reach
+from statevla.worlds.libero.rollout import Episode, run_expert, run_play
+from statevla.worlds.libero.simulation import Simulation
+from statevla.worlds.libero.tasks import TaskSpec, parse_task_indices
+
+START_POSTURE_NOISE = 0.02
+"""Standard deviation (rad) of the arm's joints at the start, as in LIBERO's demonstrations."""
+_STEPS_BEYOND_LIMIT = 1.3  # demonstrations may take a little longer than a policy may
+
+
+@dataclass(frozen=True)
+class CollectSettings:
+    """What, beside the task and the index, an episode depends on.
+
+    Attributes:
+        suite: name of the suite.
+        seed: base of all random draws.
+        noise: scale of the execution noise, in units of action.
+        wide: objects anywhere in reach instead of in the official regions.
+        play: unlabelled interaction instead of the task.
+        reaches: up to the grasp only, of any goal that the scene affords; see `statevla.worlds.libero.reach`.
+        reach_tasks: whose goals reaches go for, where the scene affords them: `all`, or indices such as "0,1,2".
+        image_size: of the frames (pixels).
+        rendering: how frames are drawn.
+    """
+
+    suite: str
+    seed: int = 0
+    noise: float = 0.1
+    wide: bool = False
+    play: bool = False
+    reaches: ReachKind | None = None
+    reach_tasks: str = "all"
+    image_size: int = 128
+    rendering: Rendering = "fast"
+
+    @property
+    def kind(self) -> str:
+        """How files of such episodes end: `<task>_<kind>.hdf5`."""
+        return "play" if self.play else "reach" if self.reaches else "demo"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def make_simulation(task: TaskSpec, rendering: Rendering = "fast") -> Simulation:
+    """The simulation that episodes of a task are collected in."""
+    return Simulation(task, START_POSTURE_NOISE, rendering)
+
+
+def run_episode(simulation: Simulation, settings: CollectSettings, index: int) -> Episode:
+    """The physics of episode number `index`."""
+    task = simulation.task
+    rng = np.random.default_rng([settings.seed, zlib.crc32(f"{task.suite}/{task.name}".encode()), index])
+    seed = int(rng.integers(2**31))
+    simulation.reset(seed, wide_init_state(simulation, seed) if settings.wide else None)
+    if settings.reaches:
+        among = parse_task_indices(settings.suite, settings.reach_tasks)
+        return run_reach(simulation, afforded_tasks(simulation, among), settings.reaches, rng, settings.noise)
+    if settings.play:
+        rollout = run_play(simulation, rng, settings.noise)
+        return Episode(rollout, PLAY_INSTRUCTION, None, len(rollout) > 0)
+    rollout = run_expert(simulation, rng, settings.noise, int(task.max_steps * _STEPS_BEYOND_LIMIT))
+    return Episode(rollout, task.instruction, None, rollout.success and len(rollout) > 0)
+
+
+def record_episode(simulation: Simulation, episode: Episode, settings: CollectSettings, index: int) -> EpisodeRecord:
+    """Everything that a policy could have seen in an episode, read off its states.
+
+    Args:
+        simulation: of the episode's task.
+        episode: the episode.
+        settings: how it was collected.
+        index: its number.
+    """
+    rollout = episode.rollout
+    simulation.restore(rollout.start)
+    columns: dict[str, list[np.ndarray]] = {}
+
+    def add(name: str, value: np.ndarray) -> None:
+        columns.setdefault(name, []).append(value)
+
+    is_seen = np.full(len(rollout), episode.seen_steps is None)
+    is_seen[list(episode.seen_steps or ())] = True
+    for state, seen in zip(rollout.states, is_seen):
+        simulation.set_state(state)
+        position, axis_angle = simulation.ee_position(), simulation.ee_axis_angle()
+        fingers = simulation.finger_positions()
+        for camera in ("agentview", "eye_in_hand") if seen else ():
+            upright = simulation.render(camera, settings.image_size)
+            add(f"obs/{camera}_rgb", upright[::-1])  # stored upside down, as the official files
+        add("obs/ee_pos", position)
+        add("obs/ee_ori", axis_angle)
+        add("obs/ee_states", np.concatenate([position, axis_angle]))
+        add("obs/gripper_states", fingers)
+        add("obs/joint_states", simulation.joint_positions())
+        add("obs/object_states", simulation.object_states())
+        add("robot_states", np.concatenate([fingers, position, simulation.ee_quaternion()]))
+    finished = np.zeros(len(rollout), np.uint8)
+    finished[-1] = rollout.success and not settings.reaches
+    datasets = {name: np.stack(rows) for name, rows in columns.items()}
+    datasets |= {
+        "actions": rollout.actions,
+        "executed_actions": rollout.executed_actions,
+        "states": rollout.states,
+        "rewards": finished,
+        "dones": finished,
+    }
+    if not is_seen.all():
+        datasets[f"obs/{IS_SEEN_KEY}"] = is_seen
+    attributes = {
+        INSTRUCTION_ATTRIBUTE: episode.instruction,
+        "num_samples": len(rollout),
+        "init_state": rollout.start.state,
+        "model_file": simulation.model_xml(),
+        HIDDEN_ATTRIBUTE: rollout.start.hidden,
+        FIXTURES_ATTRIBUTE: rollout.start.fixtures,
+        INDEX_ATTRIBUTE: index,
+        "settings": json.dumps(settings.as_dict()),
+    }
+    return EpisodeRecord(datasets, attributes, simulation.object_names)

@@ -1,0 +1,270 @@
+"""Where to grasp: top grasps across an object, and rim grasps of bowls and mugs.
+
+All grasps point down. Facts of the Panda's hand, measured on its collision shapes: it is 20 cm wide along the jaw axis
+and its underside is 3 cm above the grip site; the finger tips reach 9.5 mm below the site; the jaws open 7.7 cm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from statevla.worlds.libero.motion import rotation_about_z, wrap_half_turn
+from statevla.worlds.libero.scene import Scene
+
+MAX_OPENING_M = 0.077
+FINGER_TIP_M = 0.0095
+"""How far the finger tips reach below the grip site."""
+TOP_DEPTH_M = 0.027
+"""How far below an object's top the grip site goes: deeper, and the hand would meet the object."""
+RIM_DEPTH_M = 0.018
+REACH_M = 0.72
+"""Distance from the base, seen from above, up to which the hand moves well while it points down. At 0.79 the elbow
+is straight: there the controller can no longer pull the hand back."""
+_TURNS = tuple(np.deg2rad((0.0, 30.0, -30.0, 60.0, -60.0, 90.0, -90.0)))
+_MAX_YAW = np.deg2rad(110)
+_HAND_UNDERSIDE_M = 0.030
+_HAND_HALF = (0.104, 0.034)  # along and across the jaw axis
+_FINGER_HALF_WIDTH_M = 0.0105
+_FINGER_INNER_M = 0.0375
+_MARGIN_M = 0.006
+
+JAW_AXES = {"milk": 2, "orange_juice": 2}
+"""Cartons, closed along this axis of their own frame only: on the faces at the ends of the roof ridge, the pads sink
+into thin plates and the carton stays stuck to a finger after release."""
+RIM_OBJECTS = ("bowl", "mug", "ramekin")
+_RIGHT_SIDE_COST = 0.06
+"""Of holding a rim at the robot's right and not at its left. Both often cost all but the same; if the last millimetre
+of a layout then decides, demonstrations give two answers to one picture."""
+
+
+@dataclass(frozen=True)
+class Grasp:
+    """A grasp that points down.
+
+    Attributes:
+        position: `[3]`, of the grip site.
+        yaw: of the jaw axis, from the world's y axis (rad).
+        width: of what will be between the fingers (m).
+        low: height of the object's lowest point (m).
+        high: height of its highest point (m).
+        cost: lower is better; over about 0.3 something is in the way.
+        turn: how far to turn the hand on the way (rad), so that it stays within reach over the destination.
+    """
+
+    position: np.ndarray
+    yaw: float
+    width: float
+    low: float
+    high: float
+    cost: float
+    turn: float = 0.0
+
+
+def is_rim_object(name: str) -> bool:
+    """Whether an object is grasped by its rim."""
+    return any(kind in name for kind in RIM_OBJECTS)
+
+
+def plan_grasp(
+    scene: Scene,
+    name: str,
+    obstacles: np.ndarray,
+    deeper: float = 0.0,
+    yaw_from: float = 0.0,
+    place: np.ndarray | None = None,
+) -> Grasp | None:
+    """The cheapest grasp of an object, or None where there is none at all.
+
+    Args:
+        scene: the scene.
+        name: the object.
+        obstacles: `[P, 3]`, points of everything else.
+        deeper: metres below the usual depth, for a second attempt.
+        yaw_from: the yaw to turn as little as possible from.
+        place: `[2]`, where the object will be put down; the hand, off centre at a rim, has to reach there too.
+    """
+    if is_rim_object(name):
+        return plan_rim_grasp(scene, name, obstacles, deeper, yaw_from, place)
+    grasp = plan_top_grasp(scene, name, obstacles, deeper, yaw_from)
+    if grasp is not None and grasp.width > MAX_OPENING_M - 0.006:
+        return plan_part_grasp(scene, name, obstacles, deeper, yaw_from) or grasp
+    return grasp
+
+
+def plan_top_grasp(
+    scene: Scene, name: str, obstacles: np.ndarray, deeper: float = 0.0, yaw_from: float = 0.0
+) -> Grasp | None:
+    """Grasp across the object near its top.
+
+    The cost adds the jaw opening, the turn, the distance from the object's middle, and the hits of the hand and of the
+    open fingers on neighbours.
+    """
+    points = scene.points(name)
+    low, high = float(points[:, 2].min()), float(points[:, 2].max())
+    flat = high - low < 0.035
+    height = low + FINGER_TIP_M + 0.002 if flat else max(high - TOP_DEPTH_M - deeper, low + FINGER_TIP_M + 0.003)
+    band = points[np.abs(points[:, 2] - height) < (0.5 * (high - low) if flat else 0.012)]
+    if len(band) < 4:
+        band = points
+    jaw_axis = JAW_AXES.get(name.rsplit("_", 1)[0])
+    required = None if jaw_axis is None else scene.rotation(name)[:2, jaw_axis]
+    near = _near(obstacles, points[:, :2].mean(0))
+    best: Grasp | None = None
+    for yaw in np.deg2rad(np.arange(-90, 90, 5.0)):
+        along, across = _axes(yaw)
+        if required is not None and abs(along @ required) < 0.9 * np.linalg.norm(required):
+            continue
+        u, v = band[:, :2] @ along, band[:, :2] @ across
+        width, length = np.ptp(u), np.ptp(v)
+        too_wide = max(width - (MAX_OPENING_M - 0.006), 0.0)
+        middle = along * (u.max() + u.min()) / 2 + across * (v.max() + v.min()) / 2
+        reach = max(length / 2 - 0.016, 0.0)
+        shifts = (0.0,) if reach < 0.008 else (0.0, 0.5 * reach, -0.5 * reach, reach, -reach)
+        for shift in shifts:
+            centre = middle + across * shift
+            cost = width + 20 * too_wide + 0.02 * abs(yaw - yaw_from) + 0.3 * abs(shift)
+            if best is not None and cost >= best.cost:
+                continue
+            cost += _hits(centre, height, along, across, near)
+            if best is None or cost < best.cost:
+                best = Grasp(np.r_[centre, height], float(yaw), float(width), low, high, float(cost))
+    return best
+
+
+def plan_part_grasp(
+    scene: Scene, name: str, obstacles: np.ndarray, deeper: float = 0.0, yaw_from: float = 0.0
+) -> Grasp | None:
+    """Grasp across a narrow part of an object that is too wide as a whole, such as a pan's handle."""
+    points = scene.points(name)
+    low, high = float(points[:, 2].min()), float(points[:, 2].max())
+    centre = points[:, :2].mean(0)
+    near = _near(obstacles, centre)
+    best: Grasp | None = None
+    for yaw in np.deg2rad(np.arange(-90, 90, 10.0)):
+        along, across = _axes(yaw)
+        u, v = points[:, :2] @ along, points[:, :2] @ across
+        for slab in np.arange(v.min() + 0.012, v.max() - 0.01, 0.01):
+            part = np.abs(v - slab) < 0.012
+            if not part.any():
+                continue
+            width = float(np.ptp(u[part]))
+            if width > MAX_OPENING_M - 0.012:
+                continue
+            top = float(points[part, 2].max())
+            bottom = float(points[part, 2].min())
+            height = max(top - 0.6 * TOP_DEPTH_M - deeper, bottom + 0.004, low + FINGER_TIP_M + 0.002)
+            spot = along * (u[part].max() + u[part].min()) / 2 + across * slab
+            cost = width + 0.03 * abs(yaw - yaw_from) + 0.5 * float(np.linalg.norm(spot - centre))
+            cost += _beyond_reach(scene, spot)
+            if best is not None and cost >= best.cost:
+                continue
+            cost += _hits(spot, height, along, across, near) + _own_hits(spot, height, along, across, points)
+            if best is None or cost < best.cost:
+                best = Grasp(np.r_[spot, height], float(yaw), width, low, high, float(cost))
+    return best
+
+
+def plan_rim_grasp(
+    scene: Scene,
+    name: str,
+    obstacles: np.ndarray,
+    deeper: float = 0.0,
+    yaw_from: float = 0.0,
+    place: np.ndarray | None = None,
+) -> Grasp | None:
+    """Grasp the rim, one finger inside and one outside, the jaws radial within 30°; keeps clear of handles."""
+    points = scene.points(name)
+    low, high = float(points[:, 2].min()), float(points[:, 2].max())
+    centre = scene.position(name)[:2]
+    near = _near(obstacles, centre)
+    relative = points[:, :2] - centre
+    best: Grasp | None = None
+    for angle in np.deg2rad(np.arange(0, 360, 10.0)):
+        outward = np.array([np.cos(angle), np.sin(angle)])
+        along_ray, off_ray = relative @ outward, np.abs(relative @ np.array([-outward[1], outward[0]]))
+        section = (off_ray < 0.012) & (along_ray > 0.01)
+        if not section.any():
+            continue
+        top = points[section, 2].max()  # the rim's height just here: the bowl may be tilted
+        rim = section & (points[:, 2] > top - 0.012)
+        if np.ptp(along_ray[rim]) > 0.03:  # a handle
+            continue
+        spot = centre + outward * along_ray[rim].mean()
+        turns, side = [(0.0, 0.0)], _RIGHT_SIDE_COST * (1.0 - outward[1]) / 2
+        if place is not None:
+            turns = [_carry_cost(scene, place, spot - centre, turn) for turn in _TURNS]
+        for shallower in (0.0, 0.004):
+            height = top - RIM_DEPTH_M - deeper + shallower
+            for skew in np.deg2rad((0, 15, -15, 30, -30)):
+                yaw = wrap_half_turn(angle - np.pi / 2 + skew)
+                stretched, turn = min(option for option in turns if abs(yaw + option[1]) < _MAX_YAW)
+                cost = 0.03 * abs(yaw - yaw_from) + 0.1 * abs(skew) + 6 * shallower + side
+                cost += stretched + _beyond_reach(scene, spot)
+                if best is not None and cost >= best.cost:
+                    continue
+                along, across = _axes(yaw)
+                cost += _hits(spot, height, along, across, near) + _own_hits(spot, height, along, across, points)
+                if best is None or cost < best.cost:
+                    best = Grasp(np.r_[spot, height], yaw, 0.006, low, high, float(cost), turn)
+    return best
+
+
+def _carry_cost(scene: Scene, place: np.ndarray, offset: np.ndarray, turn: float) -> tuple[float, float]:
+    """Cost of holding an object at `offset` from its centre over `place` with the hand turned, and the turn."""
+    held_at = place + rotation_about_z(turn)[:2, :2] @ offset
+    return 8 * _beyond_reach(scene, held_at) + 0.05 * abs(turn), turn
+
+
+def _beyond_reach(scene: Scene, spot: np.ndarray) -> float:
+    return max(float(np.linalg.norm(spot - scene.base())) - REACH_M, 0.0)
+
+
+def _axes(yaw: float) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors `[2]` along and across the jaw axis."""
+    rotation = rotation_about_z(yaw)
+    return rotation[:2, 1], rotation[:2, 0]
+
+
+def _near(points: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Points that a hand over `centre` could meet."""
+    return points[np.linalg.norm(points[:, :2] - centre, axis=1) < 0.25]
+
+
+def _hits(centre: np.ndarray, height: float, along: np.ndarray, across: np.ndarray, obstacles: np.ndarray) -> float:
+    """Penalty for neighbours in the spaces that the hand and the open fingers fill.
+
+    What only touches the outside of a finger costs less than what would come between the fingers.
+    """
+    if not len(obstacles):
+        return 0.0
+    offset = obstacles[:, :2] - centre
+    u, v, z = np.abs(offset @ along), np.abs(offset @ across), obstacles[:, 2]
+    underside = height + _HAND_UNDERSIDE_M - _MARGIN_M
+    tips = height - FINGER_TIP_M - _MARGIN_M
+    hand = (z > underside) & (z < height + 0.25) & (u < _HAND_HALF[0] + _MARGIN_M) & (v < _HAND_HALF[1] + _MARGIN_M)
+    outside = _finger_outside(z - height) + _MARGIN_M
+    fingers = (z > tips) & (z < height + 0.05) & (u < outside) & (v < _FINGER_HALF_WIDTH_M + _MARGIN_M)
+    penalty = 0.0
+    if hand.any():
+        overlap = z[hand].max() - underside
+        penalty += 25 * min(overlap, _MARGIN_M)  # near is not yet in the way
+        penalty += 0.3 + 10 * (overlap - _MARGIN_M) if overlap > _MARGIN_M else 0.0
+    if fingers.any():
+        penalty += 0.3 + 5 * (z[fingers].max() - tips) + 10 * (outside[fingers] - u[fingers]).max()
+    return penalty
+
+
+def _finger_outside(above: np.ndarray) -> np.ndarray:
+    """Distance from the jaws' middle to the outside of an open finger, at heights above the grip site: a wedge."""
+    return 0.053 + 0.011 * np.clip((above + 0.0056) / 0.0318, 0.0, 1.0)
+
+
+def _own_hits(centre: np.ndarray, height: float, along: np.ndarray, across: np.ndarray, points: np.ndarray) -> float:
+    """Penalty for the object's own points under the hand or under the fingers' outer halves."""
+    offset = points[:, :2] - centre
+    u, v, z = np.abs(offset @ along), np.abs(offset @ across), points[:, 2]
+    hand = (z > height + _HAND_UNDERSIDE_M + 0.001) & (u < _HAND_HALF[0]) & (v < _HAND_HALF[1])
+    fingers = (z > height - FINGER_TIP_M) & (u > _FINGER_INNER_M) & (u < 0.066) & (v < _FINGER_HALF_WIDTH_M)
+    return 0.3 * float(hand.any()) + 0.4 * float(fingers.any())

@@ -1,0 +1,83 @@
+"""The installation check and the choice of a rendering backend."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+
+from statevla.errors import UserError
+from statevla.worlds.libero import backend
+
+
+def test_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(backend, "version", missing)
+    with pytest.raises(UserError, match=r"pip install 'statevla\[sim\]'"):
+        backend.versions()
+
+
+def test_other_mujoco_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "version", lambda name: "3.9.0")
+    with pytest.raises(UserError, match=r"expected mujoco 3\.3\.2, got 3\.9\.0.*pip install mujoco==3\.3\.2"):
+        backend.versions()
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    pytest.importorskip("mujoco")
+    monkeypatch.setenv("STATEVLA_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_second_backend_is_taken_and_remembered(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    tried = []
+
+    def probe(name: str) -> tuple[bool, str]:
+        tried.append(name)
+        return name == "osmesa", "no display"
+
+    monkeypatch.setattr(backend, "_renders", probe)
+    monkeypatch.setattr(backend, "_gpus", lambda: ["renderD128"])
+    assert backend.choose_backend() == "osmesa"
+    assert backend.choose_backend() == "osmesa"
+    assert tried == ["egl", "osmesa"]  # the second call asked nobody
+    assert (home / "backend.json").is_file()
+
+
+def test_damaged_memory_is_ignored(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    (home / "backend.json").write_text("[1, 2")
+    monkeypatch.setattr(backend, "_renders", lambda name: (True, ""))
+    monkeypatch.setattr(backend, "_gpus", list)
+    assert backend.choose_backend() == "osmesa"  # without a GPU
+
+
+def test_no_backend_says_what_to_install(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    monkeypatch.setattr(backend, "_renders", lambda name: (False, f"{name} is broken"))
+    monkeypatch.setattr(backend, "_gpus", lambda: ["nvidia0"])
+    with pytest.raises(UserError, match=r"egl is broken.*osmesa is broken.*apt-get install libosmesa6 libgl1"):
+        backend.choose_backend()
+    assert not (home / "backend.json").exists()
+
+
+def test_failing_probe_reports_the_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_PROBE", "import sys; print('first\\nlast words', file=sys.stderr); sys.exit(3)")
+    assert backend._renders("egl") == (False, "last words")
+
+
+def test_users_own_choice_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mujoco")
+    monkeypatch.setenv("MUJOCO_GL", "glfw")
+    monkeypatch.setattr(backend, "_renders", lambda name: pytest.fail("must not probe"))
+    assert backend.prepare() == "glfw"
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems render natively")
+def test_some_backend_really_renders(home: Path) -> None:
+    assert backend.choose_backend() in backend.BACKENDS
