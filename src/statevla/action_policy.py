@@ -1,4 +1,4 @@
-"""z_t → a chunk of actions: flow matching for the continuous dims, a classifier for the gripper."""
+"""z_t → a chunk of actions: flow matching for the continuous numbers, a classifier for the binary ones (a gripper)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from statevla.config import ModelConfig
 from statevla.mamba import MambaStack
 from statevla.mamba.inference import PreparedModule
-from statevla.types import Gripper
 
 
 class SinusoidalTimeEmbedding(PreparedModule):
@@ -99,15 +98,18 @@ class PolicyCondition(nn.Module):
 
 
 class FlowMatchingPolicy(nn.Module):
-    """Velocity field over the chunk's continuous dims: Mamba over [z …][t][x_1 … x_H].
+    """Velocity field over the chunk's continuous numbers: Mamba over [z …][t][x_1 … x_H].
 
     With the `l1` objective the same network regresses the chunk: x and t are zeros and the output is the action.
+
+    Args:
+        continuous_dim: C, the continuous numbers of an action.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, continuous_dim: int) -> None:
         super().__init__()
         dim, policy = config.embed_dim, config.policy
-        self.horizon, self.continuous_dim = config.action_seq_len, config.action_dim - 1
+        self.horizon, self.continuous_dim = config.action_seq_len, continuous_dim
         self.condition = PolicyCondition(config)
         self.time = SinusoidalTimeEmbedding(dim)
         self.action = nn.Linear(self.continuous_dim, dim)
@@ -130,12 +132,12 @@ class FlowMatchingPolicy(nn.Module):
         """Velocity at `x_t`.
 
         Args:
-            x_t: `[B, H, A-1]`, normalised.
+            x_t: `[B, H, C]`, normalised.
             t: `[B]`, flow time in [0, 1].
             condition: `[B, C, D]`, the output of `self.condition`, the same at every solver step.
 
         Returns:
-            `[B, H, A-1]`, float32.
+            `[B, H, C]`, float32.
         """
         # float32 also under autocast: this is where the residual stream begins.
         tokens = torch.cat([condition.float(), self.time(t).unsqueeze(1).float(), self.action(x_t).float()], dim=1)
@@ -144,13 +146,17 @@ class FlowMatchingPolicy(nn.Module):
 
 
 class GripperClassifier(nn.Module):
-    """Policy state → one logit per step of the chunk; positive means close.
+    """Policy state → one logit per step of the chunk and binary number; positive means on (of a gripper: close).
 
     Camera tokens, where the policy has them, come in through a shared narrow projection: it keeps where things are.
+
+    Args:
+        binary_dim: G, the binary numbers of an action.
     """
 
-    def __init__(self, config: ModelConfig, hidden_dim: int = 256) -> None:
+    def __init__(self, config: ModelConfig, binary_dim: int, hidden_dim: int = 256) -> None:
         super().__init__()
+        self.binary_dim = binary_dim
         self.layout = PolicyStateLayout(config)
         num_tokens = self.layout.num_tokens
         self.tokens = nn.Linear(config.embed_dim, GRIPPER_TOKEN_DIM) if num_tokens else None
@@ -159,28 +165,28 @@ class GripperClassifier(nn.Module):
             nn.GELU(),
             nn.Linear(hidden_dim, hidden_dim),
             nn.GELU(),
-            nn.Linear(hidden_dim, config.action_seq_len),
+            nn.Linear(hidden_dim, config.action_seq_len * binary_dim),
         )
 
     def forward(self, state: Tensor) -> Tensor:
-        """`[B, P]` → logits `[B, H]`, float32."""
+        """`[B, P]` → logits `[B, H, G]`, float32."""
         z, robot, language, tokens = self.layout.split(state)
         parts = [z, robot, language]
         if self.tokens is not None:
             parts.append(self.tokens(tokens).flatten(1).to(z.dtype))
-        return self.mlp(torch.cat(parts, dim=-1)).float()
+        return self.mlp(torch.cat(parts, dim=-1)).float().unflatten(-1, (-1, self.binary_dim))
 
 
 def gripper_loss(logits: Tensor, command: Tensor, mask: Tensor | None = None) -> Tensor:
     """Binary cross-entropy against the commands.
 
     Args:
-        logits: `[B, H]`.
-        command: `[B, H]`, `Gripper.OPEN` (-1) or `Gripper.CLOSE` (+1).
+        logits: `[B, H, G]`.
+        command: `[B, H, G]`, -1 (off) or +1 (on).
         mask: bool `[B, H]`, true where a step counts; None counts all.
     """
-    is_close = (command > 0).to(logits.dtype)
-    loss = F.binary_cross_entropy_with_logits(logits, is_close, reduction="none")
+    is_on = (command > 0).to(logits.dtype)
+    loss = F.binary_cross_entropy_with_logits(logits, is_on, reduction="none").mean(dim=-1)
     if mask is None:
         return loss.mean()
     weight = mask.to(loss.dtype)
@@ -188,5 +194,5 @@ def gripper_loss(logits: Tensor, command: Tensor, mask: Tensor | None = None) ->
 
 
 def gripper_command(logits: Tensor) -> Tensor:
-    """Logits → exactly `Gripper.OPEN` or `Gripper.CLOSE`, as floats."""
-    return torch.where(logits > 0, float(Gripper.CLOSE), float(Gripper.OPEN))
+    """Logits → exactly -1 (off) or +1 (on), as floats."""
+    return torch.where(logits > 0, 1.0, -1.0)

@@ -3,7 +3,7 @@
 Surprise. From one look of the policy to the next it executes `n` actions. The predictor is rolled forward over them,
 one block of `frame_skip` actions at a time as in phase 1, and the surprise is the mean squared difference between the
 expected z and that of the new picture. Where `n` is no multiple of `frame_skip`, the last block is filled up with rest
-(no motion, the last gripper command): the expectation is then of the robot a few control steps after it has stopped.
+(`RobotSpec.rest`): the expectation is then of the robot a few control steps after it has stopped.
 
 Novelty, the baseline without a world model: the mean Euclidean distance of z to its nearest neighbours among z of
 training frames (after Sun et al. 2022, arXiv 2204.06507).
@@ -67,9 +67,8 @@ def expect(model: StateVLA, transform: Transform, state: Tensor, actions: np.nda
     executed = torch.as_tensor(actions, dtype=torch.float32, device=state.device)
     missing = -executed.shape[1] % skip
     if missing:
-        rest = executed.new_zeros(len(executed), missing, executed.shape[2])
-        rest[..., -1] = executed[:, -1:, -1]
-        executed = torch.cat([executed, rest], dim=1)
+        rest = torch.from_numpy(model.robot.rest(executed[:, -1:].cpu().numpy())).to(executed.device)
+        executed = torch.cat([executed, rest.expand(-1, missing, -1)], dim=1)
     blocks = transform.normalize_actions(executed).unflatten(1, (-1, skip)).flatten(2)
     for number in range(blocks.shape[1]):
         state = model.predict_next(state, blocks[:, number])

@@ -108,7 +108,7 @@ class StateVLAPolicy:
             # Prepared blocks carry their precision; the few small layers beside them lose more to casts than they win.
             self._autocast_precision = "fp32"
         self.config = model.config
-        self.transform = transform
+        self.transform, self.robot = transform, transform.robot
         self.language = language
         self.has_world_model, self.calibration = has_world_model, calibration
         self._memory = None if calibration is None else calibration.memory.to(self.device)
@@ -119,8 +119,11 @@ class StateVLAPolicy:
         self.execute_steps = execute_steps or (self.horizon if temporal_ensembling is None else 1)
         self._checkpoint: Path | None = None
         self._embeddings: dict[str, Tensor] = {}
-        low, high = transform.statistics.actions.min[:-1], transform.statistics.actions.max[:-1]
-        self._low, self._high = low.astype(np.float32), high.astype(np.float32)
+        # Never ask a robot for more than any demonstration did.
+        bounds = transform.statistics.actions
+        self._low, self._high = bounds.min.astype(np.float32), bounds.max.astype(np.float32)
+        # Binary commands are exact already; training may have seen one of the two only.
+        self._low[self.robot.is_binary], self._high[self.robot.is_binary] = -np.inf, np.inf
         self._session = self.new_session()
 
     @classmethod
@@ -154,7 +157,7 @@ class StateVLAPolicy:
             )
         policy = cls(
             loaded.model,
-            Transform(loaded.config.model, loaded.statistics),
+            Transform(loaded.config.model, loaded.statistics, loaded.robot),
             build_language_encoder(_language_of(loaded), loaded.config.model.language_dim),
             device=device,
             num_sampling_steps=num_sampling_steps,
@@ -249,7 +252,7 @@ class StateVLAPolicy:
         observations = [observation] if isinstance(observation, Observation) else list(observation)
         session = self._session
         noise = [self._noise(session.episode, session.num_queries + i) for i in range(len(observations))]
-        sampled, _ = self._sample(self._to_model_input(observations), noise)
+        sampled, _ = self._sample(observations, noise)
         chunks = [ActionChunk(chunk) for chunk in sampled]
         for _ in chunks:
             session.note(None)
@@ -294,7 +297,7 @@ class StateVLAPolicy:
         if not requests:
             return []
         noise = [self._noise(session.episode, session.num_queries) for session, _ in requests]
-        chunks, states = self._sample(self._to_model_input([observation for _, observation in requests]), noise)
+        chunks, states = self._sample([observation for _, observation in requests], noise)
         sightings = [self._judge(session.before(), state) for (session, _), state in zip(requests, states)]
         return list(zip(chunks, sightings))
 
@@ -315,12 +318,12 @@ class StateVLAPolicy:
         """Answer made-up observations, so that kernels are compiled and caches filled before a robot waits."""
         settings = self.config.model
         frame = np.zeros((settings.image_size, settings.image_size, 3), np.uint8)
-        state = self.transform.statistics.robot_states[settings.robot_state_layout].mean
-        blank = Observation(dict.fromkeys(settings.cameras, frame), state, settings.robot_state_layout, "")
+        state = self.robot.named_state(self.transform.statistics.robot_state.mean, "statistics")
+        blank = [Observation(dict.fromkeys(settings.cameras, frame), state, "")] * batch_size
         # Embeddings of zeros: a file of precomputed ones may hold no text that could be made up here.
         language = torch.zeros(batch_size, settings.language_dim)
-        batch = self.transform.observation_to_model_input([blank] * batch_size, language)
-        self._sample(batch.to(self.device), [self._noise(0, i) for i in range(batch_size)])
+        batch = self.transform.observation_to_model_input(blank, language).to(self.device)
+        self._answer(batch, self.transform.raw_state(blank), [self._noise(0, i) for i in range(batch_size)])
 
     def _to_model_input(self, observations: Sequence[Observation]) -> ModelInput:
         if not observations:
@@ -328,22 +331,24 @@ class StateVLAPolicy:
         embeddings = self._embed([observation.instruction for observation in observations])
         return self.transform.observation_to_model_input(observations, embeddings).to(self.device)
 
-    @torch.inference_mode()
-    def _sample(self, batch: ModelInput, noise: Sequence[Tensor]) -> tuple[np.ndarray, Tensor]:
+    def _sample(self, observations: Sequence[Observation], noise: Sequence[Tensor]) -> tuple[np.ndarray, Tensor]:
         """Chunks in the robot's units, float32 `[B, H, A]`, and z, float32 `[B, Z]`."""
+        return self._answer(self._to_model_input(observations), self.transform.raw_state(observations), noise)
+
+    @torch.inference_mode()
+    def _answer(self, batch: ModelInput, raw_state: Tensor, noise: Sequence[Tensor]) -> tuple[np.ndarray, Tensor]:
+        """As `_sample`, of what the model takes; `raw_state` `[B, S]` is what relative actions start from."""
         start = torch.stack(list(noise)).to(self.device)
         with autocast(self.device, self._autocast_precision):
             state = self.model.encode_for_policy(batch)
             sampled = self.model.sample_actions(
                 state, self.num_sampling_steps, noise=start, temperature=self.sampling_temperature
             )
-        actions = self.transform.denormalize_actions(sampled)
+        actions = self.transform.targets_to_chunks(sampled, raw_state.to(self.device))
         chunks = actions.cpu().numpy().astype(np.float32)
         if not np.isfinite(chunks).all():
             raise UserError(f"policy '{self.name}': it answered NaN or infinite actions; its weights are damaged")
-        # Never ask a robot for more than any demonstration did.
-        chunks[..., :-1] = chunks[..., :-1].clip(self._low, self._high)
-        return chunks, state[:, : self.config.model.state_dim].float()
+        return chunks.clip(self._low, self._high), state[:, : self.config.model.state_dim].float()
 
     @torch.inference_mode()
     def _judge(self, before: tuple[Tensor, np.ndarray] | None, state: Tensor) -> Sighting:
@@ -357,10 +362,10 @@ class StateVLAPolicy:
         return Sighting(state, surprise, novelty)
 
     def _noise(self, episode: int, query: int) -> Tensor:
-        """Normal `[H, A-1]`, drawn on the CPU so that every device starts from the same."""
+        """Normal `[H, C]`, drawn on the CPU so that every device starts from the same."""
         (key,) = np.random.SeedSequence([self.seed, episode, query]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(key) & (2**63 - 1))
-        return torch.randn(self.horizon, self.config.model.action_dim - 1, generator=generator)
+        return torch.randn(self.horizon, self.robot.num_continuous, generator=generator)
 
     def _embed(self, instructions: Sequence[str]) -> Tensor:
         for instruction in instructions:

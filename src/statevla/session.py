@@ -11,7 +11,6 @@ from torch import Tensor
 
 from statevla.alarm import Sighting
 from statevla.errors import UserError
-from statevla.types import Gripper
 
 if TYPE_CHECKING:
     from statevla.policy import StateVLAPolicy
@@ -109,13 +108,15 @@ class PolicySession:
         return self._state, np.stack(self._executed)
 
     def _blend(self, step: int, decay: float) -> np.ndarray:
-        """The weighted mean of all chunks that cover `step`; the gripper goes with the greater weight."""
+        """The weighted mean of all chunks that cover `step`; binary numbers go with the greater weight."""
         votes = np.stack([chunk[step - start] for start, chunk in self._chunks if step - start < len(chunk)])
         weights = np.exp(-decay * np.arange(len(votes)))
         action = (weights[:, None] * votes).sum(0) / weights.sum()
-        # A tie goes to the newest chunk, which has seen most.
-        side = action[-1] if abs(action[-1]) > 1e-9 else votes[-1, -1]
-        action[-1] = float(Gripper.CLOSE if side > 0 else Gripper.OPEN)
+        robot = self._policy.robot
+        is_binary, (off, on) = robot.is_binary, robot.binary_values()
+        # From -1 (off) to +1 (on); a tie goes to the newest chunk, which has seen most.
+        side, newest = (2 * (values[is_binary] - off) / (on - off) - 1 for values in (action, votes[-1]))
+        action[is_binary] = np.where(np.where(np.abs(side) > 1e-9, side, newest) > 0, on, off)
         return action.astype(np.float32)
 
 

@@ -31,7 +31,7 @@ class JepaStateEncoder(nn.Module):
     inverse_dynamics: InverseDynamics | None
     keyframe: KeyframeHead | None
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, keyframe_dim: int) -> None:
         super().__init__()
         model, phase1 = config.model, config.training.phase1
         self.config = model
@@ -44,7 +44,7 @@ class JepaStateEncoder(nn.Module):
         self.inverse_dynamics = None
         if phase1.loss.inverse_dynamics_weight > 0:
             self.inverse_dynamics = InverseDynamics(model.state_dim, action_dim, hidden_dim)
-        self.keyframe = KeyframeHead(model.state_dim) if phase1.loss.keyframe_weight > 0 else None
+        self.keyframe = KeyframeHead(model.state_dim, keyframe_dim) if phase1.loss.keyframe_weight > 0 else None
         self.target_config = phase1.target
         self.target = nn.ModuleDict()
         if phase1.target.kind == "ema":
@@ -70,7 +70,7 @@ class JepaStateEncoder(nn.Module):
         return projection(encoder.last(tokens)).reshape(*observation.batch_shape, -1)
 
     def encode_for_policy(self, observation: ModelInput) -> Tensor:
-        """Observations `[B]` → what the policy is conditioned on, `[B, P]` (`policy_state_dim`).
+        """Observations `[B]` → what the policy is conditioned on, `[B, P]` (`PolicyStateLayout`).
 
         z, then, where `model.policy.condition` asks for them, robot state, language embedding and pooled camera
         tokens: one flat vector, so that it can be computed once per frame and stored.
@@ -110,17 +110,6 @@ class JepaStateEncoder(nn.Module):
             for mine, online in zip(target.buffers(), getattr(self, name).buffers(), strict=True):
                 mine.copy_(online)
         return momentum
-
-
-def policy_state_dim(config: ModelConfig) -> int:
-    """Width P of `encode_for_policy`."""
-    condition = config.policy.condition
-    return (
-        config.state_dim
-        + condition.robot_state * config.robot_state_dim
-        + condition.language * config.language_dim
-        + len(config.cameras) * condition.token_grid**2 * config.embed_dim
-    )
 
 
 def _build_projection(config: ModelConfig) -> nn.Module:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from statevla.action_policy import FlowMatchingPolicy, GripperClassifier, gripper_command, gripper_loss
-from statevla.config import Config
+from statevla.config import Config, fit_to_robot
 from statevla.errors import UserError
 from statevla.flow import FlowDraws, flow_matching_loss, interpolate, l1_loss, sample_flow_time, solve
 from statevla.jepa import JepaLosses, keyframe_loss, latent_loss, temporal_jepa_loss
 from statevla.mamba import prepare_for_inference
+from statevla.robots import LIBERO, RobotSpec
 from statevla.state_encoder import JepaStateEncoder
 from statevla.types import ChunkBatch, ModelInput, TransitionBatch
 
@@ -32,17 +33,33 @@ class ActionLosses(NamedTuple):
 
 
 class StateVLA(nn.Module):
-    """State-based Vision-Language-Action model: a world model's state, and a flow policy on top of it."""
+    """State-based Vision-Language-Action model: a world model's state, and a flow policy on top of it.
 
-    def __init__(self, config: Config) -> None:
+    Args:
+        config: dimensions that it leaves open (`auto`) are the robot's.
+        robot: whose actions it answers; the specification's by default. C of an action's A numbers are continuous and
+            come from the flow, G are binary and come from the classifier; a head that has none is None.
+
+    Raises:
+        UserError: the configuration says another dimension or camera than the robot.
+    """
+
+    policy: FlowMatchingPolicy | None
+    gripper: GripperClassifier | None
+
+    def __init__(self, config: Config, robot: RobotSpec = LIBERO) -> None:
         super().__init__()
-        self.config = config
-        self.state_encoder = JepaStateEncoder(config)
-        self.policy = FlowMatchingPolicy(config.model)
-        self.gripper = GripperClassifier(config.model)
+        config, robot = fit_to_robot(config, robot)
+        self.config, self.robot = config, robot
+        self.state_encoder = JepaStateEncoder(config, robot.keyframe_dim)
+        is_binary = torch.from_numpy(robot.is_binary)
+        self._continuous, self._binary = (~is_binary).nonzero().flatten(), is_binary.nonzero().flatten()
+        self.policy = FlowMatchingPolicy(config.model, robot.num_continuous) if robot.num_continuous else None
+        self.gripper = GripperClassifier(config.model, robot.num_binary) if robot.num_binary else None
         # Learned balance of the two action losses (Kendall, Gal & Cipolla 2018, equation 10). With a frozen encoder the
         # heads share no weights and it changes next to nothing; end to end it spares a hand-tuned weight.
-        self.gripper_log_variance = nn.Parameter(torch.zeros(()))
+        both = self.policy is not None and self.gripper is not None
+        self.gripper_log_variance = nn.Parameter(torch.zeros(())) if both else None
         self._encoder_is_frozen = False
 
     def encode(self, observation: ModelInput) -> Tensor:
@@ -142,13 +159,13 @@ class StateVLA(nn.Module):
         """Noise and flow times for chunks of leading dims `leading`, from `generator` (None: the global one)."""
         model = self.config.model
         place = torch.device(device)
-        shape = torch.Size((*leading, model.action_seq_len, model.action_dim - 1))
+        shape = torch.Size((*leading, model.action_seq_len, self.robot.num_continuous))
         noise = _randn(shape, place, generator)
         time = sample_flow_time(math.prod(leading), model.policy.flow_time, place, generator)
         return FlowDraws(noise, time.view(leading))
 
     def action_loss(self, batch: ChunkBatch, draws: FlowDraws | None = None) -> ActionLosses:
-        """Phase 2: flow matching on the continuous dims, cross-entropy on the gripper.
+        """Phase 2: flow matching on the continuous numbers, cross-entropy on the binary ones.
 
         Args:
             batch: with `state` when `encode_for_policy` ran already, else the observation is encoded here.
@@ -161,19 +178,28 @@ class StateVLA(nn.Module):
             state = self.encode_for_policy(batch.observation)
         else:
             raise ValueError("ChunkBatch needs an observation or a state")
-        mask, x_0 = ~batch.is_pad, batch.actions[..., :-1]
-        condition = self.policy.condition(state)
-        if self.config.model.policy.objective == "l1":
-            still = torch.zeros_like(x_0)
-            continuous = l1_loss(self.policy(still, still[:, 0, 0], condition), x_0, mask)
-        else:
-            x_1, t = self.draw_flow(x_0.shape[0], device=x_0.device) if draws is None else draws
-            velocity = self.policy(interpolate(x_0, x_1, t[:, None, None]), t, condition)
-            continuous = flow_matching_loss(velocity, x_0, x_1, mask)
-        gripper = gripper_loss(self.gripper(state), batch.actions[..., -1], mask)
+        mask = ~batch.is_pad
+        continuous = self._continuous_loss(state, batch.actions[..., self._continuous], mask, draws)
+        if self.gripper is None:
+            return ActionLosses(continuous, continuous, continuous.new_zeros(()))
+        gripper = gripper_loss(self.gripper(state), batch.actions[..., self._binary], mask)
+        if self.gripper_log_variance is None:
+            return ActionLosses(gripper, continuous, gripper)
         log_variance = self.gripper_log_variance.clamp(-MAX_LOG_VARIANCE, MAX_LOG_VARIANCE)
         total = continuous + torch.exp(-log_variance) * gripper + 0.5 * log_variance
         return ActionLosses(total, continuous, gripper)
+
+    def _continuous_loss(self, state: Tensor, x_0: Tensor, mask: Tensor, draws: FlowDraws | None) -> Tensor:
+        """Flow-matching loss (or L1 error) of the continuous numbers `x_0` `[B, H, C]` given `state` `[B, P]`."""
+        if self.policy is None:
+            return state.new_zeros(())
+        condition = self.policy.condition(state)
+        if self.config.model.policy.objective == "l1":
+            still = torch.zeros_like(x_0)
+            return l1_loss(self.policy(still, still[:, 0, 0], condition), x_0, mask)
+        x_1, t = self.draw_flow(x_0.shape[0], device=x_0.device) if draws is None else draws
+        velocity = self.policy(interpolate(x_0, x_1, t[:, None, None]), t, condition)
+        return flow_matching_loss(velocity, x_0, x_1, mask)
 
     @torch.no_grad()
     def sample_actions(
@@ -190,28 +216,43 @@ class StateVLA(nn.Module):
             observation: leading dims `[B]`, or the output of `encode_for_policy`, `[B, P]`.
             steps: solver steps; None takes `model.policy.num_sampling_steps`.
             generator: makes the noise reproducible.
-            noise: standard normal `[B, H, A-1]`, instead of drawing it.
+            noise: standard normal `[B, H, C]`, instead of drawing it.
             temperature: scale of the noise; None takes `model.policy.sampling_temperature`.
 
         Returns:
-            float32 `[B, H, A]`: continuous dims normalised, gripper exactly -1 or +1.
+            float32 `[B, H, A]`: continuous numbers normalised, binary ones exactly -1 or +1.
         """
-        settings = self.config.model
-        policy = settings.policy
         state = observation if isinstance(observation, Tensor) else self.encode_for_policy(observation)
-        condition = self.policy.condition(state)
-        shape = torch.Size((state.shape[0], settings.action_seq_len, settings.action_dim - 1))
+        settings = self.config.model
+        actions = torch.empty(state.shape[0], settings.action_seq_len, settings.action_dim, device=state.device)
+        if self.policy is not None:
+            actions[..., self._continuous] = self._sample_continuous(state, steps, generator, noise, temperature)
+        if self.gripper is not None:
+            actions[..., self._binary] = gripper_command(self.gripper(state))
+        return actions
+
+    def _sample_continuous(
+        self,
+        state: Tensor,
+        steps: int | None,
+        generator: torch.Generator | None,
+        noise: Tensor | None,
+        temperature: float | None,
+    ) -> Tensor:
+        """Continuous numbers of chunks, float32 `[B, H, C]`, for `state` `[B, P]`; the others as in `sample_actions`."""
+        head, settings = self.policy, self.config.model.policy
+        assert head is not None
+        condition = head.condition(state)
+        shape = torch.Size((state.shape[0], head.horizon, head.continuous_dim))
 
         def velocity(x: Tensor, t: float) -> Tensor:
-            return self.policy(x, torch.full((x.shape[0],), t, device=x.device), condition)
+            return head(x, torch.full((x.shape[0],), t, device=x.device), condition)
 
-        if policy.objective == "l1":
-            continuous = velocity(torch.zeros(shape, device=state.device), 0.0)
-        else:
-            noise = _randn(shape, state.device, generator) if noise is None else noise
-            scale = policy.sampling_temperature if temperature is None else temperature
-            continuous = solve(velocity, scale * noise, steps or policy.num_sampling_steps, policy.solver)
-        return torch.cat([continuous, gripper_command(self.gripper(state)).unsqueeze(-1)], dim=-1)
+        if settings.objective == "l1":
+            return velocity(torch.zeros(shape, device=state.device), 0.0)
+        noise = _randn(shape, state.device, generator) if noise is None else noise
+        scale = settings.sampling_temperature if temperature is None else temperature
+        return solve(velocity, scale * noise, steps or settings.num_sampling_steps, settings.solver)
 
     def prepare_for_inference(self, precision: str) -> StateVLA:
         """Evaluation mode, with the weights of all Mamba blocks converted and packed once (state dict unchanged).
@@ -220,9 +261,10 @@ class StateVLA(nn.Module):
             precision: `bf16` or `fp32`.
         """
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        horizon = self.config.model.action_seq_len
         prepare_for_inference(self.state_encoder, dtype, self.config.model.num_tokens)
-        prepare_for_inference(self.policy, dtype, self.policy.condition.num_tokens + 1 + horizon)
+        if self.policy is not None:
+            tokens = self.policy.condition.num_tokens + 1 + self.policy.horizon
+            prepare_for_inference(self.policy, dtype, tokens)
         return self.eval()
 
     def freeze_encoder(self) -> None:
@@ -281,9 +323,9 @@ class StateVLA(nn.Module):
             *([("inverse dynamics", encoder.inverse_dynamics)] if encoder.inverse_dynamics else []),
             *([("keyframe head", encoder.keyframe)] if encoder.keyframe else []),
             ("state projection", encoder.projection),
-            ("flow-matching policy", self.policy),
-            ("gripper classifier", self.gripper),
-            ("loss balance", self.gripper_log_variance),
+            *([("flow-matching policy", self.policy)] if self.policy else []),
+            *([("gripper classifier", self.gripper)] if self.gripper else []),
+            *([("loss balance", self.gripper_log_variance)] if self.gripper_log_variance is not None else []),
         ]
         return [(name, _count(part)) for name, part in parts]
 

@@ -1,8 +1,10 @@
 """What the model sees, defined once for training, simulator and server.
 
-Frames: turn upright → resize (antialiased) → round to uint8 → float in [-1, 1], channels first. The rounding is part
-of the definition: the frame cache stores frames after it, so a live frame must go through it too.
-Actions: six continuous dims normalised, the gripper kept at -1 / +1. Robot state: mean and standard deviation.
+Frames: turn upright → make square → resize (antialiased) → round to uint8 → float in [-1, 1], channels first. The
+rounding is part of the definition: the frame cache stores frames after it, so a live frame must go through it too.
+Actions: continuous numbers normalised, binary ones -1 / +1. Robot state: mean and standard deviation.
+Targets: what the policy answers. They are actions, except that groups may be relative to the robot's state at the start
+of the chunk (openpi's and LeRobot's relative actions); statistics are then those of the relative numbers.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from torch.nn import functional
 
 from statevla.config import AugmentationConfig, ModelConfig
 from statevla.errors import UserError
-from statevla.types import ImageOrientation, ModelInput, Observation, RobotStateLayout
+from statevla.robots import ImageFit, ImageOrientation, RobotSpec
+from statevla.types import ModelInput, Observation
 
 ActionNormalization = Literal["mean_std", "quantile"]
 STD_FLOOR = 1e-3
@@ -61,30 +64,37 @@ class Statistics:
     """What a checkpoint must carry to read robot states and write actions: measured on the training episodes.
 
     Attributes:
-        actions: of the `A` action dims, in the robot's units.
-        robot_states: per layout that the data set holds.
+        actions: of the `A` numbers of an action, in the robot's units.
+        robot_state: of the `S` numbers of the state that the policy sees.
         action_normalization: how actions were normalised in training.
+        relative_actions: names of the action groups whose targets are relative to the state.
+        targets: of the `A` numbers of a target, over all steps of all chunks; None where no group is relative: they are
+            then the actions themselves.
     """
 
     actions: FieldStatistics
-    robot_states: Mapping[RobotStateLayout, FieldStatistics]
+    robot_state: FieldStatistics
     action_normalization: ActionNormalization = "mean_std"
+    relative_actions: tuple[str, ...] = ()
+    targets: FieldStatistics | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A tree of plain numbers and strings, for JSON."""
         return {
             "actions": self.actions.to_dict(),
-            "robot_states": {layout.value: field.to_dict() for layout, field in self.robot_states.items()},
+            "robot_state": self.robot_state.to_dict(),
             "action_normalization": self.action_normalization,
+            "relative_actions": list(self.relative_actions),
+            "targets": None if self.targets is None else self.targets.to_dict(),
         }
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any], source: str = "file") -> Statistics:
         """Inverse of `to_dict`; `source` names the file in the UserError that a malformed tree raises."""
         try:
-            actions, states, normalization = tree["actions"], tree["robot_states"], tree["action_normalization"]
-            by_layout = {RobotStateLayout(name): field for name, field in states.items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            actions, state, normalization = tree["actions"], tree["robot_state"], tree["action_normalization"]
+            relative, targets = tuple(str(name) for name in tree["relative_actions"]), tree["targets"]
+        except (KeyError, TypeError) as error:
             raise UserError(f"statistics {source}: malformed ({error!r}); use the checkpoint's own file") from None
         if normalization not in get_args(ActionNormalization):
             raise UserError(
@@ -92,11 +102,10 @@ class Statistics:
             )
         return cls(
             FieldStatistics.from_dict(actions, f"{source}: actions"),
-            {
-                layout: FieldStatistics.from_dict(field, f"{source}: {layout.value}")
-                for layout, field in by_layout.items()
-            },
+            FieldStatistics.from_dict(state, f"{source}: robot_state"),
             normalization,
+            relative,
+            None if targets is None else FieldStatistics.from_dict(targets, f"{source}: targets"),
         )
 
 
@@ -116,11 +125,28 @@ def from_upright(frames: np.ndarray, orientation: ImageOrientation) -> np.ndarra
     return to_upright(frames, orientation)
 
 
-def resize_frames(frames: np.ndarray, size: int) -> np.ndarray:
+def square_frames(frames: np.ndarray, fit: ImageFit) -> np.ndarray:
+    """Make frames `[N, H, W, 3]` square: black bars (`pad`), the middle (`crop`), or as they are (`stretch`)."""
+    height, width = frames.shape[1:3]
+    if height == width or fit == "stretch":
+        return frames
+    if fit == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return frames[:, top : top + side, left : left + side]
+    side = max(height, width)
+    square = np.zeros((len(frames), side, side, 3), frames.dtype)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[:, top : top + height, left : left + width] = frames
+    return square
+
+
+def resize_frames(frames: np.ndarray, size: int, fit: ImageFit = "pad") -> np.ndarray:
     """Resize uint8 `[N, H, W, 3]` to uint8 `[N, size, size, 3]`: bilinear, antialiased, rounded; same size: unchanged.
 
-    Frames that are not square are stretched; robot cameras of the supported data sets are square.
+    Frames that are not square are made so first, as `fit` says.
     """
+    frames = square_frames(frames, fit)
     if frames.shape[1:3] == (size, size):
         return np.ascontiguousarray(frames)
     planes = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
@@ -138,45 +164,94 @@ def pixel_table() -> torch.Tensor:
     return torch.arange(256, dtype=torch.float32) / 127.5 - 1.0
 
 
-class Transform:
-    """Raw observations and actions to the model's inputs, and the model's actions back.
+class RelativeActions:
+    """Absolute targets ↔ targets relative to the robot's state at the start of a chunk.
 
     Args:
-        model_config: cameras, image size, robot-state layout, action dim.
-        statistics: of the training episodes.
-        normalization: of the continuous action dims; the statistics' own by default.
-        augmentation: random shift, brightness and contrast; used only where a caller asks to augment.
+        robot: declares which state field measures which action group.
+        groups: names of the groups to convert.
 
     Raises:
-        UserError: the statistics do not fit the model (layout absent, other action dim).
+        UserError: a group does not exist, is not absolute, or has no state field that the policy sees.
+    """
+
+    def __init__(self, robot: RobotSpec, groups: Sequence[str]) -> None:
+        actions, states = robot.action_slices(), robot.state_slices()
+        measured_by = np.full(robot.action_dim, -1, np.int64)
+        for name in groups:
+            group = next((known for known in robot.actions if known.name == name), None)
+            if group is None:
+                raise UserError(
+                    f"data.relative_actions: robot '{robot.name}' has no action group '{name}', it has "
+                    f"{', '.join(actions)}; choose among these, or none"
+                )
+            if group.state not in states:
+                raise UserError(
+                    f"data.relative_actions: action group '{name}' of robot '{robot.name}' names no state field that "
+                    "the policy sees; add 'state: <field>' to the group, or leave it out"
+                )
+            measured_by[actions[name]] = np.arange(robot.state_dim)[states[group.state]]
+        self._dims = torch.from_numpy(np.flatnonzero(measured_by >= 0))
+        self._measured_by = torch.from_numpy(measured_by[measured_by >= 0])
+
+    def __bool__(self) -> bool:
+        return len(self._dims) > 0
+
+    def to_relative(self, chunks: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """Actions `[..., H, A]` and the raw state `[..., S]` at their start → targets `[..., H, A]`."""
+        return self._shift(chunks, state, -1.0)
+
+    def to_absolute(self, targets: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """Inverse of `to_relative`."""
+        return self._shift(targets, state, 1.0)
+
+    def _shift(self, chunks: torch.Tensor, state: torch.Tensor, sign: float) -> torch.Tensor:
+        shifted = chunks.clone()
+        dims, measured_by = self._dims.to(chunks.device), self._measured_by.to(chunks.device)
+        shifted[..., dims] += sign * state[..., None, measured_by].to(chunks.dtype)
+        return shifted
+
+
+class Transform:
+    """Raw observations and actions to the model's inputs, and the model's answers back.
+
+    Args:
+        model_config: of the model that is served, with the robot's dimensions.
+        statistics: of its training data.
+        robot: whose observations and actions these are; its cameras are the model's.
+        augmentation: what training data are changed by.
+
+    Raises:
+        UserError: the statistics do not fit the robot.
     """
 
     def __init__(
         self,
         model_config: ModelConfig,
         statistics: Statistics,
-        normalization: ActionNormalization | None = None,
+        robot: RobotSpec,
         augmentation: AugmentationConfig | None = None,
     ) -> None:
-        layout = model_config.robot_state_layout
-        if layout not in statistics.robot_states:
-            present = ", ".join(known.value for known in statistics.robot_states) or "none"
-            raise UserError(
-                f"model.robot_state_layout is '{layout.value}' but the data set has {present}; "
-                f"set model.robot_state_layout (and robot_state_dim) to one that it has"
-            )
-        action_dim = len(statistics.actions.mean)
-        if action_dim != model_config.action_dim:
-            raise UserError(
-                f"model.action_dim is {model_config.action_dim} but the data set's actions have {action_dim} numbers; "
-                f"set model.action_dim={action_dim}"
-            )
+        for what, field, dim in (
+            ("actions", statistics.actions, robot.action_dim),
+            ("robot_state", statistics.robot_state, robot.state_dim),
+            ("targets", statistics.targets or statistics.actions, robot.action_dim),
+        ):
+            if len(field.mean) != dim:
+                raise UserError(
+                    f"statistics: {what} have {len(field.mean)} numbers, robot '{robot.name}' has {dim}; use those of "
+                    "the same data"
+                )
         self.model_config = model_config
         self.statistics = statistics
-        self.normalization: ActionNormalization = normalization or statistics.action_normalization
+        self.robot = robot
         self.augmentation = augmentation or AugmentationConfig()
-        self._action_shift, self._action_scale = _shift_and_scale(statistics.actions, self.normalization, action_dim)
-        state = statistics.robot_states[layout]
+        self.relative = RelativeActions(robot, statistics.relative_actions)
+        normalization = statistics.action_normalization
+        self._action_shift, self._action_scale = _shift_and_scale(statistics.actions, normalization, robot)
+        targets = statistics.targets or statistics.actions
+        self._target_shift, self._target_scale = _shift_and_scale(targets, normalization, robot)
+        state = statistics.robot_state
         self._state_shift = torch.tensor(state.mean, dtype=torch.float32)
         self._state_scale = torch.tensor(np.maximum(state.std, STD_FLOOR), dtype=torch.float32)
         self._table = pixel_table()
@@ -195,9 +270,18 @@ class Transform:
             )
         return self._table.to(images.device)[images.movedim(-1, -3).int()]
 
-    def frame_to_model_size(self, frame: np.ndarray) -> np.ndarray:
+    def frame_to_model_size(self, frame: np.ndarray, fit: ImageFit = "pad") -> np.ndarray:
         """An upright camera frame uint8 `[H, W, 3]` as the frame cache would hold it, `[P, P, 3]`."""
-        return resize_frames(frame[None], self.model_config.image_size)[0]
+        return resize_frames(frame[None], self.model_config.image_size, fit)[0]
+
+    def raw_state(self, observations: Sequence[Observation]) -> torch.Tensor:
+        """The un-normalised states that the policy sees, float32 `[B, S]`.
+
+        Raises:
+            UserError: a state field is missing or has another size.
+        """
+        states = [self.robot.policy_state(each.robot_state, "observation") for each in observations]
+        return torch.from_numpy(np.stack(states).astype(np.float32))
 
     def observation_to_model_input(self, observations: Sequence[Observation], language: torch.Tensor) -> ModelInput:
         """A batch of raw observations as the model takes it.
@@ -207,17 +291,16 @@ class Transform:
             language: float `[B, E]`, their embedded instructions.
 
         Raises:
-            UserError: a camera is missing, or the robot state has another layout than the model was trained on.
+            UserError: a camera or a state field is missing, or has another size than the robot declares.
         """
         if len(observations) != len(language):
             raise UserError(
                 f"expected one language embedding per observation, got {len(language)} for {len(observations)}"
             )
-        states = np.stack([self._robot_state_of(observation) for observation in observations])
         frames = np.stack([self._frames_of(observation) for observation in observations])
         return ModelInput(
             images=self.images_to_float(torch.from_numpy(frames)),
-            robot_state=self.normalize_robot_state(torch.from_numpy(states)),
+            robot_state=self.normalize_robot_state(self.raw_state(observations)),
             language=language,
         )
 
@@ -226,42 +309,49 @@ class Transform:
         return (states.float() - self._state_shift.to(states.device)) / self._state_scale.to(states.device)
 
     def normalize_actions(self, actions: torch.Tensor) -> torch.Tensor:
-        """Raw `[..., A]` → float32 `[..., A]`; the gripper (last) is left as it is."""
+        """Executed actions, raw `[..., A]` → float32 `[..., A]`; binary numbers become -1 and +1."""
         return (actions.float() - self._action_shift.to(actions.device)) / self._action_scale.to(actions.device)
 
-    def denormalize_actions(self, actions: torch.Tensor) -> torch.Tensor:
-        """Inverse of `normalize_actions`."""
-        return actions.float() * self._action_scale.to(actions.device) + self._action_shift.to(actions.device)
+    def chunks_to_targets(self, chunks: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """Chunks of actions as the policy is to answer them.
 
-    def _robot_state_of(self, observation: Observation) -> np.ndarray:
-        expected, got = self.model_config.robot_state_layout, observation.robot_state_layout
-        if got is not expected:
-            raise UserError(
-                f"observation: robot_state has layout '{got.value}', this model was trained on '{expected.value}' "
-                f"({expected.dim} numbers); send that layout"
-            )
-        return np.asarray(observation.robot_state, np.float32)
+        Args:
+            chunks: raw `[..., H, A]`.
+            state: raw `[..., S]`, at the start of each chunk.
+
+        Returns:
+            float32 `[..., H, A]`: relative where that was chosen, normalised; binary numbers -1 and +1.
+        """
+        moved = self.relative.to_relative(chunks.float(), state) if self.relative else chunks.float()
+        return (moved - self._target_shift.to(chunks.device)) / self._target_scale.to(chunks.device)
+
+    def targets_to_chunks(self, targets: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """Inverse of `chunks_to_targets`: what the policy answered, in the robot's units."""
+        raw = targets.float() * self._target_scale.to(targets.device) + self._target_shift.to(targets.device)
+        return self.relative.to_absolute(raw, state) if self.relative else raw
 
     def _frames_of(self, observation: Observation) -> np.ndarray:
-        for camera in self.model_config.cameras:
-            if camera not in observation.images:
+        for camera in self.robot.cameras:
+            if camera.name not in observation.images:
                 present = ", ".join(sorted(observation.images)) or "none"
                 raise UserError(
-                    f"observation: no camera '{camera}', it has {present}; send the cameras of model.cameras"
+                    f"observation: no camera '{camera.name}', it has {present}; robot '{self.robot.name}' sends "
+                    f"{', '.join(self.robot.camera_names)}"
                 )
-        return np.stack([self.frame_to_model_size(observation.images[camera]) for camera in self.model_config.cameras])
+        return np.stack([self.frame_to_model_size(observation.images[c.name], c.fit) for c in self.robot.cameras])
 
 
 def _shift_and_scale(
-    actions: FieldStatistics, normalization: ActionNormalization, action_dim: int
+    actions: FieldStatistics, normalization: ActionNormalization, robot: RobotSpec
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shift and scale of every action dim; the gripper, last, gets 0 and 1."""
+    """Shift and scale of every number of an action; those that take binary commands to -1 and +1."""
     if normalization == "mean_std":
-        shift, scale = actions.mean, actions.std
+        shift, scale = actions.mean.copy(), actions.std.copy()
     elif normalization == "quantile":
         shift, scale = (actions.q01 + actions.q99) / 2, (actions.q99 - actions.q01) / 2
     else:
         raise UserError(f"data.action_normalization '{normalization}': expected mean_std or quantile")
-    gripper = np.arange(action_dim) == action_dim - 1
-    shift, scale = np.where(gripper, 0.0, shift), np.where(gripper, 1.0, np.maximum(scale, STD_FLOOR))
+    scale = np.maximum(scale, STD_FLOOR)
+    off, on = robot.binary_values()
+    shift[robot.is_binary], scale[robot.is_binary] = (off + on) / 2, (on - off) / 2
     return torch.tensor(shift, dtype=torch.float32), torch.tensor(scale, dtype=torch.float32)

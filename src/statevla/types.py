@@ -1,14 +1,14 @@
 """The vocabulary that every part shares: observations, batches, action chunks, and the legend of dimensions.
 
-Dimensions: `B` batch, `T` time (control steps), `N` tokens, `D` embedding, `H` chunk horizon, `A` action (7),
-`S` robot state (8 or 9), `V` cameras, `E` language embedding.
+Dimensions: `B` batch, `T` time (control steps), `N` tokens, `D` embedding, `H` chunk horizon, `A` action,
+`S` robot state, `V` cameras, `E` language embedding. What the numbers of an action and of a robot state mean is
+declared by the robot (`statevla.robots`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,78 +18,48 @@ from statevla.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-ACTION_DIM = 7
-CONTINUOUS_DIM = 6
-CONTROL_FREQ_HZ = 20.0
 ReachKind = Literal["start", "outer", "any", "mixed", "missed"]
-"""Which reaches to collect; what they are stands in `statevla.worlds.libero.reach`. Here because command lines, which must not
-load the simulator, offer them."""
+"""Which reaches to collect; what they are stands in `statevla.worlds.libero.reach`. Here because command lines, which
+must not load the simulator, offer them."""
 Rendering = Literal["fast", "exact"]
 """How frames are drawn; see `statevla.worlds.libero.rendering`."""
 
 
-class Gripper(IntEnum):
-    """Gripper command, the last dimension of an action (robosuite's convention)."""
-
-    OPEN = -1
-    CLOSE = 1
-
-
-class RobotStateLayout(str, Enum):
-    """Which numbers a robot state holds, in which order."""
-
-    JOINT_GRIPPER = "joint_gripper"
-    """7 joint positions (rad), then the 2 finger positions (m): 9 numbers, the spec's layout."""
-    EE_GRIPPER = "ee_gripper"
-    """End effector position (m, 3), axis-angle (rad, 3), 2 finger positions (m): 8 numbers (LeRobot, openpi)."""
-
-    @property
-    def dim(self) -> int:
-        return 9 if self is RobotStateLayout.JOINT_GRIPPER else 8
-
-
-class ImageOrientation(str, Enum):
-    """How a source stores its frames; the policy always sees them upright."""
-
-    UPRIGHT = "upright"
-    FLIPPED_VERTICALLY = "flipped_vertically"
-    """OpenGL's origin: LIBERO's official HDF5 files and raw robosuite frames."""
-    ROTATED_180 = "rotated_180"
-    """Both axes flipped."""
-    MIRRORED = "mirrored"
-    """Left and right exchanged: raw robosuite frames rotated by 180 degrees, as in `lerobot/libero`, openpi's LIBERO
-    script and most published VLA data sets (the two vertical flips cancel out)."""
-
-
 @dataclass(frozen=True)
 class Observation:
-    """What a robot or simulator reports at one control step, raw and named.
+    """What a robot or a world reports at one control step, raw and named.
 
     Attributes:
         images: camera name → uint8 `[H, W, 3]`, upright RGB.
-        robot_state: float `[S]`, un-normalised, in the units of `robot_state_layout`.
-        robot_state_layout: the layout of `robot_state`.
+        robot_state: name of a state field → its numbers `[n]`, un-normalised, in the units that the robot declares.
+            `RobotSpec.named_state` makes it from a flat array.
         instruction: the task in words.
     """
 
     images: Mapping[str, np.ndarray]
-    robot_state: np.ndarray
-    robot_state_layout: RobotStateLayout
+    robot_state: Mapping[str, np.ndarray]
     instruction: str
 
     def __post_init__(self) -> None:
         for name, image in self.images.items():
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+            if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+                found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
                 raise UserError(
-                    f"observation image '{name}': expected uint8 [H, W, 3], got {image.dtype} {list(image.shape)}; "
-                    "pass upright RGB frames"
+                    f"observation image '{name}': expected uint8 [H, W, 3], got {found}; pass upright RGB frames"
                 )
-        layout = self.robot_state_layout
-        if self.robot_state.shape != (layout.dim,):
+            if not image.size:
+                raise UserError(f"observation image '{name}': it has no pixels, got {list(image.shape)}")
+        if not isinstance(self.robot_state, Mapping):
             raise UserError(
-                f"observation robot_state: layout '{layout.value}' has {layout.dim} numbers, got shape "
-                f"{list(self.robot_state.shape)}; name the layout that your robot reports"
+                f"observation robot_state: expected a mapping of state fields, got {type(self.robot_state).__name__}; "
+                "RobotSpec.named_state makes one from a flat array"
             )
+        for name, values in self.robot_state.items():
+            if not np.isfinite(values).all():
+                raise UserError(
+                    f"observation robot_state '{name}': NaN or infinite at {int(np.argmin(np.isfinite(values)))}; "
+                    "send what the robot measures"
+                )
 
 
 class _TensorFields:
@@ -141,13 +111,13 @@ class TransitionBatch(_TensorFields):
     Attributes:
         observation: leading dims `[B, T]`.
         actions: float `[B, T-1, K·A]`: the `K` = frame skip actions executed between two retained observations,
-            concatenated in time order; 6 continuous dims normalised, gripper -1 / +1.
+            concatenated in time order; continuous dims normalised, binary ones -1 / +1.
         chunks: float `[B, T, H, A]`, the actions that a policy should answer from each frame on, or None where
             behaviour cloning is off.
         chunk_is_pad: bool `[B, T, H]`, true where a step of `chunks` does not count.
-        keyframe: float `[B, T, 3]`, from the hand to where it will be when the gripper next opens or closes (units of
-            0.1 m), or None where nobody asks.
-        keyframe_is_known: bool `[B, T]`, false where no such change follows.
+        keyframe: float `[B, T, K]`, where the robot will be at the next event (see `statevla.data.keyframes`), or None
+            where nobody asks.
+        keyframe_is_known: bool `[B, T]`, false where no event follows.
     """
 
     observation: ModelInput
@@ -164,7 +134,7 @@ class ChunkBatch(_TensorFields):
 
     Attributes:
         observation: leading dims `[B]`; None when `state` stands for it.
-        actions: float `[B, H, A]`; 6 continuous dims normalised, gripper -1 / +1.
+        actions: float `[B, H, A]`; continuous dims normalised, binary ones -1 / +1.
         is_pad: bool `[B, H]`, true past the end of the episode (excluded from the loss).
         state: float `[B, Z]`, precomputed z_t of a frozen encoder, or None.
     """
@@ -177,6 +147,6 @@ class ChunkBatch(_TensorFields):
 
 @dataclass(frozen=True)
 class ActionChunk:
-    """What a policy answers: `actions` float32 `[H, A]` in the robot's own units, gripper exactly -1 or +1."""
+    """What a policy answers: `actions` float32 `[H, A]` in the robot's own units, binary dims exactly one command."""
 
     actions: np.ndarray

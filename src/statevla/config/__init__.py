@@ -16,6 +16,7 @@ from statevla.config.model import (
     PredictorConfig,
 )
 from statevla.config.paths import EARLIER, expand_path, home_dir, portable_text
+from statevla.config.robot import fit_to_robot
 from statevla.config.training import (
     BcConfig,
     JepaLossConfig,
@@ -50,6 +51,7 @@ __all__ = [
     "all_keys",
     "config_from_dict",
     "expand_path",
+    "fit_to_robot",
     "home_dir",
     "load_config",
     "portable_text",

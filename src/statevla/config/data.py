@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from statevla.config.section import NonNegative, Positive, Rate, Section
-from statevla.types import ImageOrientation
+from statevla.robots import ImageOrientation
 
 
 class LanguageConfig(Section):
@@ -31,12 +31,15 @@ class AugmentationConfig(Section):
 
 class DataConfig(Section):
     path: str = "$STATEVLA_HOME/datasets/libero_object"
-    """A file or folder of LIBERO HDF5 files, or the folder of a LeRobotDataset v3."""
+    """A file or folder of LIBERO, robomimic or robosuite HDF5 files, or the folder of a LeRobotDataset (v2.1, v3)."""
     play_path: str | None = None
     """Another data set, whose episodes phase 1 also trains on: unlabelled play (`statevla collect --play`). Actions and
     states are normalised as those of `path`; nothing is imitated, nothing held out; format and orientation `auto`."""
     format: Literal["auto", "libero", "lerobot"] = "auto"
     """`auto` looks at the files."""
+    robot: str = "auto"
+    """What actions, state and cameras mean: `auto` believes what the data set declares; else the name of a known robot
+    or a YAML file (docs/robots.md)."""
     orientation: ImageOrientation | Literal["auto"] = "auto"
     """How the frames are stored; `auto` believes what the file declares, else the format's custom."""
     train_split: Rate = 0.9
@@ -48,6 +51,9 @@ class DataConfig(Section):
     """Where frames at the model's resolution are kept."""
     num_workers: NonNegative = 0
     """Threads that prepare batches ahead; 0 prepares them between steps."""
+    relative_actions: Literal["none", "all"] | list[str] = "none"
+    """Action groups whose targets are relative to the robot's state at the start of a chunk; `all` takes every absolute
+    group that names the state field which measures it."""
     action_normalization: Literal["mean_std", "quantile"] = "mean_std"
     """Of the continuous dims: zero mean and unit deviation, or 1 % and 99 % quantiles to -1 and 1."""
     augmentation: AugmentationConfig = AugmentationConfig()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from statevla.config.section import NonNegative, Positive, Section
-from statevla.types import RobotStateLayout
+
+# `auto` is kept as "none yet", so that whoever reads a dimension reads a number; no model is built before the robot of
+# the data has filled it in (`statevla.config.fit_to_robot`).
+_Dim = Annotated[NonNegative, BeforeValidator(lambda value: 0 if value == "auto" else value)]
+_Cameras = Annotated[list[str], BeforeValidator(lambda value: [] if value == "auto" else value)]
 
 
 class PatchStem(Section):
@@ -125,16 +129,14 @@ class ModelConfig(Section):
     """Mamba layers of the encoder."""
     state_dim: Positive = 256
     """Width Z of the state z."""
-    action_dim: Annotated[int, Field(ge=2)] = 7
-    """Continuous dims, then one gripper dim."""
+    action_dim: _Dim = 7
+    """Numbers in an action; `auto` takes the robot's, any other number is checked against it."""
     action_seq_len: Positive = 10
     """Chunk horizon H, in control steps."""
-    robot_state_dim: Positive = 9
-    """Numbers in the robot state; must fit its layout."""
-    robot_state_layout: RobotStateLayout = RobotStateLayout.JOINT_GRIPPER
-    """`joint_gripper`: 7 joints, 2 fingers; `ee_gripper`: end effector position, axis-angle, 2 fingers."""
-    cameras: Annotated[list[str], Field(min_length=1)] = ["agentview", "eye_in_hand"]
-    """Names of the cameras, in the order of their tokens."""
+    robot_state_dim: _Dim = 9
+    """Numbers in the robot state; `auto` takes the robot's, any other number is checked against it."""
+    cameras: _Cameras = ["agentview", "eye_in_hand"]
+    """Names of the cameras, in the order of their tokens; `auto` takes all that the robot has."""
     image_size: Positive = 224
     """Side of the square frames that the model sees (pixels)."""
     language_dim: Positive = 512
@@ -164,11 +166,6 @@ class ModelConfig(Section):
             raise ValueError(f"cameras must differ, got {self.cameras}")
         if self.image_size % self.stem.stride():
             raise ValueError(f"image_size {self.image_size} is no multiple of the stem's stride {self.stem.stride()}")
-        if self.robot_state_dim != self.robot_state_layout.dim:
-            raise ValueError(
-                f"robot_state_dim {self.robot_state_dim} does not fit robot_state_layout "
-                f"'{self.robot_state_layout.value}' ({self.robot_state_layout.dim} numbers)"
-            )
         return self
 
     @property

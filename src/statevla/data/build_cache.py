@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from statevla.config import Config, expand_path
+from statevla.config import Config, expand_path, fit_to_robot
 from statevla.data.cache import (
     ACTIONS,
     CACHE_VERSION,
@@ -31,13 +31,14 @@ from statevla.data.cache import (
     FrameCache,
     write_index,
 )
-from statevla.data.episodes import EpisodeArrays, EpisodeReader, check_cameras, open_reader
+from statevla.data.episodes import EpisodeArrays, EpisodeReader, open_reader
 from statevla.errors import UserError
+from statevla.robots import RobotSpec
 from statevla.transforms import resize_frames, to_upright
 
 _MIN_FRAMES_PER_PROCESS = 2_000
 """Starting a process costs seconds; below this it is quicker without."""
-_NAMES = "object_names"
+_NAMES, _SUCCESS = "object_names", "success"
 
 
 @dataclass(frozen=True)
@@ -46,24 +47,28 @@ class _Job:
 
     reader: EpisodeReader
     folder: Path
-    cameras: tuple[str, ...]
+    robot: RobotSpec
     image_size: int
 
 
 def open_frame_cache(config: Config, progress: bool = True, num_processes: int | None = None) -> FrameCache:
     """The frame cache of `config.data` at `config.model`'s cameras and size; built first where there is none.
 
+    The robot is the one that the data set declares, or `config.data.robot`.
+
     Args:
         progress: draw a progress bar while building.
         num_processes: that build; by default all cores, fewer for small data sets.
 
     Raises:
-        UserError: the data set is missing, damaged (file and episode are named) or lacks a camera, or the disk is full.
+        UserError: the data set is missing, damaged (file and episode are named), of another robot than the configuration
+            says or lacks a camera, or the disk is full.
     """
-    with open_reader(config.data.path, config.data.format, config.data.orientation) as reader:
-        cameras = tuple(config.model.cameras)
-        check_cameras(cameras, reader.cameras, f"data {reader.path}")
-        key = fingerprint(reader, cameras, config.model.image_size)
+    data = config.data
+    with open_reader(data.path, data.format, data.orientation, data.robot) as reader:
+        _, robot = fit_to_robot(config, reader.robot)
+        _check_rates(reader)
+        key = fingerprint(reader, robot, config.model.image_size)
         root = expand_path(config.data.cache_dir)
         folder = root / f"{reader.path.stem}-{config.model.image_size}px-{key}"
         if not (folder / "cache.json").exists():
@@ -71,7 +76,7 @@ def open_frame_cache(config: Config, progress: bool = True, num_processes: int |
             # The lock is the kernel's: it ends with its holder, so a killed builder leaves nothing to clean up.
             with _lock(root / f".{folder.name}.lock"):
                 if not (folder / "cache.json").exists():
-                    job = _Job(reader, root / f".{folder.name}.part", cameras, config.model.image_size)
+                    job = _Job(reader, root / f".{folder.name}.part", robot, config.model.image_size)
                     _build(job, progress, num_processes)
                     os.replace(job.folder, folder)
                     for index in range(len(reader.episodes)):
@@ -79,13 +84,23 @@ def open_frame_cache(config: Config, progress: bool = True, num_processes: int |
     return FrameCache(folder)
 
 
-def fingerprint(reader: EpisodeReader, cameras: Sequence[str], image_size: int) -> str:
-    """Changes whenever the cached frames would: sources (path, size, time), cameras, size, orientation, version."""
+def _check_rates(reader: EpisodeReader) -> None:
+    expected = reader.robot.control_freq_hz
+    for info in reader.episodes:
+        if abs(info.fps - expected) > 0.01 * expected:
+            raise UserError(
+                f"data {info.file}: {info.episode_id} was recorded at {info.fps:g} Hz, robot '{reader.robot.name}' acts "
+                f"at {expected:g} Hz; keep episodes of one rate together and declare it (control_freq_hz)"
+            )
+
+
+def fingerprint(reader: EpisodeReader, robot: RobotSpec, image_size: int) -> str:
+    """Changes whenever the cache would: sources (path, size, time), robot with its cameras, size, version."""
     sources = []
     for file in reader.source_files():
         status = file.stat()
         sources.append([str(file.resolve()), status.st_size, status.st_mtime_ns])
-    parts = [CACHE_VERSION, reader.format, reader.orientation.value, sources, list(cameras), image_size]
+    parts = [CACHE_VERSION, reader.format, robot.to_dict(), sources, image_size]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -96,7 +111,7 @@ def _build(job: _Job, progress: bool, num_processes: int | None) -> None:
     _make_directory(job.folder)
     done = {i for i in range(len(episodes)) if _low_dim_file(job.folder, i).exists()}
     remaining = [i for i in range(len(episodes)) if i not in done]
-    frame_bytes = len(job.cameras) * job.image_size**2 * 3
+    frame_bytes = len(job.robot.cameras) * job.image_size**2 * 3
     _check_space(job.folder, sum(job.reader.num_frames(i) for i in remaining) * frame_bytes)
     with open(job.folder / FRAMES_FILE, "ab") as file:
         file.truncate(starts[-1] * frame_bytes)
@@ -141,16 +156,18 @@ def _work(job: _Job, remaining: Sequence[int], starts: Sequence[int], num_proces
 def _cache_episode(job: _Job, index: int, start: int) -> int:
     """Write the frames of one episode in place, then its other arrays, whose presence says that both are there."""
     info = job.reader.episodes[index]
-    arrays = job.reader.read(index, job.cameras)
+    arrays = job.reader.read(index, job.robot.camera_names)
     if len(arrays.actions) != info.num_steps:
         raise UserError(
             f"data {info.file}: {info.episode_id} has {len(arrays.actions)} actions, expected {info.num_steps}; "
             "do not change files while they are read"
         )
-    frames = np.stack(
-        [resize_frames(to_upright(arrays.images[c], arrays.orientation), job.image_size) for c in job.cameras], axis=1
-    )
-    frame_bytes = len(job.cameras) * job.image_size**2 * 3
+    views = [
+        resize_frames(to_upright(arrays.images[camera.name], camera.orientation), job.image_size, camera.fit)
+        for camera in job.robot.cameras
+    ]
+    frames = np.stack(views, axis=1)
+    frame_bytes = len(job.robot.cameras) * job.image_size**2 * 3
     descriptor = os.open(job.folder / FRAMES_FILE, os.O_WRONLY)
     seen = arrays.seen
     try:
@@ -183,11 +200,13 @@ def _write(descriptor: int, frames: np.ndarray, position: int) -> None:
 
 def _low_dim(arrays: EpisodeArrays) -> dict[str, np.ndarray]:
     named = {ACTIONS: arrays.actions, EXECUTED: arrays.executed_actions, OBJECTS: arrays.object_poses}
-    named |= {STATE_PREFIX + layout.value: states for layout, states in arrays.robot_states.items()}
+    named |= {STATE_PREFIX + field: states for field, states in arrays.robot_states.items()}
     present = {name: array.astype(np.float32) for name, array in named.items() if array is not None}
     if arrays.is_seen is not None:
         present[IS_SEEN] = arrays.is_seen
-    return present | {_NAMES: np.array(arrays.object_names, dtype=np.str_)}
+    # NumPy has no None: -1 stands for a success that nobody noted.
+    success = -1 if arrays.success is None else int(arrays.success)
+    return present | {_NAMES: np.array(arrays.object_names, dtype=np.str_), _SUCCESS: np.array(success, np.int8)}
 
 
 def _finish(job: _Job, starts: Sequence[int]) -> None:
@@ -222,10 +241,14 @@ def _finish(job: _Job, starts: Sequence[int]) -> None:
             start=start,
             num_steps=info.num_steps,
             object_names=tuple(part[_NAMES].tolist()),
+            success=None if part[_SUCCESS] < 0 else bool(part[_SUCCESS]),
         )
         for info, start, part in zip(infos, starts, parts)
     ]
-    write_index(job.folder, episodes, instructions, job.cameras, job.image_size, infos[0].fps, arrays)
+    # A field that only some episodes have serves nothing; those that the policy sees are in all of them.
+    state = tuple(field for field in job.robot.state if field.policy or STATE_PREFIX + field.name in arrays)
+    robot = job.robot.model_copy(update={"state": state})
+    write_index(job.folder, episodes, instructions, robot, job.image_size, arrays)
 
 
 def _padded(poses: Sequence[np.ndarray | None], lengths: Sequence[int]) -> np.ndarray:

@@ -5,7 +5,7 @@ from (files with sizes and times, cameras, size, orientation, version), so a cha
 
     frames.bin          uint8 [frames, V, P, P, 3], upright, episode after episode
     <array>.npy         actions, robot states, ... [frames, dim]
-    cache.json          episodes, cameras, sizes; written last
+    cache.json          robot, episodes, cameras, sizes; written last
 
 Frames are read with `pread` into the batch's own buffer. A memory map would count every page touched as the process's
 own memory until the kernel takes it back; this way training on a cache of any size needs only its batches.
@@ -25,12 +25,12 @@ import torch
 
 from statevla.data.statistics import compute_statistics
 from statevla.errors import UserError
-from statevla.transforms import ActionNormalization, Statistics
-from statevla.types import RobotStateLayout
+from statevla.robots import RobotSpec
+from statevla.transforms import ActionNormalization, RelativeActions, Statistics
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 FRAMES_FILE, INDEX_FILE = "frames.bin", "cache.json"
-ACTIONS, EXECUTED, OBJECTS, STATE_PREFIX = "actions", "executed_actions", "object_poses", "robot_state_"
+ACTIONS, EXECUTED, OBJECTS, STATE_PREFIX = "actions", "executed_actions", "object_poses", "state_"
 IS_SEEN = "is_seen"
 
 
@@ -45,6 +45,7 @@ class CachedEpisode:
         start: index of its first frame.
         num_steps: number of frames, each with its action.
         object_names: names of the objects whose poses are cached, 7 numbers each.
+        success: whether the task was solved at the end; None where the source does not say.
     """
 
     episode_id: str
@@ -53,6 +54,7 @@ class CachedEpisode:
     start: int
     num_steps: int
     object_names: tuple[str, ...] = ()
+    success: bool | None = None
 
     @property
     def stop(self) -> int:
@@ -63,15 +65,16 @@ class FrameCache:
     """An open frame cache. Threads may read from it at the same time.
 
     Attributes:
+        robot: as declared; its cameras are those of the cache.
         episodes: in the order of the frames.
         instructions: the different instructions, normalised; a language table has one row for each.
         cameras: in the order of the frames' axis `V`.
         image_size: `P`.
         num_frames: over all episodes.
-        fps: control frequency, Hz.
         actions: float32 `[num_frames, A]`.
         executed_actions: float32 `[num_frames, A]`; equal to `actions` where the source recorded no difference.
-        robot_states: layout → float32 `[num_frames, S]`, the layouts that every episode has.
+        robot_states: state field → float32 `[num_frames, n]`, the fields that every episode has.
+        robot_state: float32 `[num_frames, S]`, what the policy sees of them.
         is_seen: bool `[num_frames]`, which frames there are; the others are black.
         object_poses: float32 `[num_frames, 7·objects]`, NaN where an episode has fewer, or None. For probes only.
     """
@@ -85,13 +88,13 @@ class FrameCache:
         self.folder = folder
         self._file: int = -1
         index = _read_index(folder)
+        self.robot = RobotSpec.from_dict(index["robot"], str(folder / INDEX_FILE))
         self.episodes = [
             CachedEpisode(**entry | {"object_names": tuple(entry["object_names"])}) for entry in index["episodes"]
         ]
         self.instructions: list[str] = index["instructions"]
         self.cameras: tuple[str, ...] = tuple(index["cameras"])
         self.image_size: int = index["image_size"]
-        self.fps: float = index["fps"]
         self.num_frames = self.episodes[-1].stop if self.episodes else 0
         self.actions = self._array(ACTIONS)
         self.executed_actions = self._array(EXECUTED) if EXECUTED in index["arrays"] else self.actions
@@ -99,10 +102,14 @@ class FrameCache:
         self.is_seen = np.ones(self.num_frames, bool) if has_all else self._array(IS_SEEN)
         self.object_poses = self._array(OBJECTS) if OBJECTS in index["arrays"] else None
         self.robot_states = {
-            RobotStateLayout(name.removeprefix(STATE_PREFIX)): self._array(name)
+            name.removeprefix(STATE_PREFIX): self._array(name)
             for name in index["arrays"]
             if name.startswith(STATE_PREFIX)
         }
+        stateless = np.zeros((self.num_frames, 0), np.float32)
+        self.robot_state = (
+            self.robot.policy_state(self.robot_states, f"frame cache {folder}") if self.robot.state_dim else stateless
+        )
         self._frame_shape = (len(self.cameras), self.image_size, self.image_size, 3)
         self._frame_bytes = int(np.prod(self._frame_shape))
         self._open_frames()
@@ -122,11 +129,38 @@ class FrameCache:
                 self._read_into(buffer[first * size : last * size], int(flat[first]) * size)
         return out
 
-    def statistics(self, episode_indices: Sequence[int], normalization: ActionNormalization = "mean_std") -> Statistics:
-        """Statistics over these episodes: pass the training episodes."""
+    def statistics(
+        self,
+        episode_indices: Sequence[int],
+        normalization: ActionNormalization = "mean_std",
+        relative_actions: Sequence[str] = (),
+        horizon: int = 1,
+    ) -> Statistics:
+        """Statistics over these episodes: pass the training episodes.
+
+        Args:
+            relative_actions: groups whose targets are relative to the state at the start of a chunk.
+            horizon: steps of a chunk.
+
+        Raises:
+            UserError: no steps, or a group cannot be relative.
+        """
         steps = self.steps_of(episode_indices)
-        states = {layout: values[steps] for layout, values in self.robot_states.items()}
-        return compute_statistics(self.actions[steps], states, normalization)
+        relative = RelativeActions(self.robot, relative_actions)
+        targets = self._relative_targets(episode_indices, relative, horizon) if relative else None
+        actions, states = self.actions[steps], self.robot_state[steps]
+        return compute_statistics(actions, states, normalization, tuple(relative_actions), targets)
+
+    def _relative_targets(self, episodes: Sequence[int], relative: RelativeActions, horizon: int) -> np.ndarray:
+        """All steps of all chunks of these episodes, un-normalised, `[rows, A]`; what lies past an end is left out."""
+        rows = []
+        for index in episodes:
+            episode = self.episodes[index]
+            for ahead in range(min(horizon, episode.num_steps)):
+                chunks = torch.from_numpy(self.actions[episode.start + ahead : episode.stop, None])
+                starts = torch.from_numpy(self.robot_state[episode.start : episode.stop - ahead])
+                rows.append(relative.to_relative(chunks, starts)[:, 0].numpy())
+        return np.concatenate(rows)
 
     def is_whole(self, episode: CachedEpisode) -> bool:
         """Whether an episode has all its frames; a reach has a few."""
@@ -209,9 +243,8 @@ def write_index(
     folder: Path,
     episodes: Sequence[CachedEpisode],
     instructions: Sequence[str],
-    cameras: Sequence[str],
+    robot: RobotSpec,
     image_size: int,
-    fps: float,
     arrays: Mapping[str, np.ndarray],
 ) -> None:
     """Write everything of a cache but its frames; `arrays` are named as the constants above."""
@@ -219,9 +252,9 @@ def write_index(
         np.save(folder / f"{name}.npy", array)
     index = {
         "version": CACHE_VERSION,
-        "cameras": list(cameras),
+        "robot": robot.to_dict(),
+        "cameras": list(robot.camera_names),
         "image_size": image_size,
-        "fps": fps,
         "instructions": list(instructions),
         "arrays": sorted(arrays),
         "episodes": [asdict(episode) for episode in episodes],

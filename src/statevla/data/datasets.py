@@ -14,7 +14,7 @@ import torch
 from statevla.config import Phase1Config
 from statevla.data.buffers import ReusedBuffers
 from statevla.data.cache import CachedEpisode, FrameCache
-from statevla.data.keyframes import next_keyframe_offsets
+from statevla.data.keyframes import next_keyframes
 from statevla.data.pixels import frames_to_float, num_draws
 from statevla.errors import UserError
 from statevla.transforms import Transform
@@ -106,9 +106,10 @@ class _CachedSamples:
         self._instruction = torch.tensor([episode.instruction for episode in cache.episodes])
         self._language = language_table.float()
         self._bytes, self._floats = ReusedBuffers(np.uint8), ReusedBuffers(np.float32)
-        layout = transform.model_config.robot_state_layout
-        self._states = transform.normalize_robot_state(torch.from_numpy(cache.robot_states[layout]))
+        self._raw_states = torch.from_numpy(cache.robot_state)
+        self._states = transform.normalize_robot_state(self._raw_states)
         self._answers = torch.from_numpy(cache.actions)
+        self._is_delta = torch.from_numpy(cache.robot.is_delta)
 
     def _first_frames(self, episode: CachedEpisode, offsets: Sequence[int]) -> np.ndarray:
         count = max(episode.num_steps - max(offsets), 0)
@@ -143,13 +144,13 @@ class _CachedSamples:
         return torch.rand(len(indices), self.num_draws, generator=generator, dtype=torch.float64)
 
     def _chunks(self, frames: torch.Tensor, indices: torch.Tensor, horizon: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The `horizon` actions from each of `frames` `[B, ...]` on: normalised `[B, ..., H, A]`, and the padding."""
+        """The `horizon` actions from each of `frames` `[B, ...]` on: targets `[B, ..., H, A]`, and the padding."""
         steps = frames[..., None] + torch.arange(horizon)
         last = self._last_frame[self._episode[indices]].view(-1, *[1] * frames.ndim)
         is_pad = steps > last
         actions = self._answers[torch.minimum(steps, last)]
-        actions[..., :-1][is_pad] = 0.0
-        return self.transform.normalize_actions(actions), is_pad
+        actions[is_pad[..., None] & self._is_delta] = 0.0
+        return self.transform.chunks_to_targets(actions, self._raw_states[frames]), is_pad
 
     def _observation(self, frames: torch.Tensor, indices: torch.Tensor, draws: torch.Tensor | None) -> ModelInput:
         """Observations at `frames` `[B, T]` of the cache, leading dims `[B, T]`."""
@@ -205,7 +206,7 @@ class TransitionDataset(_CachedSamples):
         self._labelled = labelled
         self._keyframes: tuple[torch.Tensor, torch.Tensor] | None = None
         if phase1_config.loss.keyframe_weight:
-            offsets, known = next_keyframe_offsets(cache)
+            offsets, known = next_keyframes(cache, transform)
             self._keyframes = torch.from_numpy(offsets), torch.from_numpy(known & labelled)
         self._frame_offsets = torch.arange(num_frames) * skip
         self._action_offsets = torch.arange(span).view(num_frames - 1, skip)
@@ -240,7 +241,7 @@ class TransitionDataset(_CachedSamples):
 class ChunkDataset(_CachedSamples):
     """Phase 2 and behaviour cloning: every frame with the `horizon` actions that follow.
 
-    Past the end of an episode the robot rests (no motion, last gripper command) and the chunk is marked as padding.
+    Past the end of an episode the robot rests (`RobotSpec.rest`) and the chunk is marked as padding.
 
     Args:
         cache, episode_ids, transform, language_table, start_repeats: as for `TransitionDataset`.

@@ -1,11 +1,13 @@
 """What an episode is, whatever file it comes from, and the registry of formats.
 
 A reader lists episodes without loading them and reads one at a time; frames stay as the file stores them, with
-their orientation declared, until `statevla.transforms` turns them upright.
+their orientation declared by the robot's cameras, until `statevla.transforms` turns them upright.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +18,10 @@ import numpy as np
 
 from statevla.config import expand_path
 from statevla.errors import UserError
-from statevla.types import ImageOrientation, RobotStateLayout
+from statevla.robots import ImageOrientation, RobotSpec, load_robot
+
+_MAX_NAME = 100
+_COMMAND_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -45,9 +50,8 @@ class EpisodeArrays:
     """One episode in memory: `T` observations, each with the action that was then taken.
 
     Attributes:
-        images: camera → uint8 `[T, H, W, 3]` as stored.
-        orientation: how `images` are stored.
-        robot_states: layout → float32 `[T, S]`, every layout that the file holds (m, rad).
+        images: camera → uint8 `[T, H, W, 3]` as stored; how, says the reader's robot.
+        robot_states: name of a state field → float32 `[T, n]`, every declared field that the file holds.
         actions: float32 `[T, A]`, what a policy should answer.
         executed_actions: float32 `[T, A]`, what the robot was told, where noise was added to it; or None.
         object_poses: float32 `[T, 7·objects]`, positions (m), quaternions (w, x, y, z), or None. For probes only.
@@ -57,8 +61,7 @@ class EpisodeArrays:
     """
 
     images: dict[str, np.ndarray]
-    orientation: ImageOrientation
-    robot_states: dict[RobotStateLayout, np.ndarray]
+    robot_states: dict[str, np.ndarray]
     actions: np.ndarray
     executed_actions: np.ndarray | None = None
     object_poses: np.ndarray | None = None
@@ -79,25 +82,42 @@ class EpisodeReader(ABC):
         path: file or folder it was opened on.
         format: as in `data.format`.
         episodes: what there is to read.
-        cameras: those that every episode has.
-        orientation: how frames are stored.
+        robot: as declared by the user, the data set or its format; its cameras are those that every episode has.
         notes: what was assumed or mended in reading, a sentence each.
     """
 
     format: ClassVar[str]
     path: Path
     episodes: list[EpisodeInfo]
-    cameras: tuple[str, ...]
-    orientation: ImageOrientation
+    robot: RobotSpec
     notes: list[str]
 
-    @abstractmethod
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras that every episode has."""
+        return self.robot.camera_names
+
     def read(self, index: int, cameras: Sequence[str] | None = None) -> EpisodeArrays:
         """Read episode `index`; only these cameras (all by default, none for an empty sequence).
 
         Raises:
-            UserError: the episode is damaged, or has no such camera.
+            UserError: the episode is damaged, has no such camera, or is not what the robot declares.
         """
+        arrays = self.load(index, cameras)
+        check_episode(arrays, self.robot, self.source(index))
+        return arrays
+
+    @abstractmethod
+    def load(self, index: int, cameras: Sequence[str] | None = None) -> EpisodeArrays:
+        """As `read`, without `check_episode`: for those who want to see what is wrong.
+
+        Raises:
+            UserError: the episode cannot be read, or has no such camera.
+        """
+
+    def source(self, index: int) -> str:
+        """File and name of episode `index`, which errors begin with."""
+        return f"data {self.episodes[index].file}: {self.episodes[index].episode_id}"
 
     def num_frames(self, index: int) -> int:
         """How many observations of episode `index` have frames."""
@@ -128,12 +148,12 @@ class DataFormat:
     Attributes:
         name: as in `data.format`.
         recognises: whether a path looks like this format; cheap.
-        open: `(path, orientation or None)` → reader; None believes the file or the format's custom.
+        open: `(path, robot or None, orientation or None)` → reader; None believes the file, else the format's custom.
     """
 
     name: str
     recognises: Callable[[Path], bool]
-    open: Callable[[Path, ImageOrientation | None], EpisodeReader] = field(repr=False)
+    open: Callable[[Path, RobotSpec | None, ImageOrientation | None], EpisodeReader] = field(repr=False)
 
 
 def _formats() -> dict[str, DataFormat]:
@@ -144,35 +164,43 @@ def _formats() -> dict[str, DataFormat]:
 
 
 def open_reader(
-    path: str | Path, data_format: str = "auto", orientation: ImageOrientation | str = "auto"
+    path: str | Path,
+    data_format: str = "auto",
+    orientation: ImageOrientation | str = "auto",
+    robot: RobotSpec | str = "auto",
 ) -> EpisodeReader:
     """Open a data set.
 
     Args:
         path: file or folder; `~` and `$STATEVLA_HOME` are expanded.
         data_format: `auto`, `libero` or `lerobot`.
-        orientation: how frames are stored, where what the file says should be overruled.
+        orientation: how all frames are stored, where what the file or the robot says should be overruled.
+        robot: a declared robot, the name of a known one or a YAML file; `auto` believes what the file declares.
 
     Raises:
         UserError: no such path, unknown format, or nothing readable in it.
     """
     resolved = expand_path(path)
     formats = _formats()
+    chosen: DataFormat | None
     if not resolved.exists():
         raise UserError(
-            f"data {resolved}: no such file or folder; set data.path to LIBERO HDF5 files or a LeRobotDataset v3"
+            f"data {resolved}: no such file or folder; set data.path to HDF5 files or the folder of a LeRobotDataset"
         )
-    declared = None if orientation == "auto" else ImageOrientation(orientation)
+    stored = None if orientation == "auto" else ImageOrientation(orientation)
+    declared = None if robot == "auto" else robot if isinstance(robot, RobotSpec) else load_robot(robot)
     if data_format != "auto":
         if data_format not in formats:
             raise UserError(f"data.format '{data_format}': expected one of auto, {', '.join(formats)}")
-        return formats[data_format].open(resolved, declared)
-    for candidate in formats.values():
-        if candidate.recognises(resolved):
-            return candidate.open(resolved, declared)
+        chosen = formats[data_format]
+    else:
+        chosen = next((known for known in formats.values() if known.recognises(resolved)), None)
+    if chosen is not None:
+        return chosen.open(resolved, declared, stored)
     kind = "folder holds neither *.hdf5 files nor meta/info.json" if resolved.is_dir() else "file is not *.hdf5"
     raise UserError(
-        f"data {resolved}: the {kind}; expected LIBERO HDF5 files (*.hdf5) or a LeRobotDataset v3 (meta/info.json)"
+        f"data {resolved}: the {kind}; expected HDF5 files of LIBERO or robomimic (*.hdf5), or a LeRobotDataset "
+        "(meta/info.json)"
     )
 
 
@@ -185,8 +213,58 @@ def check_cameras(wanted: Sequence[str], present: Sequence[str], source: str) ->
             )
 
 
-def check_episode(arrays: EpisodeArrays, source: str) -> None:
-    """Check what every consumer relies on: equal lengths, uint8 frames, finite numbers.
+def task_name(instruction: str) -> str:
+    """A short name for an instruction, fit for a file: lower case, at most 100 letters, digits and `_`.
+
+    Where that loses what tells instructions apart (other scripts, great length), a hash keeps them apart.
+    """
+    name = re.sub(r"[^a-z0-9]+", "_", instruction.lower()).strip("_")
+    if name and instruction.isascii() and len(name) <= _MAX_NAME:
+        return name
+    digest = hashlib.sha256(instruction.encode()).hexdigest()[:8]
+    return f"{name[: _MAX_NAME - 9]}_{digest}".lstrip("_")
+
+
+def check_episode(arrays: EpisodeArrays, robot: RobotSpec, source: str) -> None:
+    """Check what every consumer relies on: sound arrays, and actions as `robot` declares them.
+
+    Raises:
+        UserError: names `source`, the array at fault, and what was expected.
+    """
+    check_arrays(arrays, source)
+    check_actions(robot, arrays.actions, source)
+
+
+def check_actions(robot: RobotSpec, actions: np.ndarray, source: str) -> None:
+    """Check actions `[T, A]` against their declaration: as many numbers, and binary ones one of their two commands.
+
+    Raises:
+        UserError: names the group, what was expected and what was found.
+    """
+    if actions.shape[1] != robot.action_dim:
+        raise UserError(
+            f"{source}: actions have {actions.shape[1]} numbers, robot '{robot.name}' declares {robot.action_dim}: "
+            f"{robot.describe_actions()}; declare the robot that made them (data.robot)"
+        )
+    for group, part in zip(robot.actions, robot.action_slices().values()):
+        if group.kind != "binary":
+            continue
+        commands = np.asarray(group.values)
+        distance = np.abs(actions[:, part, None] - commands).min(axis=-1)
+        if (distance > _COMMAND_TOLERANCE).any():
+            found = np.unique(actions[:, part])
+            some = ", ".join(f"{value:g}" for value in found[:4]) + (", ..." if len(found) > 4 else "")
+            mend = "declare it continuous (kind: continuous)"
+            if len(found) == 2:
+                mend += f", or with these two (values: [{some}])"
+            raise UserError(
+                f"{source}: action group '{group.name}' of robot '{robot.name}' is declared binary with the values "
+                f"{commands[0]:g} and {commands[1]:g}, found {some}; {mend}"
+            )
+
+
+def check_arrays(arrays: EpisodeArrays, source: str) -> None:
+    """Check that arrays are sound: equal lengths, uint8 frames, finite numbers.
 
     Raises:
         UserError: names `source`, the array at fault, and what was expected.
@@ -201,7 +279,7 @@ def check_episode(arrays: EpisodeArrays, source: str) -> None:
                 "expected uint8 [steps, height, width, 3]; store 8-bit RGB frames"
             )
     named = {f"camera '{name}'": array for name, array in arrays.images.items()}
-    named |= {f"robot state '{layout.value}'": array for layout, array in arrays.robot_states.items()}
+    named |= {f"robot state '{name}'": array for name, array in arrays.robot_states.items()}
     optional = {
         "executed_actions": arrays.executed_actions,
         "object_states": arrays.object_poses,

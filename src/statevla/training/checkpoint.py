@@ -2,6 +2,7 @@
 
     model.safetensors   the weights to deploy (averaged ones where `policy_ema_decay` is set)
     config.json         the whole configuration
+    robot.json          whose actions, state and cameras these are
     statistics.json     of the training episodes: how states and actions are normalised
     language.json       which encoder embedded the instructions, its width and fingerprint
     data.json           which cache and which split the run saw
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 from statevla.config import Config, config_from_dict, expand_path
 from statevla.errors import UserError
+from statevla.robots import RobotSpec
 from statevla.statevla_model import StateVLA
 from statevla.training.hub import download, is_repo_id
 from statevla.training.provenance import git_commit, versions
@@ -43,7 +45,7 @@ from statevla.training.storage import (
 )
 from statevla.transforms import Statistics
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RUN_FOLDERS = {"1": "phase1_temporal_jepa", "2": "phase2_flow_matching", "bc": "behaviour_cloning"}
 PHASE_SECTIONS = {"1": "phase1", "2": "phase2", "bc": "bc"}  # of `training` in the configuration
 LAST, BEST = "last", "best"
@@ -100,6 +102,7 @@ class Contents:
 
     model: Mapping[str, Tensor]
     config: Config
+    robot: RobotSpec
     statistics: Statistics
     language: LanguageInfo
     data: DataInfo
@@ -112,6 +115,7 @@ class LoadedCheckpoint:
 
     model: StateVLA
     config: Config
+    robot: RobotSpec
     statistics: Statistics
     language: LanguageInfo
     data: DataInfo
@@ -188,11 +192,13 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Loa
     folder = resolve_checkpoint(path)
     check_format(folder)
     config = config_from_dict(read_json(folder / "config.json"), source=str(folder / "config.json"))
-    model = StateVLA(config)
+    robot = RobotSpec.from_dict(read_json(folder / "robot.json"), str(folder / "robot.json"))
+    model = StateVLA(config, robot)
     load_strict(model, read_weights(folder), str(folder / MODEL_FILE))
     return LoadedCheckpoint(
         model=model.to(device).eval(),
         config=config,
+        robot=robot,
         statistics=Statistics.from_dict(read_json(folder / "statistics.json"), str(folder / "statistics.json")),
         language=_read_fields(LanguageInfo, folder / "language.json"),
         data=_read_fields(DataInfo, folder / "data.json"),
@@ -273,6 +279,7 @@ def _write_contents(folder: Path, contents: Contents) -> None:
     write_tensors(folder / MODEL_FILE, contents.model)
     trees = {
         "config": contents.config.model_dump(mode="json"),
+        "robot": contents.robot.to_dict(),
         "statistics": contents.statistics.to_dict(),
         "language": asdict(contents.language),
         "data": asdict(contents.data),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from statevla.config import Config
+from statevla.config import Config, fit_to_robot
 from statevla.data import (
     ChunkDataset,
     FrameCache,
@@ -24,6 +24,7 @@ from statevla.data import (
 from statevla.diagnostics.sequences import Subject
 from statevla.errors import UserError
 from statevla.language import build_language_encoder
+from statevla.robots import RobotSpec
 from statevla.statevla_model import StateVLA
 from statevla.training.checkpoint import (
     PHASE_SECTIONS,
@@ -105,20 +106,31 @@ def prepare(
         training = config.training.model_copy(update={"phase1": phase1.config.training.phase1})
         config = config.model_copy(update={"training": training})
     cache = open_frame_cache(config, progress=processes.is_main)
+    config, robot = fit_to_robot(config, cache.robot)
+    for source in (phase1, initial):
+        if source is not None and (difference := source.robot.difference(robot)):
+            raise UserError(f"data {config.data.path}: of another robot than checkpoint {source.path}; {difference}")
+    for sentence in robot.assumed:
+        say(f"robot '{robot.name}': {sentence}")
     data = DataInfo(cache.folder.name, config.data.train_split, config.seed, config.data.demos_per_task)
     if phase1 is not None:
         # Episodes that phase 1 held out stay held out.
         data = replace(phase1.data, cache=cache.folder.name, demos_per_task=data.demos_per_task)
     train_episodes, validation_episodes = split_episodes(cache, data.train_split, data.split_seed, data.demos_per_task)
-    statistics = cache.statistics(train_episodes, config.data.action_normalization)
+    statistics = cache.statistics(
+        train_episodes,
+        config.data.action_normalization,
+        relative_groups(robot, config.data.relative_actions),
+        config.model.action_seq_len,
+    )
     language_table, language = embed_instructions(config, cache)
     if phase1 is not None:
         check_language(language, phase1)
         warn_of_other_data(statistics, phase1, say)
         statistics = phase1.statistics
-    transform = Transform(config.model, statistics, augmentation=config.data.augmentation)
+    transform = Transform(config.model, statistics, robot, config.data.augmentation)
     torch.manual_seed(config.seed)
-    model = StateVLA(config)
+    model = StateVLA(config, robot)
     if phase1 is not None:
         load_strict(model.state_encoder, phase1.model.state_encoder.state_dict(), f"checkpoint {phase1.path}")
         if config.training.phase2.initial_heads == "cloned":
@@ -180,16 +192,18 @@ def open_play(config: Config, transform: Transform, processes: Processes) -> Tra
     cache = open_frame_cache(
         config.model_copy(update={"data": config.data.model_copy(update=changes)}), progress=processes.is_main
     )
-    layout, action_dim = config.model.robot_state_layout, config.model.action_dim
-    if layout not in cache.robot_states or cache.actions.shape[1] != action_dim:
-        layouts = ", ".join(known.value for known in cache.robot_states) or "none"
-        raise UserError(
-            f"data.play_path {config.data.play_path}: expected robot states '{layout.value}' and {action_dim} action "
-            f"numbers, as in data.path, got {layouts} and {cache.actions.shape[1]}; play with the same robot"
-        )
+    if difference := transform.robot.difference(cache.robot):
+        raise UserError(f"data.play_path {config.data.play_path}: of another robot than data.path; {difference}")
     table, _ = embed_instructions(config, cache)
     episodes = range(len(cache.episodes))
     return TransitionDataset(cache, episodes, config.training.phase1, transform, table, labelled=False)
+
+
+def relative_groups(robot: RobotSpec, chosen: str | list[str]) -> tuple[str, ...]:
+    """The action groups that `data.relative_actions` means."""
+    if chosen == "all":
+        return tuple(group.name for group in robot.actions if group.state is not None)
+    return () if chosen == "none" else tuple(chosen)
 
 
 def embed_instructions(config: Config, cache: FrameCache) -> tuple[Tensor, LanguageInfo]:
@@ -271,15 +285,18 @@ def take_cloned_heads(model: StateVLA, phase1: LoadedCheckpoint) -> None:
         )
     source = f"training.phase2.initial_heads 'cloned', checkpoint {phase1.path}"
     for name in ("policy", "gripper"):
-        load_strict(getattr(model, name), getattr(phase1.model, name).state_dict(), source)
+        if (head := getattr(model, name)) is not None:
+            load_strict(head, getattr(phase1.model, name).state_dict(), source)
 
 
 def encoder_differences(config: Config, trained: Config) -> list[str]:
     """Keys that the encoder depends on and that differ, as `key: this run's value, the checkpoint's value`."""
+    open_dims = {key for key in ("action_dim", "robot_state_dim", "cameras") if not getattr(config.model, key)}
 
     def kept(source: Config) -> dict[str, Any]:
         tree = source.model_dump(mode="json")["model"]
-        return _flatten_tree({k: v for k, v in tree.items() if k not in ("policy", "action_seq_len")}, "model.")
+        left_out = {"policy", "action_seq_len"} | open_dims
+        return _flatten_tree({k: v for k, v in tree.items() if k not in left_out}, "model.")
 
     return _differences(kept(config), kept(trained))
 
@@ -307,20 +324,18 @@ def warn_of_other_data(statistics: Statistics, phase1: LoadedCheckpoint, say: Ca
             f"data.action_normalization: {statistics.action_normalization} here, {trained.action_normalization} in "
             f"{phase1.path}; use the same"
         )
-    layout = phase1.config.model.robot_state_layout
-    pairs = {"actions": (statistics.actions, trained.actions)}
-    if layout in statistics.robot_states and layout in trained.robot_states:
-        pairs["robot states"] = (statistics.robot_states[layout], trained.robot_states[layout])
-    for name, (here, there) in pairs.items():
-        if here.mean.shape != there.mean.shape:
-            raise UserError(
-                f"data: {name} have {len(here.mean)} numbers, {phase1.path} was trained on {len(there.mean)}; "
-                "use data of the same robot"
-            )
-        shift = np.abs(here.mean - there.mean) / np.maximum(there.std, STD_FLOOR)
-        if shift.max() > SHIFT_WARNING:
+    if set(statistics.relative_actions) != set(trained.relative_actions):
+        here, there = (", ".join(own.relative_actions) or "none" for own in (statistics, trained))
+        raise UserError(f"data.relative_actions: {here} here, {there} in {phase1.path}; use the same")
+    robot = phase1.robot
+    for what, names, own, theirs in (
+        ("actions", robot.action_names, statistics.actions, trained.actions),
+        ("robot states", robot.state_names, statistics.robot_state, trained.robot_state),
+    ):
+        shift = np.abs(own.mean - theirs.mean) / np.maximum(theirs.std, STD_FLOOR)
+        if len(shift) and shift.max() > SHIFT_WARNING:
             say(
-                f"warning: {name} differ from phase 1's data (dim {shift.argmax()} by {shift.max():.1f} standard "
+                f"warning: {what} differ from phase 1's data ({names[shift.argmax()]} by {shift.max():.1f} standard "
                 "deviations); they are normalised with phase 1's statistics"
             )
 

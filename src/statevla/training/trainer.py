@@ -297,7 +297,7 @@ class Trainer:
                 "gradient_accumulation_steps": self.accumulation,
             }
             metrics = {"phase": setup.phase, "trained_s": round(self.trained_s, 1), **self.metrics}
-            contents = Contents(weights, setup.config, setup.statistics, setup.language, setup.data, metrics)
+            contents = Contents(weights, setup.config, setup.transform.robot, setup.statistics, setup.language, setup.data, metrics)
             save_checkpoint(self.run, contents, TrainingState(tensors, values), is_best)
         processes.wait()
 

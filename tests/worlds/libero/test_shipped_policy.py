@@ -1,4 +1,4 @@
-"""The trained policy in `models/` is whole, says what it needs, and works in the simulator."""
+"""The trained policy in `models/` is whole, says what it needs, answers as it always did, and works in the simulator."""
 
 from __future__ import annotations
 
@@ -8,20 +8,62 @@ import numpy as np
 import pytest
 
 from statevla.policy import StateVLAPolicy
-from statevla.types import Observation, RobotStateLayout
+from statevla.processor import processor_field
+from statevla.types import Observation
 
 SHIPPED = Path(__file__).parents[3] / "models" / "libero_object_compact"
+ANSWERS = Path(__file__).parent / "shipped_answers.npz"
+"""Pictures and states of three tasks, and what the policy answered before robots were declared."""
 
 
-def test_it_acts_and_listens() -> None:
+def recorded_observations(policy: StateVLAPolicy, answers: dict[str, np.ndarray]) -> list[Observation]:
+    columns = (answers[key] for key in ("agentview", "eye_in_hand", "robot_state", "instructions"))
+    return [
+        Observation({"agentview": scene, "eye_in_hand": wrist}, policy.robot.named_state(state, "test"), str(told))
+        for scene, wrist, state, told in zip(*columns)
+    ]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_it_answers_as_recorded(precision: str) -> None:
+    with np.load(ANSWERS) as loaded:
+        answers = dict(loaded)
+    # Bit for bit on the processor of the recording; elsewhere sums are rounded in another order.
+    same_host = str(answers["processor"]) == processor_field("model name")
+    tolerance = 0.0 if same_host else {"fp32": 1e-4, "bf16": 0.05}[precision]
+
+    policy = StateVLAPolicy.from_pretrained(SHIPPED, device="cpu", precision=precision)
+    observations = recorded_observations(policy, answers)
+    chunks = []
+    for observation in observations:
+        policy.reset()
+        chunks.append(policy.act_chunk(observation).actions)
+    np.testing.assert_allclose(np.stack(chunks), answers[f"chunks_{precision}"], atol=tolerance, rtol=0)
+
+    # Noise, temporal ensembling, surprise and novelty.
+    policy = StateVLAPolicy.from_pretrained(
+        SHIPPED, device="cpu", precision=precision, sampling_temperature=1.0, temporal_ensembling=0.05, execute_steps=6
+    )
+    actions, sightings = [], []
+    for observation in observations[:2]:
+        actions += [policy.act(observation) for _ in range(6)]
+        sightings += [np.nan if policy.surprise is None else policy.surprise, policy.novelty]
+    actions += [policy.act(observations[1]) for _ in range(3)]
+    sightings.append(policy.surprise)
+    np.testing.assert_allclose(np.stack(actions), answers[f"acts_{precision}"], atol=tolerance, rtol=0)
+    np.testing.assert_allclose(np.array(sightings, float), answers[f"sur_{precision}"], rtol=0.02 if tolerance else 0)
+
+
+def test_it_listens() -> None:
+    with np.load(ANSWERS) as loaded:
+        answers = dict(loaded)
     policy = StateVLAPolicy.from_pretrained(SHIPPED, device="cpu")
-    rng = np.random.default_rng(0)
-    images = {camera: rng.integers(0, 256, (128, 128, 3), dtype=np.uint8) for camera in ("agentview", "eye_in_hand")}
+    first = recorded_observations(policy, answers)[0]
     chunks = []
     for thing in ("milk", "butter"):
-        told = f"pick up the {thing} and place it in the basket"
         policy.reset()
-        chunks.append(policy.act_chunk(Observation(images, np.zeros(9), RobotStateLayout.JOINT_GRIPPER, told)).actions)
+        told = f"pick up the {thing} and place it in the basket"
+        chunks.append(policy.act_chunk(Observation(first.images, first.robot_state, told)).actions)
     assert chunks[0].shape == (16, 7)
     assert np.abs(chunks[0] - chunks[1]).max() > 0.01
 

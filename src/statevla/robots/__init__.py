@@ -1,0 +1,20 @@
+"""Declared robots: what an action, a state and a camera are. One short file per known robot; copy one for yours."""
+
+from statevla.robots.libero import LIBERO, LIBERO_HAND, LIBERO_HUB
+from statevla.robots.registry import KNOWN_ROBOTS, ROBOT_TYPES, load_robot
+from statevla.robots.spec import ActionGroup, Camera, ImageFit, ImageOrientation, RobotSpec, StateField
+
+__all__ = [
+    "KNOWN_ROBOTS",
+    "LIBERO",
+    "LIBERO_HAND",
+    "LIBERO_HUB",
+    "ROBOT_TYPES",
+    "ActionGroup",
+    "Camera",
+    "ImageFit",
+    "ImageOrientation",
+    "RobotSpec",
+    "StateField",
+    "load_robot",
+]

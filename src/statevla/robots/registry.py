@@ -1,0 +1,50 @@
+"""Known robots by name, by LeRobot's `robot_type`, and robots out of a user's YAML file."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import yaml
+
+from statevla.errors import UserError
+from statevla.robots.aloha import ALOHA
+from statevla.robots.libero import LIBERO, LIBERO_HAND, LIBERO_HUB
+from statevla.robots.metaworld import METAWORLD
+from statevla.robots.so101 import SO101
+from statevla.robots.spec import RobotSpec
+from statevla.robots.unitree_g1 import UNITREE_G1
+
+KNOWN_ROBOTS: dict[str, RobotSpec] = {
+    robot.name: robot for robot in (LIBERO, LIBERO_HAND, LIBERO_HUB, METAWORLD, SO101, ALOHA, UNITREE_G1)
+}
+ROBOT_TYPES = {"Unitree_G1_Inspire": "unitree_g1"}
+"""`robot_type` of a LeRobot data set → the known robot whose features it has."""
+_MAX_BYTES = 1_000_000
+
+
+def load_robot(name: str | Path) -> RobotSpec:
+    """A known robot by its name, or one out of a YAML file.
+
+    Raises:
+        UserError: no such robot or file, or a malformed one.
+    """
+    text = str(name)
+    if text in KNOWN_ROBOTS:
+        return KNOWN_ROBOTS[text]
+    file = Path(text).expanduser()
+    if file.suffix not in (".yaml", ".yml"):
+        near = difflib.get_close_matches(text, KNOWN_ROBOTS, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise UserError(
+            f"robot '{text}': {hint}known are {', '.join(KNOWN_ROBOTS)}; or give the path of a YAML file (docs/robots.md)"
+        )
+    try:
+        if file.stat().st_size > _MAX_BYTES:
+            raise UserError(f"robot {file}: larger than {_MAX_BYTES} bytes, expected a short YAML file")
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"robot {file}: no such file; known robots are {', '.join(KNOWN_ROBOTS)}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
+        raise UserError(f"robot {file}: not readable as YAML ({' '.join(str(error).split())[:160]})") from None
+    return RobotSpec.from_dict(tree, str(file))
