@@ -209,12 +209,12 @@ def stages(known: Experiments, name: str, args: Args, folder: Path) -> Iterator[
     """The commands of an experiment, in order."""
     experiment = known.experiments[name]
     config = load_config(ROOT / experiment.config, [f"{key}={value}" for key, value in experiment.overrides.items()])
-    paths = {"data.path": experiment.data, **({"data.play_path": experiment.play} if experiment.play else {})}
-    places = []
-    for key, wanted in paths.items():
+    for wanted in (experiment.data, *([experiment.play] if experiment.play else [])):
         for part, data in collections(known, wanted).items():
             yield collection(data, part, config.model.image_size, args.workers)
-        places += [f"--{key}", str(data_folder(wanted))]
+    places = ["--data.path", str(data_folder(experiment.data))]
+    if experiment.play:
+        places += ["--data.sources", f"[{{path: '{data_folder(experiment.play)}', labelled: false}}]"]
     checkpoints = folder / "checkpoints"
     common = ["--config", experiment.config, "--output_dir", str(checkpoints), "--seed", str(args.seed), *places]
     for key, value in experiment.overrides.items():

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from statevla.config import Config, ModelConfig, all_keys, config_from_dict, load_config
+from statevla.config import Config, ModelConfig, all_keys, config_from_dict, fit_to_robot, load_config
 from statevla.errors import UserError
+from statevla.robots import KNOWN_ROBOTS, LIBERO
 
 ROOT = Path(__file__).parents[1]
 SPEC = {
@@ -68,10 +69,11 @@ def test_overrides() -> None:
         ("model.stem.patch_sze=8", "did you mean 'model.stem.patch_size'?"),
         ("model.embed_dim=-1", "model.embed_dim: input should be greater than or equal to 1, got -1"),
         ("data.train_split=2", "data.train_split"),
-        ("model.cameras=[]", "model.cameras"),
+        ("model.cameras=[]", "model.cameras: expected at least one, or auto"),
+        ("model.action_dim=0", "model.action_dim: expected at least one, or auto"),
         ("model.cameras=[a, a]", "cameras must differ"),
         ("model.image_size=100", "no multiple of the stem's stride 16"),
-        ("model.robot_state_dim=8", "does not fit robot_state_layout 'joint_gripper'"),
+        ("model.robot_state_dim=-8", "model.robot_state_dim: input should be greater than or equal to 0"),
         ("model.policy.solver=rk4", "model.policy.solver"),
         ("training.phase2.unfreeze_last_blocks=13", "the encoder has 12 (model.encoder_depth)"),
         ("training.phase2={unfreeze_last_blocks: 1, num_latent_views: 4}", "set num_latent_views to 1"),
@@ -109,6 +111,33 @@ def test_every_key_is_read_somewhere() -> None:
         if not re.search(rf"\.{key}\b", text) and not re.search(rf"self(\.\w+)*\.{key}\b", own)
     ]
     assert unread == []
+
+
+def test_dimensions_are_those_of_the_robot() -> None:
+    config, robot = fit_to_robot(load_config(ROOT / "conf/compact.yaml"), KNOWN_ROBOTS["so101"])
+    assert (config.model.action_dim, config.model.robot_state_dim, config.model.cameras) == (6, 6, ["front"])
+    assert robot.camera_names == ("front",)
+    # Only some cameras, in another order.
+    chosen = load_config(ROOT / "conf/config.yaml", ["model.cameras=[eye_in_hand, agentview]"])
+    assert fit_to_robot(chosen, LIBERO)[1].camera_names == ("eye_in_hand", "agentview")
+
+
+@pytest.mark.parametrize(
+    ("override", "robot", "message"),
+    [
+        ("model.action_dim=7", "so101", r"model\.action_dim is 7, robot 'so101' has 6: arm \(5 continuous, absolute\)"),
+        (
+            "model.robot_state_dim=9",
+            "so101",
+            r"is 9, robot 'so101' has 6: .*set model.robot_state_dim to",
+        ),
+        ("model.cameras=[wrist]", "so101", r"no camera 'wrist', robot 'so101' has front; set model.cameras to auto"),
+    ],
+)
+def test_a_written_number_is_checked_against_the_robot(override: str, robot: str, message: str) -> None:
+    config = load_config(ROOT / "conf/compact.yaml", [override])
+    with pytest.raises(UserError, match=message):
+        fit_to_robot(config, KNOWN_ROBOTS[robot])
 
 
 def test_sections_are_frozen() -> None:

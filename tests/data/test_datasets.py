@@ -36,7 +36,7 @@ def cache(libero_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> FrameCa
 def transform(cache: FrameCache) -> Transform:
     config = make_config(Path("."), Path("."))
     augmentation = AugmentationConfig(random_shift_px=3, brightness=0.2, contrast=0.2)
-    return Transform(config.model, cache.statistics(range(9)), augmentation=augmentation)
+    return Transform(config.model, cache.statistics(range(9)), cache.robot, augmentation)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_windows_hold_the_right_frames_and_actions(
     assert len(dataset) == sum(cache.episodes[i].num_steps - span for i in episode_ids)
     indices = torch.arange(len(dataset))
     batch, names, firsts = dataset.gather(indices), dataset.episode_ids_of(indices), dataset.frame_indices_of(indices)
-    states = torch.from_numpy(cache.robot_states[transform.model_config.robot_state_layout])
+    states = torch.from_numpy(cache.robot_state)
     item = 0
     for number in episode_ids:
         episode = cache.episodes[number]
@@ -88,7 +88,8 @@ def test_chunks_rest_at_the_end_of_the_episode(cache: FrameCache, transform: Tra
     dataset = ChunkDataset(cache, [4, 2], horizon, transform, table)
     assert len(dataset) == cache.episodes[4].num_steps + cache.episodes[2].num_steps
     batch = dataset.gather(torch.arange(len(dataset)))
-    raw = transform.denormalize_actions(batch.actions)
+    starts = torch.from_numpy(cache.robot_state)[dataset.frame_indices_of(torch.arange(len(dataset)))]
+    raw = transform.targets_to_chunks(batch.actions, starts)
     item = 0
     for number in (4, 2):
         episode = cache.episodes[number]
@@ -147,7 +148,7 @@ def test_misfits_are_refused(cache: FrameCache, transform: Transform, table: tor
         ChunkDataset(cache, [], 4, transform, table)
     other = config_from_dict({"model": {"image_size": 16}}, "test").model
     with pytest.raises(UserError, match=r"at 32 px, the model takes .* at 16 px"):
-        ChunkDataset(cache, [0], 4, Transform(other, cache.statistics([0])), table)
+        ChunkDataset(cache, [0], 4, Transform(other, cache.statistics([0]), cache.robot), table)
 
 
 class _Episodes:

@@ -16,8 +16,8 @@ from libero_files import smooth_episode, write_official_file
 from statevla.config import Config, config_from_dict
 from statevla.data import FrameCache, build_cache, open_frame_cache, open_reader
 from statevla.errors import UserError
+from statevla.robots import LIBERO
 from statevla.transforms import resize_frames, to_upright
-from statevla.types import RobotStateLayout
 
 
 def config_for(path: Path, cache_dir: Path, image_size: int = 32, **model: object) -> Config:
@@ -41,11 +41,14 @@ def check_contents(cache: FrameCache, source: Path) -> None:
             steps = slice(episode.start, episode.stop)
             frames = cache.frames(torch.arange(episode.start, episode.stop)).numpy()
             for v, camera in enumerate(cache.cameras):
-                upright = to_upright(arrays.images[camera], arrays.orientation)
+                upright = to_upright(arrays.images[camera], reader.robot.camera(camera).orientation)
                 np.testing.assert_array_equal(frames[:, v], resize_frames(upright, cache.image_size))
             np.testing.assert_array_equal(cache.actions[steps], arrays.actions)
-            for layout in RobotStateLayout:
-                np.testing.assert_array_equal(cache.robot_states[layout][steps], arrays.robot_states[layout])
+            assert set(cache.robot_states) == set(arrays.robot_states)
+            for name, values in arrays.robot_states.items():
+                np.testing.assert_array_equal(cache.robot_states[name][steps], values)
+            seen = reader.robot.policy_state(arrays.robot_states, "test")
+            np.testing.assert_array_equal(cache.robot_state[steps], seen)
             assert cache.instructions[episode.instruction] == info.instruction
             assert episode.episode_id == info.episode_id
             assert cache.object_poses is not None
@@ -160,7 +163,7 @@ def test_damaged_caches_are_told_apart(libero_dir: Path, tmp_path: Path) -> None
 
 
 def test_input_errors(libero_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no camera 'front', it has agentview, eye_in_hand"):
+    with pytest.raises(UserError, match="no camera 'front', robot 'libero' has agentview, eye_in_hand"):
         open_frame_cache(config_for(libero_dir, tmp_path, cameras=["front"]), progress=False)
     blocker = tmp_path / "file"
     blocker.write_text("")
@@ -205,7 +208,8 @@ def test_reading_keeps_no_frames_in_memory(tmp_path: Path) -> None:
         for _ in range(steps // 256):
             file.write(os.urandom(256 * frame_bytes))
     arrays = {"actions": np.zeros((steps, 7), np.float32)}
-    write_index(tmp_path, [CachedEpisode("e", "t", 0, 0, steps)], ["t"], ["a", "b"], size, 20.0, arrays)
+    robot = LIBERO.model_copy(update={"state": ()})
+    write_index(tmp_path, [CachedEpisode("e", "t", 0, 0, steps)], ["t"], robot, size, arrays)
     cache = FrameCache(tmp_path)
     cache.frames(torch.arange(32))
     before = psutil.Process().memory_info().rss

@@ -15,6 +15,7 @@ import torch
 
 from statevla.config import Config
 from statevla.errors import UserError
+from statevla.robots import LIBERO
 from statevla.statevla_model import StateVLA
 from statevla.training.checkpoint import (
     Contents,
@@ -29,20 +30,20 @@ from statevla.training.checkpoint import (
 )
 from statevla.training.storage import write_tensors
 from statevla.transforms import FieldStatistics, Statistics
-from statevla.types import RobotStateLayout
 
 
 def statistics() -> Statistics:
     rng = np.random.default_rng(0)
-    fields = {RobotStateLayout.JOINT_GRIPPER: FieldStatistics.of(rng.normal(size=(50, 9)))}
-    return Statistics(FieldStatistics.of(rng.normal(size=(50, 7))), fields)
+    state = FieldStatistics.of(rng.normal(size=(50, 9)))
+    return Statistics(FieldStatistics.of(rng.normal(size=(50, 7))), state)
 
 
 def contents(config: Config, seed: int = 0) -> Contents:
     torch.manual_seed(seed)
     language = LanguageInfo("some encoder", config.model.language_dim, "abc")
     data = DataInfo("cache", 0.7, 0)
-    return Contents(StateVLA(config).state_dict(), config, statistics(), language, data, {"phase": "1", "step": seed})
+    metrics = {"phase": "1", "step": seed}
+    return Contents(StateVLA(config).state_dict(), config, LIBERO, statistics(), language, data, metrics)
 
 
 def save(run: Path, config: Config, seed: int = 0, is_best: bool = True) -> Contents:
@@ -155,7 +156,7 @@ def test_another_format_is_refused(tiny_config: Config, tmp_path: Path) -> None:
     save(tmp_path, tiny_config)
     path = tmp_path / "last" / "version.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(UserError, match="format 99, this code reads 1"):
+    with pytest.raises(UserError, match="format 99, this code reads 2"):
         load_checkpoint(tmp_path / "last")
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from libero_files import smooth_episode, write_official_file
-from statevla.config import Config
+from statevla.config import Config, SourceConfig
 from statevla.data import open_frame_cache
 from statevla.data.datasets import ChunkDataset, TransitionDataset
 from statevla.errors import UserError
@@ -122,7 +122,8 @@ def play_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_play(config: Config, path: Path | None) -> Config:
-    return config.model_copy(update={"data": config.data.model_copy(update={"play_path": str(path) if path else None})})
+    sources = [SourceConfig(path=str(path), labelled=False)] if path else []
+    return config.model_copy(update={"data": config.data.model_copy(update={"sources": sources})})
 
 
 def test_play_is_watched_but_not_imitated(tiny_config: Config, tmp_path: Path, play_path: Path) -> None:
@@ -131,11 +132,14 @@ def test_play_is_watched_but_not_imitated(tiny_config: Config, tmp_path: Path, p
     alone = prepare(config, "1", None, device, process, lambda _: None)
     lines: list[str] = []
     setup = prepare(with_play(config, play_path), "1", None, device, process, lines.append)
-    assert lines == ["phase 1 also trains on 3 episodes of play, 72 windows"]
+    (line,) = lines
+    assert line.startswith("also trained on: play0-32px-")
+    assert line.endswith("3 episodes of play, 72 samples, each 1 times")
     assert len(setup.train) == len(alone.train) + 72
     assert len(setup.validation) == len(alone.validation)
     assert setup.statistics.to_dict() == alone.statistics.to_dict()
-    assert setup.data.play_cache not in (None, setup.data.cache)
+    assert len(setup.data.source_caches) == 1
+    assert setup.data.source_caches != (setup.data.cache,)
 
     # Play and demonstrations in one batch, in the order asked for.
     count = len(alone.train)
@@ -156,12 +160,12 @@ def test_play_changes_phase_1_and_only_it(
 ) -> None:
     run = train(with_play(with_phase(tiny_config, "1", tmp_path), play_path), "1")
     assert any(not torch.equal(tensor, weights(run)[name]) for name, tensor in weights(phase1_run).items())
-    assert load_checkpoint(run).data.play_cache
+    assert load_checkpoint(run).data.source_caches
     config = with_play(tiny_config, play_path)
     process, device = Processes(), torch.device("cpu")
     setup = prepare(config, "2", run, device, process, lambda _: None)
     assert len(setup.train) == len(prepare(tiny_config, "2", run, device, process, lambda _: None).train)
-    assert setup.data.play_cache == load_checkpoint(run).data.play_cache
+    assert not setup.data.source_caches
 
 
 def test_play_of_another_robot_is_refused(tiny_config: Config, tmp_path: Path) -> None:
@@ -169,9 +173,7 @@ def test_play_of_another_robot_is_refused(tiny_config: Config, tmp_path: Path) -
     episode = smooth_episode(rng, 25, 64, (250, 250, 250))
     episode["actions"] = episode["actions"][:, 2:]
     write_official_file(tmp_path / "play_demo.hdf5", "push the green block to the left", [episode])
-    with pytest.raises(
-        UserError, match=r"data\.play_path .*: expected .* 7 action numbers, .* and 5; play with the same"
-    ):
+    with pytest.raises(UserError, match=r"play_demo\.hdf5: demo_0: .*5 .*7"):
         prepare(with_play(tiny_config, tmp_path), "1", None, torch.device("cpu"), Processes(), lambda _: None)
     with pytest.raises(UserError, match="no such file or folder"):
         prepare(

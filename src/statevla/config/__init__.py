@@ -4,7 +4,7 @@ Unknown keys are errors that name the nearest key; every key is read by somethin
 configuration (`conf/config.yaml` spells them out); presets in `conf/` change them.
 """
 
-from statevla.config.data import AugmentationConfig, DataConfig, LanguageConfig
+from statevla.config.data import AugmentationConfig, DataConfig, LanguageConfig, SourceConfig
 from statevla.config.loading import all_keys, config_from_dict, load_config
 from statevla.config.model import (
     ConditionConfig,
@@ -46,6 +46,7 @@ __all__ = [
     "Phase2Config",
     "PolicyConfig",
     "PredictorConfig",
+    "SourceConfig",
     "TargetConfig",
     "TrainingConfig",
     "all_keys",

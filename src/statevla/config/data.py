@@ -29,12 +29,26 @@ class AugmentationConfig(Section):
     """Largest relative change of contrast."""
 
 
+class SourceConfig(Section):
+    """A further data set that is trained on beside `data.path`."""
+
+    path: str
+    """As `data.path`."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How often each of its samples is drawn in an epoch; 0.5 draws every other one."""
+    labelled: bool = True
+    """Whether its actions are worth imitating; unlabelled play (`statevla collect --play`) only helps phase 1, and none
+    of it is held out."""
+    format: Literal["auto", "libero", "lerobot"] = "auto"
+    robot: str = "auto"
+    """As `data.robot`; it must be the same robot after declaration."""
+
+
 class DataConfig(Section):
     path: str = "$STATEVLA_HOME/datasets/libero_object"
     """A file or folder of LIBERO, robomimic or robosuite HDF5 files, or the folder of a LeRobotDataset (v2.1, v3)."""
-    play_path: str | None = None
-    """Another data set, whose episodes phase 1 also trains on: unlabelled play (`statevla collect --play`). Actions and
-    states are normalised as those of `path`; nothing is imitated, nothing held out; format and orientation `auto`."""
+    sources: list[SourceConfig] = []
+    """Further data sets of the same robot: `[{path: more, weight: 0.5}, {path: play, labelled: false}]`."""
     format: Literal["auto", "libero", "lerobot"] = "auto"
     """`auto` looks at the files."""
     robot: str = "auto"

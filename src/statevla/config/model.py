@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from statevla.config.section import NonNegative, Positive, Section
 
+
+def _none_if_auto(none: Any) -> BeforeValidator:
+    def read(value: Any) -> Any:
+        if value == none:
+            raise ValueError("expected at least one, or auto: what the robot has")
+        return none if value == "auto" else value
+
+    return BeforeValidator(read)
+
+
 # `auto` is kept as "none yet", so that whoever reads a dimension reads a number; no model is built before the robot of
 # the data has filled it in (`statevla.config.fit_to_robot`).
-_Dim = Annotated[NonNegative, BeforeValidator(lambda value: 0 if value == "auto" else value)]
-_Cameras = Annotated[list[str], BeforeValidator(lambda value: [] if value == "auto" else value)]
+_write_auto = PlainSerializer(lambda value: value or "auto")
+_Dim = Annotated[NonNegative, _none_if_auto(0), _write_auto]
+_Cameras = Annotated[list[str], _none_if_auto([]), _write_auto]
 
 
 class PatchStem(Section):

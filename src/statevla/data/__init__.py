@@ -4,7 +4,7 @@ from statevla.data.build_cache import open_frame_cache
 from statevla.data.cache import CachedEpisode, FrameCache
 from statevla.data.datasets import ChunkDataset, TransitionDataset, partial_episodes, split_episodes
 from statevla.data.episodes import EpisodeArrays, EpisodeInfo, EpisodeReader, open_reader
-from statevla.data.joined import JoinedTransitions
+from statevla.data.joined import JoinedSamples
 from statevla.data.loading import BatchSampler, Prefetcher
 from statevla.data.statistics import FieldStatistics, Statistics, compute_statistics
 
@@ -17,7 +17,7 @@ __all__ = [
     "EpisodeReader",
     "FieldStatistics",
     "FrameCache",
-    "JoinedTransitions",
+    "JoinedSamples",
     "Prefetcher",
     "Statistics",
     "TransitionDataset",

@@ -51,7 +51,9 @@ class _Job:
     image_size: int
 
 
-def open_frame_cache(config: Config, progress: bool = True, num_processes: int | None = None) -> FrameCache:
+def open_frame_cache(
+    config: Config, progress: bool = True, num_processes: int | None = None, same_as: RobotSpec | None = None
+) -> FrameCache:
     """The frame cache of `config.data` at `config.model`'s cameras and size; built first where there is none.
 
     The robot is the one that the data set declares, or `config.data.robot`.
@@ -59,15 +61,21 @@ def open_frame_cache(config: Config, progress: bool = True, num_processes: int |
     Args:
         progress: draw a progress bar while building.
         num_processes: that build; by default all cores, fewer for small data sets.
+        same_as: the robot that the data set must be of; checked before anything is built.
 
     Raises:
-        UserError: the data set is missing, damaged (file and episode are named), of another robot than the configuration
-            says or lacks a camera, or the disk is full.
+        UserError: the data set is missing, damaged (file and episode are named), of another robot than the
+            configuration says or lacks a camera, or the disk is full.
     """
     data = config.data
     with open_reader(data.path, data.format, data.orientation, data.robot) as reader:
         _, robot = fit_to_robot(config, reader.robot)
         _check_rates(reader)
+        if same_as is not None and (difference := same_as.difference(robot)):
+            raise UserError(
+                f"data {data.path}: of another robot than '{same_as.name}'; {difference}; declare it (robot: ...), or "
+                "train on it by itself"
+            )
         key = fingerprint(reader, robot, config.model.image_size)
         root = expand_path(config.data.cache_dir)
         folder = root / f"{reader.path.stem}-{config.model.image_size}px-{key}"
@@ -89,8 +97,8 @@ def _check_rates(reader: EpisodeReader) -> None:
     for info in reader.episodes:
         if abs(info.fps - expected) > 0.01 * expected:
             raise UserError(
-                f"data {info.file}: {info.episode_id} was recorded at {info.fps:g} Hz, robot '{reader.robot.name}' acts "
-                f"at {expected:g} Hz; keep episodes of one rate together and declare it (control_freq_hz)"
+                f"data {info.file}: {info.episode_id} was recorded at {info.fps:g} Hz, robot '{reader.robot.name}' "
+                f"acts at {expected:g} Hz; keep episodes of one rate together and declare it (control_freq_hz)"
             )
 
 

@@ -129,31 +129,27 @@ class FrameCache:
                 self._read_into(buffer[first * size : last * size], int(flat[first]) * size)
         return out
 
-    def statistics(
-        self,
-        episode_indices: Sequence[int],
-        normalization: ActionNormalization = "mean_std",
-        relative_actions: Sequence[str] = (),
-        horizon: int = 1,
-    ) -> Statistics:
-        """Statistics over these episodes: pass the training episodes.
+    def statistics(self, episode_indices: Sequence[int], normalization: ActionNormalization = "mean_std") -> Statistics:
+        """Statistics over these episodes, without relative targets: pass the training episodes."""
+        actions, states, _ = self.training_arrays(episode_indices, RelativeActions(self.robot, ()), 1)
+        return compute_statistics(actions, states, normalization)
 
-        Args:
-            relative_actions: groups whose targets are relative to the state at the start of a chunk.
-            horizon: steps of a chunk.
+    def training_arrays(
+        self, episode_indices: Sequence[int], relative: RelativeActions, horizon: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """What statistics over these episodes are made from.
 
-        Raises:
-            UserError: no steps, or a group cannot be relative.
+        Returns:
+            Actions `[steps, A]`, states `[steps, S]`, and all steps of all chunks of `horizon` steps as relative
+            targets, un-normalised, `[rows, A]`; None where no group is relative.
         """
         steps = self.steps_of(episode_indices)
-        relative = RelativeActions(self.robot, relative_actions)
         targets = self._relative_targets(episode_indices, relative, horizon) if relative else None
-        actions, states = self.actions[steps], self.robot_state[steps]
-        return compute_statistics(actions, states, normalization, tuple(relative_actions), targets)
+        return self.actions[steps], self.robot_state[steps], targets
 
     def _relative_targets(self, episodes: Sequence[int], relative: RelativeActions, horizon: int) -> np.ndarray:
-        """All steps of all chunks of these episodes, un-normalised, `[rows, A]`; what lies past an end is left out."""
-        rows = []
+        """All steps of all chunks of these episodes; what lies past an end is left out."""
+        rows = [np.zeros((0, self.actions.shape[1]), np.float32)]
         for index in episodes:
             episode = self.episodes[index]
             for ahead in range(min(horizon, episode.num_steps)):

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +73,14 @@ class DataInfo:
         cache: fingerprint of the frame cache.
         train_split, split_seed: arguments of `split_episodes`.
         demos_per_task: the run's own; later phases set theirs.
-        play_cache: fingerprint of the cache of play that phase 1 trained on too, or None.
+        source_caches: fingerprints of the caches of `data.sources`.
     """
 
     cache: str
     train_split: float
     split_seed: int
     demos_per_task: int | None = None
-    play_cache: str | None = None
+    source_caches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Loa
         robot=robot,
         statistics=Statistics.from_dict(read_json(folder / "statistics.json"), str(folder / "statistics.json")),
         language=_read_fields(LanguageInfo, folder / "language.json"),
-        data=_read_fields(DataInfo, folder / "data.json"),
+        data=_read_data_info(folder / "data.json"),
         metrics=read_json(folder / "metrics.json"),
         path=folder,
     )
@@ -303,6 +303,11 @@ def _read_fields(kind: Any, path: Path) -> Any:
         raise UserError(
             f"{path}: expected the keys {', '.join(kind.__dataclass_fields__)}; the file is damaged"
         ) from None
+
+
+def _read_data_info(path: Path) -> DataInfo:
+    info = _read_fields(DataInfo, path)
+    return replace(info, source_caches=tuple(info.source_caches))  # JSON has no tuples
 
 
 def _version(folder: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from statevla.statevla_model import StateVLA
 from statevla.training.distributed import Processes
 from statevla.training.storage import sync, writing
 from statevla.transforms import Transform
-from statevla.types import ChunkBatch
+from statevla.types import ChunkBatch, ModelInput
 
 ENCODE_BATCH = 64
 VIEW_SEED = 0x1A7E27
@@ -55,6 +55,12 @@ class LatentSamples:
             return batch
         views = (draws[:, 0] * len(self.states)).long()
         return replace(batch, state=self.states[views, self.dataset.frame_indices_of(indices)])
+
+    def observations(self, indices: Tensor) -> ModelInput:
+        """The frames that the plain states of these items were made from."""
+        observation = self.dataset.gather_drawn(indices, None).observation
+        assert observation is not None
+        return observation
 
     def episode_ids_of(self, indices: Tensor) -> list[str]:
         return self.dataset.episode_ids_of(indices)

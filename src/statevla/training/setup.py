@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,9 @@ import torch
 from torch import Tensor
 
 from statevla.config import Config, fit_to_robot
-from statevla.data import (
-    ChunkDataset,
-    FrameCache,
-    JoinedTransitions,
-    TransitionDataset,
-    open_frame_cache,
-    partial_episodes,
-    split_episodes,
-)
+from statevla.data import ChunkDataset, FrameCache, JoinedSamples, TransitionDataset, open_frame_cache
 from statevla.diagnostics.sequences import Subject
 from statevla.errors import UserError
-from statevla.language import build_language_encoder
-from statevla.robots import RobotSpec
 from statevla.statevla_model import StateVLA
 from statevla.training.checkpoint import (
     PHASE_SECTIONS,
@@ -36,6 +26,14 @@ from statevla.training.checkpoint import (
 )
 from statevla.training.distributed import Processes
 from statevla.training.latents import LatentSamples, open_latents
+from statevla.training.sources import (
+    Source,
+    check_robot,
+    language_encoder,
+    measure_statistics,
+    open_further_sources,
+    open_main_source,
+)
 from statevla.transforms import STD_FLOOR, Statistics, Transform
 
 SHIFT_WARNING = 1.0
@@ -107,23 +105,20 @@ def prepare(
         config = config.model_copy(update={"training": training})
     cache = open_frame_cache(config, progress=processes.is_main)
     config, robot = fit_to_robot(config, cache.robot)
-    for source in (phase1, initial):
-        if source is not None and (difference := source.robot.difference(robot)):
-            raise UserError(f"data {config.data.path}: of another robot than checkpoint {source.path}; {difference}")
+    for checkpoint in (phase1, initial):
+        if checkpoint is not None:
+            check_robot(robot, checkpoint.robot, f"checkpoint {checkpoint.path}")
     for sentence in robot.assumed:
         say(f"robot '{robot.name}': {sentence}")
     data = DataInfo(cache.folder.name, config.data.train_split, config.seed, config.data.demos_per_task)
     if phase1 is not None:
         # Episodes that phase 1 held out stay held out.
         data = replace(phase1.data, cache=cache.folder.name, demos_per_task=data.demos_per_task)
-    train_episodes, validation_episodes = split_episodes(cache, data.train_split, data.split_seed, data.demos_per_task)
-    statistics = cache.statistics(
-        train_episodes,
-        config.data.action_normalization,
-        relative_groups(robot, config.data.relative_actions),
-        config.model.action_seq_len,
-    )
-    language_table, language = embed_instructions(config, cache)
+    encoder, language = language_encoder(config)
+    main = open_main_source(config, cache, data, encoder)
+    sources = [main, *open_further_sources(config, robot, data, encoder, phase == "1", processes.is_main)]
+    data = replace(data, source_caches=tuple(source.cache.folder.name for source in sources[1:]))
+    statistics = measure_statistics(config, robot, sources)
     if phase1 is not None:
         check_language(language, phase1)
         warn_of_other_data(statistics, phase1, say)
@@ -139,78 +134,65 @@ def prepare(
         check_language(language, initial)
         begin_with(model, initial, say)
     model = model.to(device)
-    phases = config.training
-    # Phase 2 trains no encoder that would learn from more starts.
-    repeats = {"1": phases.phase1.start_repeats, "bc": phases.bc.start_repeats}.get(phase, 0)
-    partial = partial_episodes(cache)
-    train = _samples(config, phase, cache, [*train_episodes, *partial], transform, language_table, repeats)
-    if partial:
-        # None where a window's frames are nearer than those of the reaches: better seen than wondered at.
-        say(f"{len(partial)} of the episodes are reaches, trained on too: {train.count_of(partial)} samples")
-    if phase == "1" and config.data.play_path is not None:
-        play = open_play(config, transform, processes)
-        data = replace(data, play_cache=play.cache.folder.name)
-        say(f"phase 1 also trains on {len(play.cache.episodes)} episodes of play, {len(play)} windows")
-        train = JoinedTransitions([train, play])
-    validation = None
-    if validation_episodes:
-        validation = _samples(config, phase, cache, validation_episodes, transform, language_table)
-    if phase == "2" and not config.training.phase2.unfreeze_last_blocks:
-        model.freeze_encoder()
-        states = open_latents(model.eval(), config, cache, transform, language_table, device, processes, say)
-        train = LatentSamples(train, states)
-        validation = LatentSamples(validation, states) if validation is not None else None
+    train, validation = _samples_of(config, phase, model, sources, transform, processes, say)
     return Setup(
-        config, phase, model, cache, transform, language_table, language, data, train, validation,
-        train_episodes, validation_episodes, device, processes, say,
+        config, phase, model, cache, transform, main.language_table, language, data, train, validation,
+        main.train, main.held_out, device, processes, say,
     )  # fmt: skip
 
 
-def _samples(
+def _samples_of(
     config: Config,
     phase: str,
-    cache: FrameCache,
-    episodes: list[int],
+    model: StateVLA,
+    sources: Sequence[Source],
     transform: Transform,
-    language_table: Tensor,
-    start_repeats: int = 0,
+    processes: Processes,
+    say: Callable[[str], None],
+) -> tuple[Any, Any]:
+    """What batches are drawn from: for training, and for validation (None where nothing is held out)."""
+    phases = config.training
+    # Phase 2 trains no encoder that would learn from more starts.
+    repeats = {"1": phases.phase1.start_repeats, "bc": phases.bc.start_repeats}.get(phase, 0)
+    frozen = phase == "2" and not phases.phase2.unfreeze_last_blocks
+    if frozen:
+        model.freeze_encoder()
+    device = next(model.parameters()).device
+    train, validation = [], []
+    for source in sources:
+        own = _samples(config, phase, source, [*source.train, *source.reaches], transform, repeats)
+        if source.reaches:
+            # None where a window's frames are nearer than those of the reaches: better seen than wondered at.
+            count = own.count_of(source.reaches)
+            say(f"{len(source.reaches)} of the episodes are reaches, trained on too: {count} samples")
+        held_out = _samples(config, phase, source, source.held_out, transform) if source.held_out else None
+        if frozen:
+            table = source.language_table
+            states = open_latents(model.eval(), config, source.cache, transform, table, device, processes, say)
+            own = LatentSamples(own, states)
+            held_out = LatentSamples(held_out, states) if held_out is not None else None
+        train.append(own)
+        validation += [] if held_out is None else [held_out]
+    for source, own in zip(sources[1:], train[1:]):
+        kind = "" if source.labelled else " of play"
+        say(
+            f"also trained on: {source.cache.folder.name}, {len(source.cache.episodes)} episodes{kind}, {len(own)} "
+            f"samples, each {source.weight:g} times"
+        )
+    if len(train) == 1:
+        return train[0], validation[0] if validation else None
+    joined = JoinedSamples(train, [source.weight for source in sources])
+    return joined, JoinedSamples(validation, [1.0] * len(validation)) if validation else None
+
+
+def _samples(
+    config: Config, phase: str, source: Source, episodes: list[int], transform: Transform, start_repeats: int = 0
 ) -> Any:
+    cache, table = source.cache, source.language_table
     if phase == "1":
-        phase1 = config.training.phase1
-        return TransitionDataset(cache, episodes, phase1, transform, language_table, start_repeats=start_repeats)
-    horizon = config.model.action_seq_len
-    return ChunkDataset(cache, episodes, horizon, transform, language_table, start_repeats=start_repeats)
-
-
-def open_play(config: Config, transform: Transform, processes: Processes) -> TransitionDataset:
-    """The windows of all episodes at `data.play_path`, unlabelled.
-
-    Raises:
-        UserError: they are missing, or of another robot than the demonstrations that `transform` was made from.
-    """
-    changes = {"path": config.data.play_path, "format": "auto", "orientation": "auto"}
-    cache = open_frame_cache(
-        config.model_copy(update={"data": config.data.model_copy(update=changes)}), progress=processes.is_main
-    )
-    if difference := transform.robot.difference(cache.robot):
-        raise UserError(f"data.play_path {config.data.play_path}: of another robot than data.path; {difference}")
-    table, _ = embed_instructions(config, cache)
-    episodes = range(len(cache.episodes))
-    return TransitionDataset(cache, episodes, config.training.phase1, transform, table, labelled=False)
-
-
-def relative_groups(robot: RobotSpec, chosen: str | list[str]) -> tuple[str, ...]:
-    """The action groups that `data.relative_actions` means."""
-    if chosen == "all":
-        return tuple(group.name for group in robot.actions if group.state is not None)
-    return () if chosen == "none" else tuple(chosen)
-
-
-def embed_instructions(config: Config, cache: FrameCache) -> tuple[Tensor, LanguageInfo]:
-    """Embeddings of all instructions of a cache, float32 `[instructions, E]`, and which encoder made them."""
-    encoder = build_language_encoder(config.language, config.model.language_dim)
-    table = torch.as_tensor(encoder.encode(list(cache.instructions)), dtype=torch.float32)
-    return table, LanguageInfo(encoder.name, encoder.dim, encoder.fingerprint())
+        settings, labelled = config.training.phase1, source.labelled
+        return TransitionDataset(cache, episodes, settings, transform, table, labelled, start_repeats)
+    return ChunkDataset(cache, episodes, config.model.action_seq_len, transform, table, start_repeats)
 
 
 def open_phase1(config: Config, phase: str, path: str | Path | None) -> LoadedCheckpoint | None:
@@ -249,8 +231,9 @@ def open_initial(config: Config, phase: str, path: str | Path | None) -> LoadedC
     if phase == "2":
         raise UserError("phase 2 begins with --phase1_checkpoint; leave --init_checkpoint out")
     initial = load_checkpoint(path)
+    left_out = WEIGHTLESS | {f"model.{key}" for key in open_dims(config)}
     trees = (_flatten_tree(source.model_dump(mode="json")["model"], "model.") for source in (config, initial.config))
-    ours, theirs = ({key: value for key, value in tree.items() if key not in WEIGHTLESS} for tree in trees)
+    ours, theirs = ({key: value for key, value in tree.items() if key not in left_out} for tree in trees)
     if differing := _differences(ours, theirs):
         raise UserError(
             f"--init_checkpoint {path}: its model is another one; {'; '.join(differing[:4])}; "
@@ -289,13 +272,17 @@ def take_cloned_heads(model: StateVLA, phase1: LoadedCheckpoint) -> None:
             load_strict(head, getattr(phase1.model, name).state_dict(), source)
 
 
+def open_dims(config: Config) -> set[str]:
+    """Keys of `model` that are `auto`: they are the robot's, which is compared by itself."""
+    return {key for key in ("action_dim", "robot_state_dim", "cameras") if not getattr(config.model, key)}
+
+
 def encoder_differences(config: Config, trained: Config) -> list[str]:
     """Keys that the encoder depends on and that differ, as `key: this run's value, the checkpoint's value`."""
-    open_dims = {key for key in ("action_dim", "robot_state_dim", "cameras") if not getattr(config.model, key)}
 
     def kept(source: Config) -> dict[str, Any]:
         tree = source.model_dump(mode="json")["model"]
-        left_out = {"policy", "action_seq_len"} | open_dims
+        left_out = {"policy", "action_seq_len"} | open_dims(config)
         return _flatten_tree({k: v for k, v in tree.items() if k not in left_out}, "model.")
 
     return _differences(kept(config), kept(trained))
@@ -355,7 +342,9 @@ def resume_differences(config: Config, saved: Config, saved_phase: str, phase: s
         tree["training"] = {key: value for key, value in tree["training"].items() if key not in free_training}
         length = {"num_epochs", "max_steps"}
         tree["training"][section] = {k: v for k, v in tree["training"][section].items() if k not in length}
-        tree["data"] = source.data.model_dump(include={"train_split", "demos_per_task", "augmentation"})
+        tree["data"] = source.data.model_dump(
+            include={"train_split", "demos_per_task", "augmentation", "action_normalization", "relative_actions"}
+        )
         return tree
 
     ours = _flatten_tree(kept(config)) | {"phase": phase}

@@ -297,7 +297,9 @@ class Trainer:
                 "gradient_accumulation_steps": self.accumulation,
             }
             metrics = {"phase": setup.phase, "trained_s": round(self.trained_s, 1), **self.metrics}
-            contents = Contents(weights, setup.config, setup.transform.robot, setup.statistics, setup.language, setup.data, metrics)
+            contents = Contents(
+                weights, setup.config, setup.transform.robot, setup.statistics, setup.language, setup.data, metrics
+            )
             save_checkpoint(self.run, contents, TrainingState(tensors, values), is_best)
         processes.wait()
 
@@ -340,6 +342,6 @@ class Trainer:
         source = self.setup.train
         observation = batch.observation
         if observation is None:  # trained on stored states: show the frames that they were made from
-            observation = source.dataset.gather_drawn(indices[:MAX_NAMED_EPISODES], None).observation
+            observation = source.observations(indices[:MAX_NAMED_EPISODES])
         titles = source.episode_ids_of(indices[:MAX_NAMED_EPISODES])
         draw_observations(observation, self.setup.cache.cameras, titles, self.run / "first_batch.png")

@@ -1,0 +1,117 @@
+"""The data sets that a run trains on: `data.path` first, then `data.sources`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from statevla.config import Config
+from statevla.data import FrameCache, compute_statistics, open_frame_cache, partial_episodes, split_episodes
+from statevla.errors import UserError
+from statevla.language import LanguageEncoder, build_language_encoder
+from statevla.robots import RobotSpec
+from statevla.training.checkpoint import DataInfo, LanguageInfo
+from statevla.transforms import RelativeActions, Statistics
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set.
+
+    Attributes:
+        language_table: float32 `[instructions, E]`, a row for each of `cache.instructions`.
+        train, held_out: indices into `cache.episodes`; reaches are in neither.
+        reaches: episodes that lack frames: trained on, but nothing to measure progress by.
+        weight: how often each of its samples counts.
+        labelled: whether its actions are worth imitating.
+    """
+
+    cache: FrameCache
+    language_table: Tensor
+    train: list[int]
+    held_out: list[int]
+    reaches: list[int]
+    weight: float = 1.0
+    labelled: bool = True
+
+
+def open_main_source(config: Config, cache: FrameCache, split: DataInfo, encoder: LanguageEncoder) -> Source:
+    """The data set of `data.path`, whose cache is open already."""
+    train, held_out = split_episodes(cache, split.train_split, split.split_seed, split.demos_per_task)
+    return Source(cache, embed(encoder, cache), train, held_out, partial_episodes(cache))
+
+
+def open_further_sources(
+    config: Config, robot: RobotSpec, split: DataInfo, encoder: LanguageEncoder, unlabelled: bool, progress: bool
+) -> list[Source]:
+    """The data sets of `data.sources`.
+
+    Args:
+        config: with the dimensions and cameras of `robot`.
+        robot: of `data.path`.
+        split: how `data.path` was split; `demos_per_task` is its own.
+        unlabelled: whether to open those that are unlabelled, too.
+
+    Raises:
+        UserError: one is missing, damaged or of another robot.
+    """
+    found = []
+    for source in config.data.sources:
+        if not (source.labelled or unlabelled):
+            continue
+        changes = {"path": source.path, "format": source.format, "robot": source.robot, "orientation": "auto"}
+        its_config = config.model_copy(update={"data": config.data.model_copy(update=changes)})
+        cache = open_frame_cache(its_config, progress, same_as=robot)
+        train, held_out = split_episodes(cache, split.train_split if source.labelled else 1.0, split.split_seed)
+        table, reaches = embed(encoder, cache), partial_episodes(cache)
+        found.append(Source(cache, table, train, held_out, reaches, source.weight, source.labelled))
+    return found
+
+
+def embed(encoder: LanguageEncoder, cache: FrameCache) -> Tensor:
+    """Embeddings of all instructions of a cache, float32 `[instructions, E]`."""
+    return torch.as_tensor(encoder.encode(list(cache.instructions)), dtype=torch.float32)
+
+
+def language_encoder(config: Config) -> tuple[LanguageEncoder, LanguageInfo]:
+    """The configuration's text encoder, and what a checkpoint notes of it."""
+    encoder = build_language_encoder(config.language, config.model.language_dim)
+    return encoder, LanguageInfo(encoder.name, encoder.dim, encoder.fingerprint())
+
+
+def embed_instructions(config: Config, cache: FrameCache) -> tuple[Tensor, LanguageInfo]:
+    """`embed` with the configuration's text encoder, and what a checkpoint notes of it."""
+    encoder, info = language_encoder(config)
+    return embed(encoder, cache), info
+
+
+def measure_statistics(config: Config, robot: RobotSpec, sources: Sequence[Source]) -> Statistics:
+    """Statistics over the training episodes of all labelled sources, whatever their weights.
+
+    Raises:
+        UserError: there are none, or `data.relative_actions` names a group that cannot be relative.
+    """
+    groups = relative_groups(robot, config.data.relative_actions)
+    relative, horizon = RelativeActions(robot, groups), config.model.action_seq_len
+    labelled = [source for source in sources if source.labelled]
+    arrays = [source.cache.training_arrays(source.train, relative, horizon) for source in labelled]
+    actions, states = (np.concatenate([each[i] for each in arrays]) for i in (0, 1))
+    targets = np.concatenate([each[2] for each in arrays if each[2] is not None]) if relative else None
+    return compute_statistics(actions, states, config.data.action_normalization, groups, targets)
+
+
+def relative_groups(robot: RobotSpec, chosen: str | list[str]) -> tuple[str, ...]:
+    """The action groups that `data.relative_actions` means."""
+    if chosen == "all":
+        return tuple(group.name for group in robot.actions if group.state is not None)
+    return () if chosen == "none" else tuple(chosen)
+
+
+def check_robot(robot: RobotSpec, other: RobotSpec, source: str) -> None:
+    """Raise a UserError unless a checkpoint's robot `other` is the data's; `source` names the checkpoint."""
+    if difference := robot.difference(other):
+        raise UserError(f"{source}: of another robot than the data; {difference}; use data of the same robot")
