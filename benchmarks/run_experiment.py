@@ -43,9 +43,15 @@ class _Entry(BaseModel):
 
 
 class Data(_Entry):
-    """A data set, as `statevla collect` makes it."""
+    """A data set, as `statevla collect` makes it of a world or `statevla replay` of human demonstrations; or one from
+    elsewhere, which has to lie there already."""
 
-    suite: str
+    suite: str | None = None
+    """A world, such as `libero_object` or `so101`."""
+    replay: str | None = None
+    """Packaged human demonstrations, such as `handover`."""
+    elsewhere: str | None = None
+    """Where people get it."""
     tasks: str = "all"
     demos: int = 50
     wide: bool = False
@@ -248,14 +254,26 @@ def data_folder(name: str) -> Path:
 
 
 def collection(data: Data, name: str, image_size: int, workers: int) -> Stage:
-    """The stage that collects a data set, or finds that it is there."""
-    words = ["--out", str(data_folder(name)), "--suite", data.suite, "--tasks", data.tasks, "--demos", str(data.demos)]
+    """The stage that collects a data set, or finds that it is there.
+
+    Raises:
+        UserError: it comes from elsewhere and is not there.
+    """
+    folder, label = data_folder(name), f"collect_{name.replace('/', '_')}"
+    if data.replay is not None:
+        file = folder / f"{data.replay}_demo.hdf5"
+        return Stage(label, "replay", [data.replay, "--out", str(file), "--image-size", str(image_size)])
+    if data.suite is None:
+        if not folder.is_dir():
+            raise UserError(f"data {folder}: not there; get it from {data.elsewhere} and put it there")
+        return Stage(label, "data", ["inspect", str(folder)])
+    words = ["--out", str(folder), "--world", data.suite, "--tasks", data.tasks, "--demos", str(data.demos)]
     words += ["--image-size", str(image_size)]
     words += [*(["--wide"] if data.wide else []), *(["--play"] if data.play else [])]
     words += ["--reaches", data.reaches] if data.reaches else []
     words += ["--reach-tasks", data.reach_tasks] if data.reach_tasks else []
     words += ["--seed", str(data.seed)] if data.seed else []
-    return Stage(f"collect_{name.replace('/', '_')}", "collect", words, resources=("--workers", str(workers)))
+    return Stage(label, "collect", words, resources=("--workers", str(workers)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ SIMULATORS = {"libero", "robosuite", "mujoco", "gymnasium", "bddl", "lerobot_env
 
 # A module may import only from layers before its own, or from its own.
 LAYERS = [
-    {"errors", "types", "config", "processor", "device", "allocator", "command"},
+    {"errors"},
+    {"robots"},
+    {"types", "config", "processor", "device", "allocator", "command"},
     {"mamba", "flow", "transforms", "language"},
     {"jepa", "data"},
     {"state_encoder", "action_policy"},

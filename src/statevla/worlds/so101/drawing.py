@@ -1,0 +1,85 @@
+"""Camera frames of the current state, on demand.
+
+`exact` draws the package's meshes (322,000 faces, 0.11 s a frame on a CPU) with 8 samples a pixel.
+`fast`, 14 times as fast, draws meshes simplified to half a pixel at arm's length, and smooths edges by averaging
+2 x 2 samples of a frame of twice the size. The model that is stepped is the same for both.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+
+from statevla.types import Rendering
+from statevla.worlds.libero.mesh_detail import coarse_copy
+from statevla.worlds.so101.scene import mujoco
+
+_CELL_TIMES_SIZE = 0.5  # m: meshes for a frame of 128 pixels are simplified to cells of 4 mm
+
+
+class Drawing:
+    """Draws one model's data off screen; the OpenGL context is made at the first frame.
+
+    Args:
+        model: what is drawn.
+        data: its state; positions are brought up to date before a frame is drawn.
+        rendering: how frames are drawn.
+    """
+
+    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, rendering: Rendering) -> None:
+        self._model = model
+        self._data = data
+        self._fast = rendering == "fast"
+        self._scene = mujoco.MjvScene(model, maxgeom=200)
+        self._option = mujoco.MjvOption()
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._contexts: dict[int, tuple[mujoco.GLContext, mujoco.MjrContext]] = {}  # by the side of the frame
+
+    def frame(self, camera: str, size: int) -> np.ndarray:
+        """An upright RGB frame, uint8 `[size, size, 3]`, of the current state."""
+        self._camera.fixedcamid = self._model.camera(camera).id
+        mujoco.mj_kinematics(self._model, self._data)  # after a step, positions are one substep old
+        mujoco.mj_comPos(self._model, self._data)
+        mujoco.mj_camlight(self._model, self._data)
+        mujoco.mjv_updateScene(
+            self._model, self._data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+        )
+        window, context = self._context(size)
+        window.make_current()
+        side = context.offWidth
+        drawn = np.empty((side, side, 3), np.uint8)
+        view = mujoco.MjrRect(0, 0, side, side)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
+        mujoco.mjr_render(view, self._scene, context)
+        mujoco.mjr_readPixels(drawn, None, view, context)
+        if self._fast:
+            drawn = _halved(drawn)
+        return np.ascontiguousarray(drawn[::-1])  # OpenGL's first row is the bottom one
+
+    def close(self) -> None:
+        """Free the OpenGL contexts."""
+        for window, context in self._contexts.values():
+            window.make_current()
+            context.free()
+            window.free()
+        self._contexts.clear()
+
+    def _context(self, size: int) -> tuple[mujoco.GLContext, mujoco.MjrContext]:
+        if size not in self._contexts:
+            model = coarse_copy(self._model, _CELL_TIMES_SIZE / size) if self._fast else copy.copy(self._model)
+            side = 2 * size if self._fast else size
+            model.vis.global_.offwidth = model.vis.global_.offheight = side
+            if self._fast:
+                model.vis.quality.offsamples = 0
+            window = mujoco.GLContext(side, side)
+            window.make_current()
+            self._contexts[size] = (window, mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100))
+        return self._contexts[size]
+
+
+def _halved(frame: np.ndarray) -> np.ndarray:
+    """The means, rounded, of 2 x 2 samples: uint8 `[2H, 2W, 3]` → uint8 `[H, W, 3]`."""
+    rows = np.add(frame[::2], frame[1::2], dtype=np.uint16)
+    return ((rows[:, ::2] + rows[:, 1::2] + 2) >> 2).astype(np.uint8)
