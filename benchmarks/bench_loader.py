@@ -24,16 +24,16 @@ import torch
 from harness import environment, update_summary, write_results
 from statevla.config import AugmentationConfig, ConvStem, ModelConfig, Phase1Config
 from statevla.data import BatchSampler, CachedEpisode, ChunkDataset, FrameCache, Prefetcher, TransitionDataset
-from statevla.data.cache import FRAMES_FILE, write_index
+from statevla.data.cache import ACTIONS, FRAMES_FILE, STATE_PREFIX, write_index
+from statevla.robots import LIBERO, RobotSpec
 from statevla.transforms import Transform
-from statevla.types import RobotStateLayout
 
 EPISODE_STEPS = 150
 
 
-def make_cache(folder: Path, size_gb: float, image_size: int, cameras: list[str]) -> FrameCache:
-    """A cache of random pictures of about `size_gb`, written frame by frame."""
-    frame_bytes = len(cameras) * image_size**2 * 3
+def make_cache(folder: Path, size_gb: float, image_size: int, robot: RobotSpec) -> FrameCache:
+    """A cache of random pictures of about `size_gb`, written frame by frame, with random actions and states."""
+    frame_bytes = len(robot.cameras) * image_size**2 * 3
     num_episodes = max(2, round(size_gb * 1e9 / frame_bytes / EPISODE_STEPS))
     num_frames = num_episodes * EPISODE_STEPS
     rng = np.random.default_rng(0)
@@ -44,11 +44,13 @@ def make_cache(folder: Path, size_gb: float, image_size: int, cameras: list[str]
         CachedEpisode(f"episode_{i}", f"task_{i % 10}", i % 10, i * EPISODE_STEPS, EPISODE_STEPS)
         for i in range(num_episodes)
     ]
-    arrays = {
-        "actions": rng.uniform(-1, 1, (num_frames, 7)).astype(np.float32),
-        f"robot_state_{RobotStateLayout.JOINT_GRIPPER.value}": rng.normal(size=(num_frames, 9)).astype(np.float32),
-    }
-    write_index(folder, episodes, [f"task {i}" for i in range(10)], cameras, image_size, 20.0, arrays)
+    actions = rng.uniform(-1, 1, (num_frames, robot.action_dim)).astype(np.float32)
+    off, on = robot.binary_values()
+    actions[:, robot.is_binary] = np.where(actions[:, robot.is_binary] > 0, on, off)
+    arrays = {ACTIONS: actions}
+    for field in robot.state:
+        arrays[STATE_PREFIX + field.name] = rng.normal(size=(num_frames, field.size)).astype(np.float32)
+    write_index(folder, episodes, [f"task {i}" for i in range(10)], robot, image_size, arrays)
     return FrameCache(folder)
 
 
@@ -87,17 +89,18 @@ def main() -> None:
     parser.add_argument("--name", default="loader", help="of the results, and of their keys in summary.json")
     options = parser.parse_args()
 
+    robot = LIBERO
     model = ModelConfig(image_size=options.image_size, embed_dim=192, stem=ConvStem(), language_dim=384)
     phase1 = Phase1Config(frame_skip=4, num_frames=4)
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         start = time.perf_counter()
-        cache = make_cache(Path(name), options.size_gb, options.image_size, model.cameras)
+        cache = make_cache(Path(name), options.size_gb, options.image_size, robot)
         size_gb = (Path(name) / FRAMES_FILE).stat().st_size / 1e9
         print(f"cache of {size_gb:.1f} GB, {cache.num_frames} frames, made in {time.perf_counter() - start:.0f} s")
         episodes = range(len(cache.episodes))
         augmentation = AugmentationConfig(random_shift_px=6, brightness=0.2, contrast=0.2)
-        transform = Transform(model, cache.statistics(episodes), augmentation=augmentation)
+        transform = Transform(model, cache.statistics(episodes), robot, augmentation)
         language = torch.randn(10, 384)
         windows = TransitionDataset(cache, episodes, phase1, transform, language)
         chunks = ChunkDataset(cache, episodes, 16, transform, language)
@@ -113,7 +116,7 @@ def main() -> None:
         "load_average": psutil.getloadavg()[0],
         "memory_gb": round(psutil.virtual_memory().total / 2**30),
         "cache_gb": round(size_gb, 2),
-        "cameras": len(model.cameras),
+        "cameras": len(robot.cameras),
         "image_size": options.image_size,
         "augmentation": augmentation.model_dump(),
         "rss_before_mb": rss_mb,

@@ -64,7 +64,7 @@ def sampling_case(config: Config, precision: str, prepared: bool) -> Any:
     model = StateVLA(config).eval()
     if prepared:
         model.prepare_for_inference(precision)
-    observation = random_input(config, 1)
+    observation = random_input(model.config, 1)
 
     def call() -> None:
         with torch.inference_mode(), autocast(torch.device("cpu"), "fp32" if prepared else precision):
@@ -75,8 +75,8 @@ def sampling_case(config: Config, precision: str, prepared: bool) -> Any:
 
 def training_case(config: Config, precision: str, batch_size: int) -> Any:
     """A call that makes one whole phase-1 step."""
-    phase1 = config.training.phase1
     model = StateVLA(config)
+    config, phase1 = model.config, config.training.phase1
     parameters = [parameter for _, parameter in model.phase_parameters("1")]
     optimizer = torch.optim.AdamW(parameters, lr=phase1.learning_rate, fused=True)
     actions = torch.rand(batch_size, phase1.num_frames - 1, phase1.frame_skip * config.model.action_dim) * 2 - 1

@@ -23,8 +23,9 @@ import torch
 
 from bench_loader import make_cache
 from harness import environment, update_summary, write_results
-from statevla.config import Config, load_config
+from statevla.config import Config, fit_to_robot, load_config
 from statevla.data import ChunkDataset
+from statevla.robots import LIBERO, RobotSpec
 from statevla.statevla_model import StateVLA
 from statevla.training.checkpoint import DataInfo, LanguageInfo
 from statevla.training.distributed import Processes
@@ -35,14 +36,14 @@ from statevla.training.trainer import Trainer
 from statevla.transforms import Transform
 
 
-def make_setup(config: Config, folder: Path, size_gb: float) -> Setup:
+def make_setup(config: Config, robot: RobotSpec, folder: Path, size_gb: float) -> Setup:
     """A phase-2 setup on random frames; `train` is still the data set of images."""
-    cache = make_cache(folder, size_gb, config.model.image_size, config.model.cameras)
+    cache = make_cache(folder, size_gb, config.model.image_size, robot)
     episodes = list(range(len(cache.episodes)))
-    transform = Transform(config.model, cache.statistics(episodes))
+    transform = Transform(config.model, cache.statistics(episodes), robot)
     table = torch.randn(len(cache.instructions), config.model.language_dim)
     torch.manual_seed(0)
-    model = StateVLA(config)
+    model = StateVLA(config, robot)
     model.freeze_encoder()
     frames = ChunkDataset(cache, episodes, config.model.action_seq_len, transform, table)
     return Setup(
@@ -98,8 +99,9 @@ def main() -> None:
         folder = Path(name)
         (folder / "frames").mkdir()
         config = load_config(args.config, [f"data.cache_dir={folder}", "device=cpu", f"output_dir={folder}"])
+        config, robot = fit_to_robot(config, LIBERO)
         torch.set_num_threads(config.num_threads or args.threads)
-        setup = make_setup(config, folder / "frames", args.size_gb)
+        setup = make_setup(config, robot, folder / "frames", args.size_gb)
         encoding = samples_per_s(
             replace(setup, train=ImageSamples(setup.train)), args.encoding_steps, 1, folder / "encoding"
         )

@@ -3,8 +3,8 @@
     python benchmarks/bench_rollout.py --checkpoint RUN/checkpoint_best.pt --tasks 0,2 --num-trials 20
 
 Without a checkpoint an untrained policy of `--config` is measured: it never succeeds, so that every episode runs to the
-step limit. Times of the environments are sums over their processes. Building environments (once per task and process)
-is part of the measured time. Writes `benchmarks/results/rollout.json`.
+step limit. Times of the worlds are sums over their processes. Building worlds (once per task and process) is part of
+the measured time. Writes `benchmarks/results/rollout.json`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -27,10 +27,12 @@ from rich.table import Table
 from statevla.command import run_command
 from statevla.config import load_config
 from statevla.language import build_language_encoder
+from statevla.robots import RobotSpec
 from statevla.statevla_model import StateVLA
 from statevla.training.checkpoint import Contents, DataInfo, LanguageInfo, TrainingState, save_checkpoint
 from statevla.transforms import FieldStatistics, Statistics
 from statevla.worlds.evaluate import RolloutArgs, evaluate
+from statevla.worlds.registry import open_suite
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,14 @@ class Args:
     """Trained policy; without it an untrained one is measured."""
     config: str = "conf/compact.yaml"
     """Configuration of the untrained policy."""
-    suite: str = "libero_object"
-    """Suite."""
+    world: Annotated[str, tyro.conf.arg(aliases=["--suite"])] = "libero_object"
+    """A world, as in `statevla rollout`."""
     tasks: str = "0"
     """Task indices."""
     num_trials: int = 20
     """Episodes per task."""
     num_workers: tuple[int, ...] = (1, 2, 3)
-    """Numbers of environment processes to compare."""
+    """Numbers of worlds' processes to compare."""
     replan_steps: int | None = None
     """As in `run_libero_eval.py`."""
     seed: int = 0
@@ -57,20 +59,20 @@ class Args:
     """Where raw results go."""
 
 
-def untrained(args: Args, folder: Path) -> Path:
-    """A checkpoint of random weights."""
-    config = load_config(args.config)
+def untrained(args: Args, robot: RobotSpec, folder: Path) -> Path:
+    """A checkpoint of random weights for the world's robot."""
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
-    layout = config.model.robot_state_layout
+    model = StateVLA(load_config(args.config), robot)
+    config = model.config
     statistics = Statistics(
-        FieldStatistics.of(rng.uniform(-1, 1, (1000, config.model.action_dim))),
-        {layout: FieldStatistics.of(rng.normal(size=(1000, layout.dim)))},
+        FieldStatistics.of(rng.uniform(-1, 1, (1000, robot.action_dim))),
+        FieldStatistics.of(rng.normal(size=(1000, robot.state_dim))),
     )
     encoder = build_language_encoder(config.language, config.model.language_dim)
     language = LanguageInfo(encoder.name, encoder.dim, encoder.fingerprint())
-    weights = StateVLA(config).state_dict()
-    contents = Contents(weights, config, statistics, language, DataInfo("", 0.9, 0), {"phase": "2"})
+    weights = model.state_dict()
+    contents = Contents(weights, config, model.robot, statistics, language, DataInfo("", 0.9, 0), {"phase": "2"})
     save_checkpoint(folder, contents, TrainingState({}, {}), is_best=True)
     return folder
 
@@ -80,7 +82,7 @@ def measure(args: Args, checkpoint: str, num_workers: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         rollout = RolloutArgs(
             checkpoint,
-            args.suite,
+            args.world,
             args.num_trials,
             args.tasks,
             out=folder,
@@ -125,7 +127,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
 def main(args: Args) -> None:
     load = _load()
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = args.checkpoint or str(untrained(args, Path(folder)))
+        checkpoint = args.checkpoint or str(untrained(args, open_suite(args.world).robot, Path(folder)))
         rows = [measure(args, checkpoint, count) for count in args.num_workers]
     Console().print(table(rows))
     best = max(rows, key=lambda row: row["episodes_per_hour"])

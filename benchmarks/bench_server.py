@@ -37,11 +37,12 @@ from statevla.command import run_command
 from statevla.config import load_config
 from statevla.errors import UserError
 from statevla.language import build_language_encoder
+from statevla.robots import RobotSpec, load_robot
 from statevla.serving.client import PolicyClient
 from statevla.statevla_model import StateVLA
 from statevla.training.checkpoint import Contents, DataInfo, LanguageInfo, TrainingState, save_checkpoint
 from statevla.transforms import FieldStatistics, Statistics
-from statevla.types import Observation, RobotStateLayout
+from statevla.types import Observation
 
 INSTRUCTIONS = [f"pick up the {thing} and place it in the basket" for thing in ("milk", "ketchup", "butter", "soup")]
 SAMPLE_EVERY_S = 1.0
@@ -52,6 +53,8 @@ class Args:
     checkpoint: str | None = None
     """Served; an untrained model of `config` by default."""
     config: str = "conf/compact.yaml"
+    robot: str = "libero"
+    """Of the untrained model: a known robot or a YAML file."""
     minutes: float = 10.0
     """Of the load by all clients, back to back."""
     single_s: float = 20.0
@@ -63,19 +66,19 @@ class Args:
     """Name of the file in benchmarks/results."""
 
 
-def untrained(config_file: str, folder: Path, seed: int) -> Path:
+def untrained(config_file: str, robot: RobotSpec, folder: Path, seed: int) -> Path:
     """A checkpoint of a model with random weights."""
-    config = load_config(config_file)
     torch.manual_seed(seed)
-    rng, layout = np.random.default_rng(seed), config.model.robot_state_layout
+    model = StateVLA(load_config(config_file), robot)
+    config, rng = model.config, np.random.default_rng(seed)
     statistics = Statistics(
-        FieldStatistics.of(rng.uniform(-1, 1, (200, config.model.action_dim))),
-        {layout: FieldStatistics.of(rng.normal(size=(200, layout.dim)))},
+        FieldStatistics.of(rng.uniform(-1, 1, (200, robot.action_dim))),
+        FieldStatistics.of(rng.normal(size=(200, robot.state_dim))),
     )
     encoder = build_language_encoder(config.language, config.model.language_dim)
     language = LanguageInfo(encoder.name, encoder.dim, encoder.fingerprint())
     contents = Contents(
-        StateVLA(config).state_dict(), config, statistics, language, DataInfo("", 0.9, 0), {"phase": "2"}
+        model.state_dict(), config, model.robot, statistics, language, DataInfo("", 0.9, 0), {"phase": "2"}
     )
     save_checkpoint(folder, contents, TrainingState({}, {}), is_best=True)
     return folder / "best"
@@ -166,9 +169,10 @@ class Load:
         return latencies, errors
 
     def _observation(self, metadata: dict[str, Any], rng: np.random.Generator) -> Observation:
-        size, layout = self._args.frame_px, RobotStateLayout(metadata["robot_state_layout"])
-        images = {name: rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for name in metadata["cameras"]}
-        return Observation(images, rng.normal(size=layout.dim), layout, str(rng.choice(INSTRUCTIONS)))
+        size, robot = self._args.frame_px, RobotSpec.from_dict(metadata["robot"], "metadata")
+        images = {name: rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for name in robot.camera_names}
+        state = robot.named_state(rng.normal(size=robot.state_dim), "random state")
+        return Observation(images, state, str(rng.choice(INSTRUCTIONS)))
 
 
 class MemoryLog:
@@ -218,7 +222,8 @@ def server_metrics(port: int) -> dict[str, float]:
 
 def main(args: Args) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = args.checkpoint or str(untrained(args.config, Path(folder) / "untrained", args.seed))
+        made = Path(folder) / "untrained"
+        checkpoint = args.checkpoint or str(untrained(args.config, load_robot(args.robot), made, args.seed))
         with server(checkpoint, args.seed) as (process, port):
             with PolicyClient(port=port) as client:
                 metadata = client.metadata
@@ -237,7 +242,7 @@ def main(args: Args) -> None:
     )
     tree = {
         "environment": environment(args.seed),
-        "policy": "trained" if args.checkpoint else f"untrained {args.config}",
+        "policy": "trained" if args.checkpoint else f"untrained {args.config}, robot {args.robot}",
         "metadata": metadata,
         "runs": runs,
         "memory": kept,

@@ -3,10 +3,10 @@
     statevla calibrate --checkpoint RUN
     python benchmarks/measure_alarm.py --checkpoint RUN --tasks 0-9 --episodes 20
 
-Every episode is run once undisturbed and once with each disturbance (`statevla.worlds.libero.disturbances`) from the same initial
-state with the same noise. Two detectors: surprise of the world model, and novelty (distance of z to training frames).
-Two calibrations of each: `demonstrations`, the thresholds stored in the checkpoint, and `rollouts`, set on the
-undisturbed episodes of even number; the others of odd number count the false alarms of both.
+Every episode is run once undisturbed and once with each disturbance (`statevla.worlds.libero.disturbances`) from the
+same initial state with the same noise. Two detectors: surprise of the world model, and novelty (distance of z to
+training frames). Two calibrations of each: `demonstrations`, the thresholds stored in the checkpoint, and `rollouts`,
+set on the undisturbed episodes of even number; the others of odd number count the false alarms of both.
 
 Recall is the share of disturbed episodes, without an alarm before the disturbance, in which it rises afterwards; also
 within `WITHIN_LOOKS` looks, for a failing policy does other unusual things later. Intervals are Wilson's. Writes
@@ -31,9 +31,11 @@ from statevla.command import run_command
 from statevla.errors import UserError
 from statevla.policy import StateVLAPolicy
 from statevla.types import Rendering
+from statevla.worlds.fitting import check_fit
 from statevla.worlds.libero.disturbances import Disturbance, Kind
-from statevla.worlds.libero.env import LiberoEnv
-from statevla.worlds.libero.tasks import parse_task_indices, suite_tasks
+from statevla.worlds.libero.env import LiberoWorld
+from statevla.worlds.libero.suite import LiberoSuite
+from statevla.worlds.libero.tasks import find_task, parse_task_indices
 from statevla.worlds.rollout_plan import EpisodeSpec, plan_episodes
 from statevla.worlds.rollout_results import success_interval
 
@@ -70,31 +72,32 @@ class Args:
 
 
 def run_episode(
-    policy: StateVLAPolicy, env: LiberoEnv, spec: EpisodeSpec, disturbance: Disturbance, max_steps: int
+    policy: StateVLAPolicy, world: LiberoWorld, spec: EpisodeSpec, disturbance: Disturbance, max_steps: int
 ) -> dict[str, Any]:
     """One episode: looks, both scores, when the disturbance was to be seen, success."""
-    env.reset(seed=spec.seed, options={"init_state_index": spec.init_state_index})
+    world.reset(spec.seed, spec.reset_options)
     session = policy.new_session(spec.seed)
     looks: list[int] = []
     scores: dict[str, list[float]] = {name: [] for name in SCORES}
-    success = False
-    while not success and env.num_steps < max_steps:
-        seen = env.observe()
-        seen = replace(seen, images=disturbance.see(seen.images, env.num_steps))
+    success, num_steps = False, 0
+    while not success and num_steps < max_steps:
+        seen = world.observe()
+        seen = replace(seen, images=disturbance.see(seen.images, num_steps))
         policy.query([(session, seen)])
-        looks.append(env.num_steps)
+        looks.append(num_steps)
         for name in SCORES:
             if (value := getattr(session, name)) is not None:
                 scores[name].append(value)
         for action in session.next_actions():
-            _, _, success, _, _ = env.step(disturbance.act(env.simulation, env.num_steps, action))
-            if success or env.num_steps >= max_steps:
+            world.step(disturbance.act(world.simulation, num_steps, action))
+            success, num_steps = world.success(), num_steps + 1
+            if success or num_steps >= max_steps:
                 break
     return {
         "task": spec.task.index,
         "trial": spec.trial,
         "success": success,
-        "num_steps": env.num_steps,
+        "num_steps": num_steps,
         "looks": looks,
         "visible_from": disturbance.visible_from,
         **scores,
@@ -168,8 +171,8 @@ def evaluate(policy: StateVLAPolicy, episodes: dict[str, list[dict[str, Any]]]) 
 
 
 def main(args: Args) -> None:
-    suite = suite_tasks(args.suite)
-    tasks = [suite[index] for index in parse_task_indices(args.suite, args.tasks)]
+    suite = LiberoSuite(args.suite)
+    tasks = [suite.tasks[index] for index in parse_task_indices(args.suite, args.tasks)]
     if args.episodes < 2 or not 0 <= args.onset[0] < args.onset[1]:
         raise UserError(f"expected at least 2 episodes and 0 <= onset[0] < onset[1], got {args.episodes}, {args.onset}")
     policy = StateVLAPolicy.from_pretrained(args.checkpoint, execute_steps=args.replan_steps, seed=args.seed)
@@ -178,21 +181,22 @@ def main(args: Args) -> None:
             f"checkpoint {args.checkpoint}: not calibrated for {policy.execute_steps} actions per look; run "
             "'statevla calibrate'"
         )
-    model = policy.config.model
-    specs = plan_episodes(tasks, args.episodes, "official", args.seed)
+    check_fit(policy.robot, policy.name, suite)
+    size = args.render_size or policy.config.model.image_size
+    specs = plan_episodes(suite, tasks, args.episodes, args.seed)
     episodes: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
-    env: LiberoEnv | None = None
+    world: LiberoWorld | None = None
     for spec in track(specs, description="episodes"):
-        if env is None or env.task != spec.task:
-            if env is not None:
-                env.close()
-            size, layout = args.render_size or model.image_size, model.robot_state_layout
-            env = LiberoEnv(spec.task, size, model.cameras, layout, rendering=args.rendering)
+        if world is None or world.task.index != spec.task.index:
+            if world is not None:
+                world.close()
+            task = find_task(args.suite, spec.task.index)
+            world = LiberoWorld(task, size, policy.robot.camera_names, rendering=args.rendering)
         onset = int(np.random.default_rng([args.seed, *spec.key]).integers(*args.onset))
         for kind in KINDS:
             disturbance = Disturbance(kind, onset)
             limit = args.max_steps or spec.task.max_steps
-            episodes[kind].append(run_episode(policy, env, spec, disturbance, limit))
+            episodes[kind].append(run_episode(policy, world, spec, disturbance, limit))
     results = evaluate(policy, episodes)
     assert policy.calibration is not None
     path = write_results(

@@ -43,13 +43,13 @@ class _Entry(BaseModel):
 
 
 class Data(_Entry):
-    """A data set, as `statevla collect` makes it of a world or `statevla replay` of human demonstrations; or one from
+    """A data set, as `statevla collect` makes it of a world or `statevla data draw` of human demonstrations; or one from
     elsewhere, which has to lie there already."""
 
     suite: str | None = None
     """A world, such as `libero_object` or `so101`."""
-    replay: str | None = None
-    """Packaged human demonstrations, such as `handover`."""
+    human: str | None = None
+    """Human demonstrations that robosuite brings, such as `handover`."""
     elsewhere: str | None = None
     """Where people get it."""
     tasks: str = "all"
@@ -260,9 +260,9 @@ def collection(data: Data, name: str, image_size: int, workers: int) -> Stage:
         UserError: it comes from elsewhere and is not there.
     """
     folder, label = data_folder(name), f"collect_{name.replace('/', '_')}"
-    if data.replay is not None:
-        file = folder / f"{data.replay}_demo.hdf5"
-        return Stage(label, "replay", [data.replay, "--out", str(file), "--image-size", str(image_size)])
+    if data.human is not None:
+        file = folder / f"{data.human}_demo.hdf5"
+        return Stage(label, "data", ["draw", data.human, "--out", str(file), "--image-size", str(image_size)])
     if data.suite is None:
         if not folder.is_dir():
             raise UserError(f"data {folder}: not there; get it from {data.elsewhere} and put it there")

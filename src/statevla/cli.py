@@ -16,10 +16,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("statevla.demo:demo", "the whole way in one command: collect, train, evaluate, simulate, report"),
     "doctor": ("statevla.doctor:doctor", "what works on this machine, and how to mend what does not"),
     "info": ("statevla.info:info", "parameters, shapes and tokens of a configuration"),
-    "collect": ("statevla.worlds.libero.cli:collect", "demonstrations of the scripted expert, in LIBERO's HDF5 layout"),
+    "collect": ("statevla.worlds.cli:collect", "demonstrations of an expert in any world, in LIBERO's HDF5 layout"),
     "replay": ("statevla.worlds.libero.cli:replay", "recorded actions in the simulator: do they succeed?"),
     "data inspect": ("statevla.data.cli:inspect", "what is in a data set, and what is likely wrong"),
     "data convert": ("statevla.data.cli:convert", "LIBERO HDF5 to LeRobotDataset v3 and back"),
+    "data draw": ("statevla.worlds.robosuite.cli:draw", "robosuite's human demonstrations, which have no pictures, drawn"),
     "data cache": ("statevla.data.cli:cache", "build the frame cache of a configuration ahead of training"),
     "train": ("statevla.training.cli:train", "phase 1, phase 2, or behaviour cloning (also train.py)"),
     "eval": (

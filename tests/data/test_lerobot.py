@@ -1,9 +1,10 @@
-"""LeRobotDataset v3: written and read back, other people's variants, and broken ones."""
+"""LeRobotDataset v3 as our writer makes it: written and read back, and broken."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -12,13 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lerobot_files import png, rewrite_info
 from libero_files import smooth_episode, write_official_file
-from statevla.data import open_reader
+from statevla.data import EpisodeArrays, EpisodeInfo, EpisodeReader, open_reader
 from statevla.data import write_lerobot as writer_module
 from statevla.data.convert import convert
+from statevla.data.write_libero import write_libero
 from statevla.errors import UserError
+from statevla.robots import KNOWN_ROBOTS, LIBERO, LIBERO_HAND, ImageOrientation, RobotSpec
 from statevla.transforms import to_upright
-from statevla.types import ImageOrientation, RobotStateLayout
+
+SO101 = KNOWN_ROBOTS["so101"]
 
 
 @pytest.fixture(scope="module")
@@ -31,23 +36,29 @@ def own(converted: Path, tmp_path: Path) -> Path:
     return shutil.copytree(converted, tmp_path / "own")
 
 
+def upright(reader: EpisodeReader, arrays: EpisodeArrays, camera: str) -> np.ndarray:
+    return to_upright(arrays.images[camera], reader.robot.camera(camera).orientation).astype(int)
+
+
 def test_what_is_written_is_read_back(libero_dir: Path, converted: Path) -> None:
     offsets: dict[int, list[float]] = {-1: [], 0: [], 1: []}
     with open_reader(libero_dir) as source, open_reader(converted) as reader:
-        assert reader.orientation is ImageOrientation.MIRRORED
+        assert {camera.orientation for camera in reader.robot.cameras} == {ImageOrientation.MIRRORED}
+        assert source.robot.difference(reader.robot) is None
         assert reader.cameras == ("agentview", "eye_in_hand")
         assert not reader.notes
         for index, (a, b) in enumerate(zip(source.episodes, reader.episodes, strict=True)):
             assert (a.task, a.instruction, a.num_steps, a.fps) == (b.task, b.instruction, b.num_steps, b.fps)
             x, y = source.read(index), reader.read(index)
             np.testing.assert_array_equal(x.actions, y.actions)
-            for layout in RobotStateLayout:
-                np.testing.assert_array_equal(x.robot_states[layout], y.robot_states[layout])
+            assert list(x.robot_states) == list(y.robot_states) == [field.name for field in LIBERO.state]
+            for name, values in x.robot_states.items():
+                np.testing.assert_array_equal(values, y.robot_states[name])
             np.testing.assert_array_equal(x.object_poses, y.object_poses)
             assert x.object_names == y.object_names
             for camera in reader.cameras:
-                was = to_upright(x.images[camera], x.orientation).astype(int)
-                now = to_upright(y.images[camera], y.orientation).astype(int)
+                was = upright(source, x, camera)
+                now = upright(reader, y, camera)
                 distance = np.abs(was[:, None] - now[None]).mean(axis=(2, 3, 4))
                 assert distance.diagonal().max() < 4
                 for offset in offsets:
@@ -60,7 +71,12 @@ def test_what_is_written_is_read_back(libero_dir: Path, converted: Path) -> None
 def test_metadata(converted: Path, libero_dir: Path) -> None:
     info = json.loads((converted / "meta/info.json").read_text())
     assert info["codebase_version"] == "v3.0"
-    assert info["statevla"] == {"image_orientation": "mirrored"}
+    declared = RobotSpec.from_dict(info["statevla"]["robot"], "test")
+    assert declared.difference(LIBERO) is None
+    assert declared.camera("eye_in_hand").key == "observation.images.image2"
+    assert info["robot_type"] == "libero"
+    assert info["features"]["action"]["names"] == ["x", "y", "z", "rx", "ry", "rz", "gripper"]
+    assert info["features"]["observation.state"]["names"] == ["x", "y", "z", "rx", "ry", "rz", "left", "right"]
     assert (info["total_episodes"], info["total_tasks"], info["fps"]) == (9, 2, 20)
     assert info["features"]["observation.state"]["shape"] == [8]
     assert info["features"]["observation.images.image"]["shape"] == [64, 64, 3]
@@ -91,8 +107,8 @@ def test_there_and_back_again(libero_dir: Path, converted: Path, tmp_path: Path)
         for index in range(9):
             x, y = source.read(index), reader.read(index)
             np.testing.assert_array_equal(x.actions, y.actions)
-            for layout in RobotStateLayout:
-                np.testing.assert_array_equal(x.robot_states[layout], y.robot_states[layout])
+            for name, values in x.robot_states.items():
+                np.testing.assert_array_equal(values, y.robot_states[name])
             assert np.abs(x.images["agentview"].astype(int) - y.images["agentview"]).mean() < 4
     with h5py.File(next(iter(sorted(back.iterdir()))), "r") as file:
         data = file["data"]
@@ -101,6 +117,10 @@ def test_there_and_back_again(libero_dir: Path, converted: Path, tmp_path: Path)
         obs = data["demo_0/obs"]
         assert obs["agentview_rgb"].dtype == np.uint8
         np.testing.assert_array_equal(obs["ee_pos"], obs["ee_states"][:, :3])
+        states = {"joint_states", "gripper_states", "ee_states", "ee_pos", "ee_ori"}
+        assert set(obs) == states | {"agentview_rgb", "eye_in_hand_rgb", "object_states"}
+        assert data.attrs["image_orientation"] == "flipped_vertically"
+        assert RobotSpec.from_dict(json.loads(data.attrs["robot"]), "test").difference(LIBERO) is None
         assert json.loads(data.attrs["problem_info"])["language_instruction"] == "pick up the red block"
 
 
@@ -116,7 +136,7 @@ def test_executed_actions_and_lone_joint_states(tmp_path: Path) -> None:
             del demo["obs"][key]
     arrays = open_reader(convert(path, tmp_path / "out", "lerobot")).read(0)
     np.testing.assert_allclose(arrays.executed_actions, arrays.actions * 0.5, rtol=1e-6)
-    assert list(arrays.robot_states) == [RobotStateLayout.JOINT_GRIPPER]
+    assert list(arrays.robot_states) == ["joint_positions", "finger_positions"]
     assert arrays.object_poses is None
 
 
@@ -130,49 +150,51 @@ def test_videos_are_split_when_they_grow(libero_dir: Path, tmp_path: Path, monke
     with open_reader(libero_dir) as source, open_reader(folder) as reader:
         for index in (0, 4, 8):
             was, now = source.read(index), reader.read(index)
-            a = to_upright(was.images["agentview"], was.orientation).astype(int)
-            assert np.abs(a - to_upright(now.images["agentview"], now.orientation)).mean() < 4
+            distance = upright(source, was, "agentview") - upright(reader, now, "agentview")
+            assert np.abs(distance).mean() < 4
 
 
-def _rewrite_info(root: Path, **changes: object) -> None:
-    file = root / "meta/info.json"
-    info = json.loads(file.read_text())
-    for key, value in changes.items():
-        info.pop(key) if value is None else info.update({key: value})
-    file.write_text(json.dumps(info))
+def test_known_robots_read_what_was_written(own: Path) -> None:
+    """By the names of their fields and cameras, which the data set's own declaration knows where to find."""
+    reader = open_reader(own, robot="libero_hand")
+    assert (reader.robot.name, reader.robot.state_dim) == ("libero_hand", 8)
+    assert {camera.orientation for camera in reader.robot.cameras} == {ImageOrientation.MIRRORED}
+    state = reader.robot.policy_state(reader.read(1).robot_states, "test")
+    rows = pq.read_table(own / "data/chunk-000/file-000.parquet").to_pydict()
+    chosen = np.array(rows["episode_index"]) == 1
+    np.testing.assert_array_equal(state, np.array(rows["observation.state"], np.float32)[chosen])
+    # As on the hub: nothing is declared, the frequency is 10 Hz.
+    rewrite_info(own, statevla=None)
+    with pytest.raises(UserError, match=r"'libero_hub' declares 10 Hz, fps is 20; declare 'control_freq_hz: 20'"):
+        open_reader(own, robot="libero_hub")
 
 
-def test_undeclared_orientation_follows_custom_and_says_so(own: Path) -> None:
-    _rewrite_info(own, statevla=None)
+def test_undeclared_it_is_derived_and_orientation_is_said(own: Path) -> None:
+    rewrite_info(own, statevla=None)
     reader = open_reader(own)
-    assert reader.orientation is ImageOrientation.MIRRORED
-    assert "declares no orientation" in reader.notes[0]
-    assert open_reader(own, orientation="upright").orientation is ImageOrientation.UPRIGHT
-    _rewrite_info(own, statevla={"image_orientation": "tilted"})
+    assert reader.cameras == ("image", "image2")
+    assert {camera.orientation for camera in reader.robot.cameras} == {ImageOrientation.UPRIGHT}
+    assert "frames are taken as upright" in reader.notes
+    turned = open_reader(own, orientation="mirrored").robot
+    assert {camera.orientation for camera in turned.cameras} == {ImageOrientation.MIRRORED}
+    rewrite_info(own, statevla={"image_orientation": "mirrored"})
+    assert open_reader(own).robot.cameras == turned.cameras
+    rewrite_info(own, statevla={"image_orientation": "tilted"})
     with pytest.raises(UserError, match="image_orientation 'tilted', expected one of upright"):
         open_reader(own)
 
 
 def test_pictures_inside_the_parquet(own: Path) -> None:
     """`dtype: image`, as in lerobot/libero_10_image: PNG bytes in the rows."""
-    import io
-
-    from matplotlib import image
-
     with open_reader(own) as reader:
         expected = [reader.read(i, ["agentview"]).images["agentview"] for i in range(9)]
-
-    def png(frame: np.ndarray) -> bytes:
-        buffer = io.BytesIO()
-        image.imsave(buffer, frame, format="png")
-        return buffer.getvalue()
 
     file = own / "data/chunk-000/file-000.parquet"
     rows = [{"bytes": png(frame), "path": None} for episode in expected for frame in episode]
     pq.write_table(pq.read_table(file).append_column("observation.images.image", pa.array(rows)), file)
     info = json.loads((own / "meta/info.json").read_text())
     info["features"]["observation.images.image"]["dtype"] = "image"
-    _rewrite_info(own, features=info["features"])
+    rewrite_info(own, features=info["features"])
     arrays = open_reader(own).read(6, ["agentview"])
     np.testing.assert_array_equal(arrays.images["agentview"], expected[6])
 
@@ -184,7 +206,7 @@ def _truncate(file: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("version", ["codebase_version v2.1", "expected v3.0"]),
+        ("version", ["codebase_version v1.6", "expected v2.0, v2.1 or v3.0"]),
         ("json", ["info.json", "not readable as JSON"]),
         ("no_action", ["no feature 'action'"]),
         ("no_episodes", ["no meta/episodes"]),
@@ -192,7 +214,11 @@ def _truncate(file: Path) -> None:
         ("data", ["episode_000001", "not readable"]),
         ("video", ["episode_000001", "file-000.mp4", "not readable"]),
         ("no_video", ["episode_000001", "file-000.mp4", "not readable"]),
-        ("fps", ["episode_000001", "frames from"]),
+        ("fps", ["'libero' declares 20 Hz, fps is 50"]),
+        ("fps_of_rows", ["episode_000001", "time stamps lie 0.0500 s apart, fps 50"]),
+        ("longer_actions", ["'action' has 8 numbers", "'libero' declares 7", "hand (6 continuous, delta)"]),
+        ("outside", ["refers to '../../elsewhere", "outside of its own folder"]),
+        ("declaration", ["statevla.robot", "actions: field required; add it"]),
         ("nan", ["episode_000001", "actions has NaN or infinite values at step 0"]),
         ("short", ["episode_000001", "rows in file-000.parquet, expected"]),
     ],
@@ -201,11 +227,11 @@ def test_broken_data_sets_give_one_line(own: Path, how: str, words: list[str]) -
     data = own / "data/chunk-000/file-000.parquet"
     video = own / "videos/observation.images.image/chunk-000/file-000.mp4"
     if how == "version":
-        _rewrite_info(own, codebase_version="v2.1")
+        rewrite_info(own, codebase_version="v1.6")
     elif how == "json":
         (own / "meta/info.json").write_text("{")
     elif how == "no_action":
-        _rewrite_info(own, features={})
+        rewrite_info(own, features={})
     elif how == "no_episodes":
         shutil.rmtree(own / "meta/episodes")
     elif how == "bad_episodes":
@@ -217,7 +243,16 @@ def test_broken_data_sets_give_one_line(own: Path, how: str, words: list[str]) -
     elif how == "no_video":
         video.unlink()
     elif how == "fps":
-        _rewrite_info(own, fps=50)
+        rewrite_info(own, fps=50)
+    elif how == "fps_of_rows":
+        rewrite_info(own, fps=50, statevla=None)
+    elif how == "longer_actions":
+        features = json.loads((own / "meta/info.json").read_text())["features"]
+        rewrite_info(own, features=features | {"action": {"dtype": "float32", "shape": [8], "names": None}})
+    elif how == "outside":
+        rewrite_info(own, data_path="../../elsewhere/{chunk_index}-{file_index}.parquet")
+    elif how == "declaration":
+        rewrite_info(own, statevla={"robot": {"name": "x", "control_freq_hz": 20}})
     else:
         table = pq.read_table(data)
         if how == "nan":
@@ -255,6 +290,76 @@ def test_conversion_errors(libero_dir: Path, converted: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match="convert them separately"):
         convert(mixed, tmp_path / "z", "lerobot")
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".") or p.name in "xyz"]
+
+
+def test_the_hand_robot_is_declared_as_such(libero_dir: Path, tmp_path: Path) -> None:
+    folder = convert(libero_dir, tmp_path / "hand", "lerobot", robot="libero_hand")
+    with open_reader(libero_dir, robot="libero_hand") as source, open_reader(folder) as reader:
+        assert reader.robot.difference(LIBERO_HAND) is None
+        x, y = source.read(3).robot_states, reader.read(3).robot_states
+        assert list(x) == list(y) == ["hand_position", "hand_orientation", "finger_positions", "joint_positions"]
+        for name, values in x.items():
+            np.testing.assert_array_equal(values, y[name])
+
+
+def some_episodes(robot: RobotSpec, task: str) -> list[tuple[EpisodeInfo, EpisodeArrays]]:
+    """Two episodes of a robot, of one task and two instructions, with frames brighter on top."""
+    rng = np.random.default_rng(0)
+    episodes = []
+    for number, words in enumerate(("stack it", "stack it now")):
+        count = 6 + number
+        frames = np.full((count, 32, 32, 3), 60, np.uint8)
+        frames[:, :16] = 180
+        arrays = EpisodeArrays(
+            images=dict.fromkeys(robot.camera_names, frames),
+            robot_states={f.name: rng.normal(size=(count, f.size)).astype(np.float32) for f in robot.state},
+            actions=rng.normal(size=(count, robot.action_dim)).astype(np.float32),
+        )
+        info = EpisodeInfo(f"e{number}", task, words, count, robot.control_freq_hz, Path("made.up"))
+        episodes.append((info, arrays))
+    return episodes
+
+
+def test_another_robot_there_and_back_again(tmp_path: Path) -> None:
+    """Names, groups, roles, units and what the policy does not see survive both formats."""
+    gripper = SO101.state[1].model_copy(update={"policy": False})
+    robot = SO101.model_copy(update={"state": (SO101.state[0], gripper)})
+    episodes = some_episodes(robot, "stack")
+    folder = writer_module.write_lerobot(tmp_path / "arm", robot, episodes)
+    info = json.loads((folder / "meta/info.json").read_text())
+    assert (info["robot_type"], info["fps"]) == ("so101", 30)
+    assert info["features"]["action"]["names"] == list(robot.action_names)
+    assert info["features"]["observation.state"]["names"] == list(robot.state_names)
+    assert info["features"]["observation.states.gripper"]["shape"] == [1]
+    back = convert(folder, tmp_path / "back", "libero")
+    for path, form in ((folder, "lerobot"), (back, "libero")):
+        with open_reader(path) as reader:
+            assert (reader.format, reader.notes) == (form, [])
+            assert reader.robot.actions == robot.actions
+            assert [f.model_copy(update={"key": None}) for f in reader.robot.state] == list(robot.state)
+            assert reader.robot.difference(robot) is None
+            assert reader.robot.camera("front").orientation is ImageOrientation.UPRIGHT
+            for index, (info_was, was) in enumerate(episodes):
+                now = reader.read(index)
+                assert reader.episodes[index].instruction == info_was.instruction
+                np.testing.assert_array_equal(was.actions, now.actions)
+                for name, values in was.robot_states.items():
+                    np.testing.assert_array_equal(values, now.robot_states[name])
+                assert np.abs(was.images["front"].astype(int) - now.images["front"]).mean() < 4
+
+
+def test_a_failure_stays_one(tmp_path: Path) -> None:
+    episodes = [(info, replace(arrays, success=info.episode_id == "e1")) for info, arrays in some_episodes(SO101, "x")]
+    (file,) = write_libero(tmp_path, SO101, episodes)
+    with open_reader(file) as reader:
+        assert [reader.read(index).success for index in range(2)] == [False, True]
+
+
+@pytest.mark.parametrize("task", ["../../outside", "/tmp/outside", "积木", "x" * 250, "a\0b"])
+def test_names_out_of_the_data_are_no_paths(tmp_path: Path, task: str) -> None:
+    written = write_libero(tmp_path / "a" / "out", SO101, some_episodes(SO101, task))
+    assert [path.parent for path in written] == [tmp_path / "a" / "out"]
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == written
 
 
 def test_a_failed_conversion_leaves_nothing_behind(libero_dir: Path, own: Path, tmp_path: Path) -> None:

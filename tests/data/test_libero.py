@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from libero_files import smooth_episode, write_official_file
-from statevla.data import open_reader
+from statevla.data import EpisodeReader, open_reader
 from statevla.errors import UserError
+from statevla.robots import LIBERO, ImageOrientation, RobotSpec
 from statevla.transforms import to_upright
-from statevla.types import ImageOrientation, RobotStateLayout
 
 
 @pytest.fixture
@@ -37,15 +37,16 @@ def test_reads_everything_upright(good_file: Path, episodes: list[dict]) -> None
         assert reader.episodes[0].instruction == "lift the block"
         assert reader.cameras == ("agentview", "eye_in_hand")
         arrays = reader.read(1)
-    assert arrays.orientation is ImageOrientation.FLIPPED_VERTICALLY
+        assert reader.robot.difference(LIBERO) is None
     for number, camera in enumerate(("agentview", "eye_in_hand")):
-        np.testing.assert_array_equal(
-            to_upright(arrays.images[camera], arrays.orientation), episodes[1]["images"][number]
-        )
+        assert reader.robot.camera(camera).orientation is ImageOrientation.FLIPPED_VERTICALLY
+        np.testing.assert_array_equal(arrays.images[camera][:, ::-1], episodes[1]["images"][number])
     np.testing.assert_allclose(arrays.actions, episodes[1]["actions"], rtol=1e-6)
-    joint_gripper = np.concatenate([episodes[1]["joint_states"], episodes[1]["gripper_states"]], axis=1)
-    np.testing.assert_allclose(arrays.robot_states[RobotStateLayout.JOINT_GRIPPER], joint_gripper, rtol=1e-6)
-    assert arrays.robot_states[RobotStateLayout.EE_GRIPPER].shape == (9, 8)
+    states = arrays.robot_states
+    np.testing.assert_allclose(states["joint_positions"], episodes[1]["joint_states"], rtol=1e-6)
+    np.testing.assert_allclose(states["finger_positions"], episodes[1]["gripper_states"], rtol=1e-6)
+    np.testing.assert_allclose(states["hand_position"], episodes[1]["ee_states"][:, :3], rtol=1e-6)
+    np.testing.assert_allclose(states["hand_orientation"], episodes[1]["ee_states"][:, 3:], rtol=1e-6)
     assert arrays.object_names == ("block_1",)
     np.testing.assert_allclose(arrays.object_poses, episodes[1]["object_states"], rtol=1e-6)
 
@@ -65,7 +66,7 @@ def test_observations_that_follow_their_action_are_moved_by_one_step(tmp_path: P
         assert "moved by one step" in " ".join(reader.notes)
     # The pairs that are left are those of the same episode recorded the right way round, but for its first and last.
     np.testing.assert_allclose(arrays.actions, episodes[0]["actions"][1:-1], rtol=1e-6)
-    upright = to_upright(arrays.images["agentview"], arrays.orientation)
+    upright = to_upright(arrays.images["agentview"], reader.robot.camera("agentview").orientation)
     np.testing.assert_array_equal(upright, episodes[0]["images"][0, 1:-1])
 
 
@@ -78,8 +79,10 @@ def test_timing_that_is_declared_is_believed(tmp_path: Path, episodes: list[dict
 def test_declared_and_overruled_orientation(tmp_path: Path, episodes: list[dict]) -> None:
     path = tmp_path / "turned_demo.hdf5"
     write_official_file(path, "turned", episodes, {"image_orientation": "rotated_180"})
-    assert open_reader(path).orientation is ImageOrientation.ROTATED_180
-    assert open_reader(path, orientation="upright").read(0).orientation is ImageOrientation.UPRIGHT
+    assert orientations(open_reader(path)) == {ImageOrientation.ROTATED_180}
+    overruled = open_reader(path, orientation="upright")
+    assert orientations(overruled) == {ImageOrientation.UPRIGHT}
+    assert not overruled.notes
 
 
 def test_instruction_from_the_file_name(good_file: Path) -> None:
@@ -98,7 +101,7 @@ def test_executed_actions_and_separate_end_effector(good_file: Path) -> None:
             del demo["obs/ee_states"]
     arrays = open_reader(good_file).read(0)
     np.testing.assert_allclose(arrays.executed_actions, arrays.actions + 0.01, atol=1e-6)
-    assert RobotStateLayout.EE_GRIPPER in arrays.robot_states
+    assert arrays.robot_states["hand_orientation"].shape == (12, 3)
 
 
 def test_only_the_cameras_asked_for(good_file: Path) -> None:
@@ -151,6 +154,15 @@ def _break(path: Path, how: str) -> None:
         elif how == "short_joints":
             del demo["obs/joint_states"]
             demo["obs/joint_states"] = np.zeros((len(actions), 6))
+        elif how == "half_gripper":
+            demo["actions"][:, 6] = np.where(actions[:, 6] > 0, 0.98, 0.02)
+        elif how == "six_actions":
+            del demo["actions"]
+            demo["actions"] = actions[:, 1:]
+        elif how == "bad_robot":
+            file["data"].attrs["robot"] = json.dumps(LIBERO.to_dict() | {"wheels": 4})
+        elif how == "robot_not_json":
+            file["data"].attrs["robot"] = "libero"
         elif how == "orientation":
             file["data"].attrs["image_orientation"] = "sideways"
         elif how == "problem_info":
@@ -169,8 +181,12 @@ def _break(path: Path, how: str) -> None:
         ("nan", ["demo_1", "actions has NaN or infinite values at step 3"]),
         ("more_actions", ["demo_1", "9 steps of camera", "10 actions"]),
         ("float_images", ["demo_1", "camera 'agentview' holds float32", "expected uint8"]),
-        ("no_states", ["demo_1", "neither joint_states nor ee_states"]),
-        ("short_joints", ["demo_1", "'joint_gripper' has 8 numbers, expected 9"]),
+        ("no_states", ["demo_1", "no state field 'joint_positions' of robot 'libero'", "joint_states", "data.robot"]),
+        ("short_joints", ["demo_1", "obs/joint_states has 6 numbers, expected 7", "'joint_positions'"]),
+        ("half_gripper", ["demo_1", "'gripper' of robot 'libero' is declared binary", "-1 and 1", "kind: continuous"]),
+        ("six_actions", ["demo_1", "actions have 6 numbers, robot 'libero' declares 7", "hand (6 continuous, delta)"]),
+        ("bad_robot", ["attribute 'robot'", "unknown key 'wheels'"]),
+        ("robot_not_json", ["'robot'", "not JSON"]),
         ("orientation", ["image_orientation 'sideways'", "flipped_vertically"]),
         ("problem_info", ["'problem_info'", "not JSON"]),
         ("no_data", ["no group 'data'"]),
@@ -198,11 +214,81 @@ def test_nothing_there(tmp_path: Path) -> None:
         open_reader(tmp_path, "rlds")
 
 
+def orientations(reader: EpisodeReader) -> set[ImageOrientation]:
+    return {camera.orientation for camera in reader.robot.cameras}
+
+
+def test_another_robot_of_libero_can_be_declared(good_file: Path, episodes: list[dict]) -> None:
+    """Its cameras follow the files' custom, for nobody said otherwise."""
+    reader = open_reader(good_file, robot="libero_hand")
+    assert (reader.robot.name, reader.robot.state_dim) == ("libero_hand", 8)
+    assert orientations(reader) == {ImageOrientation.FLIPPED_VERTICALLY}
+    state = reader.robot.policy_state(reader.read(0).robot_states, "test")
+    expected = np.concatenate([episodes[0]["ee_states"], episodes[0]["gripper_states"]], axis=1)
+    np.testing.assert_allclose(state, expected, rtol=1e-6)
+
+
+def test_what_the_policy_does_not_see_may_be_missing(good_file: Path) -> None:
+    with h5py.File(good_file, "a") as file:
+        for key in ("ee_states", "ee_pos", "ee_ori"):
+            del file["data/demo_1/obs"][key]
+    reader = open_reader(good_file)
+    assert [field.name for field in reader.robot.state] == ["joint_positions", "finger_positions"]
+    assert list(reader.read(0).robot_states) == ["joint_positions", "finger_positions"]
+    with pytest.raises(UserError, match="demo_1: no state field 'hand_position' of robot 'libero_hand'"):
+        open_reader(good_file, robot="libero_hand").read(1)
+
+
+def test_a_third_camera_turns_no_other(good_file: Path, episodes: list[dict]) -> None:
+    with h5py.File(good_file, "a") as file:
+        for key in ("demo_0", "demo_1"):
+            obs = file[f"data/{key}/obs"]
+            obs["frontview_rgb"] = obs["agentview_rgb"][()]
+    reader = open_reader(good_file)
+    assert reader.cameras == ("agentview", "eye_in_hand", "frontview")
+    assert orientations(reader) == {ImageOrientation.FLIPPED_VERTICALLY}
+    np.testing.assert_array_equal(reader.read(0).images["agentview"][:, ::-1], episodes[0]["images"][0])
+    # Declared is declared: what a robot does not have is not read.
+    assert open_reader(good_file, robot="libero_hand").cameras == ("agentview", "eye_in_hand")
+
+
+def test_the_file_declares_its_robot(good_file: Path) -> None:
+    declared = LIBERO.model_dump(mode="json") | {"name": "panda_on_wheels", "cameras": [{"name": "eye_in_hand"}]}
+    with h5py.File(good_file, "a") as file:
+        file["data"].attrs["robot"] = json.dumps(RobotSpec.from_dict(declared, "test").to_dict())
+        file["data"].attrs["image_orientation"] = "mirrored"
+    reader = open_reader(good_file)
+    assert (reader.robot.name, reader.cameras, reader.notes) == ("panda_on_wheels", ("eye_in_hand",), [])
+    assert orientations(reader) == {ImageOrientation.MIRRORED}
+
+
+def test_frequencies_must_agree(good_file: Path, tmp_path: Path, episodes: list[dict]) -> None:
+    with h5py.File(good_file, "a") as file:
+        file["data"].attrs["env_args"] = json.dumps({"env_kwargs": {"control_freq": 10}})
+    reader = open_reader(good_file)
+    assert (reader.robot.control_freq_hz, reader.episodes[0].fps) == (10, 10)
+    with pytest.raises(UserError, match=r"'libero' declares 20 Hz, env_args say 10 Hz; declare 'control_freq_hz: 10'"):
+        open_reader(good_file, robot="libero")
+    write_official_file(tmp_path / "other_demo.hdf5", "other", episodes)
+    with pytest.raises(UserError, match=r"hold different robots \(control_freq_hz: 10.0 against 20.0\)"):
+        open_reader(tmp_path)
+
+
+def test_instructions_of_single_episodes(good_file: Path) -> None:
+    with h5py.File(good_file, "a") as file:
+        file["data/demo_0"].attrs["ep_meta"] = json.dumps({"lang": "open  the drawer", "layout_id": 3})
+        file["data/demo_1"].attrs["ep_meta"] = "{"
+    first, second = open_reader(good_file).episodes
+    assert (first.instruction, first.task) == ("open the drawer", "open_the_drawer")
+    assert (second.instruction, second.task) == ("lift the block", "lift_the_block")
+
+
 def test_files_of_different_orientation_do_not_mix(tmp_path: Path, episodes: list[dict]) -> None:
     write_official_file(tmp_path / "a_demo.hdf5", "a", episodes)
     write_official_file(tmp_path / "b_demo.hdf5", "b", episodes, {"image_orientation": "upright"})
     with pytest.raises(UserError, match="different orientations"):
         open_reader(tmp_path)
+    assert orientations(open_reader(tmp_path, orientation="mirrored")) == {ImageOrientation.MIRRORED}
 
 
 def test_instruction_written_as_a_list(good_file: Path) -> None:

@@ -21,8 +21,8 @@ import numpy as np
 from statevla.config import home_dir
 from statevla.data import open_reader
 from statevla.data.convert import convert
+from statevla.robots import LIBERO_HAND
 from statevla.transforms import to_upright
-from statevla.types import RobotStateLayout
 
 TESTS = Path(__file__).resolve().parents[1]
 REQUIREMENTS = ["lerobot==0.4.4", "torch==2.10.0", "torchvision==0.25.0"]
@@ -59,9 +59,9 @@ def write_expectation(source: Path, target: Path) -> None:
             steps = np.unique([0, 1, len(arrays.actions) // 2, len(arrays.actions) - 1])
             expected[f"{number}/steps"] = steps
             expected[f"{number}/actions"] = arrays.actions
-            expected[f"{number}/state"] = arrays.robot_states[RobotStateLayout.EE_GRIPPER]
+            expected[f"{number}/state"] = LIBERO_HAND.policy_state(arrays.robot_states, "source")
             for camera in ("agentview", "eye_in_hand"):
-                frames = to_upright(arrays.images[camera], arrays.orientation)
+                frames = to_upright(arrays.images[camera], reader.robot.camera(camera).orientation)
                 expected[f"{number}/{camera}"] = frames[steps]
     np.savez(target, **expected)  # type: ignore[arg-type]
 

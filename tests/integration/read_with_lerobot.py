@@ -44,6 +44,7 @@ def main(root: str, expected_file: str) -> None:
     assert worst < MEAN_DIFFERENCE < turned, (worst, turned)
     mean = np.concatenate([expected[f"{number}/actions"] for number in range(len(lengths))]).mean(axis=0)
     np.testing.assert_allclose(dataset.meta.stats["action"]["mean"], mean, atol=1e-5)
+    assert dataset.meta.features["action"]["names"] == ["x", "y", "z", "rx", "ry", "rz", "gripper"]
     assert dataset.meta.stats[CAMERAS["agentview"]]["mean"].shape == (3, 1, 1)
     print(f"LeRobot reads {len(lengths)} episodes, {dataset.num_frames} frames; mean picture difference <= {worst:.4f}")
 

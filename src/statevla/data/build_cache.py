@@ -70,7 +70,6 @@ def open_frame_cache(
     data = config.data
     with open_reader(data.path, data.format, data.orientation, data.robot) as reader:
         _, robot = fit_to_robot(config, reader.robot)
-        _check_rates(reader)
         if same_as is not None and (difference := same_as.difference(robot)):
             raise UserError(
                 f"data {data.path}: of another robot than '{same_as.name}'; {difference}; declare it (robot: ...), or "
@@ -90,16 +89,6 @@ def open_frame_cache(
                     for index in range(len(reader.episodes)):
                         _low_dim_file(folder, index).unlink()
     return FrameCache(folder)
-
-
-def _check_rates(reader: EpisodeReader) -> None:
-    expected = reader.robot.control_freq_hz
-    for info in reader.episodes:
-        if abs(info.fps - expected) > 0.01 * expected:
-            raise UserError(
-                f"data {info.file}: {info.episode_id} was recorded at {info.fps:g} Hz, robot '{reader.robot.name}' "
-                f"acts at {expected:g} Hz; keep episodes of one rate together and declare it (control_freq_hz)"
-            )
 
 
 def fingerprint(reader: EpisodeReader, robot: RobotSpec, image_size: int) -> str:

@@ -22,7 +22,7 @@ class InspectArgs:
     """Look through a data set; exit status 1 if anything seems wrong."""
 
     path: tyro.conf.Positional[Path]
-    """LIBERO HDF5 file or folder, or the folder of a LeRobotDataset v3."""
+    """HDF5 file or folder of LIBERO or robomimic, or the folder of a LeRobotDataset."""
     json: bool = False
     """Print the findings as JSON instead of tables."""
     report: Path | None = None
@@ -31,19 +31,35 @@ class InspectArgs:
     """Format of the data set."""
     orientation: Orientation = "auto"
     """How the frames are stored; `auto` believes the data set."""
+    robot: str = "auto"
+    """What actions, state and cameras mean: a known robot or a YAML file; `auto` believes the data set."""
+    write_robot: Path | None = None
+    """Write the declaration in use to this YAML file, to edit and give as `data.robot`."""
     max_episodes: int | None = None
     """Read only so many episodes, evenly spread; all are listed."""
 
 
 def inspect(args: InspectArgs) -> int:
     """Look through a data set: what is in it, and what is likely wrong."""
+    from statevla.data.hdf5_robot import UndeclaredRobotError
     from statevla.data.inspect import inspect_dataset
     from statevla.data.inspect_view import print_inspection, write_html
+    from statevla.robots import save_robot
 
     if args.max_episodes is not None and args.max_episodes < 1:
         raise UserError(f"--max-episodes {args.max_episodes}: expected at least 1")
+    if args.write_robot is not None and args.write_robot.exists():
+        raise UserError(f"--write-robot {args.write_robot}: exists already; choose another file or delete it")
     progress = sys.stderr.isatty() and not args.json
-    result = inspect_dataset(args.path, args.format, args.orientation, args.max_episodes, progress)
+    options = (args.path, args.format, args.orientation, args.max_episodes, progress)
+    try:
+        result = inspect_dataset(*options, args.robot)
+    except UndeclaredRobotError as error:
+        if args.write_robot is None:
+            raise
+        result = inspect_dataset(*options, error.proposal)
+    if args.write_robot is not None and result.robot is not None:
+        save_robot(result.robot, args.write_robot)
     if args.report is not None:
         try:
             write_html(result, args.report)
@@ -53,8 +69,9 @@ def inspect(args: InspectArgs) -> int:
         print(json.dumps(result.to_dict(), indent=2))
     else:
         print_inspection(result, Console(width=None if sys.stdout.isatty() else 160))
-        if args.report is not None:
-            print(f"report: {args.report}")
+        for what, file in (("report", args.report), ("robot", args.write_robot if result.robot else None)):
+            if file is not None:
+                print(f"{what}: {file}")
     return 1 if result.anomalies else 0
 
 
@@ -63,20 +80,22 @@ class ConvertArgs:
     """Convert a data set between LIBERO's HDF5 and LeRobotDataset v3."""
 
     source: tyro.conf.Positional[Path]
-    """LIBERO HDF5 file or folder, or the folder of a LeRobotDataset v3."""
+    """HDF5 file or folder of LIBERO or robomimic, or the folder of a LeRobotDataset."""
     target: tyro.conf.Positional[Path]
     """Folder to write."""
     to: Literal["libero", "lerobot"]
     """Format to write."""
     orientation: Orientation = "auto"
     """How the source stores its frames; `auto` believes the data set."""
+    robot: str = "auto"
+    """What the source's actions, state and cameras mean: a known robot or a YAML file; `auto` believes the data set."""
 
 
 def convert(args: ConvertArgs) -> int:
     """Convert a data set between LIBERO's HDF5 and LeRobotDataset v3."""
     from statevla.data.convert import convert as run
 
-    folder = run(args.source, args.target, args.to, args.orientation, progress=sys.stderr.isatty())
+    folder = run(args.source, args.target, args.to, args.orientation, sys.stderr.isatty(), args.robot)
     print(f"wrote {folder}")
     return 0
 

@@ -12,7 +12,7 @@ from statevla.data.episodes import EpisodeArrays, EpisodeInfo, EpisodeReader, op
 from statevla.data.write_lerobot import write_lerobot
 from statevla.data.write_libero import write_libero
 from statevla.errors import UserError
-from statevla.types import ImageOrientation
+from statevla.robots import ImageOrientation, RobotSpec
 
 WRITERS = {"libero": write_libero, "lerobot": write_lerobot}
 
@@ -23,15 +23,17 @@ def convert(
     to: str,
     orientation: ImageOrientation | str = "auto",
     progress: bool = False,
+    robot: RobotSpec | str = "auto",
 ) -> Path:
     """Convert a data set.
 
     Args:
-        source: LIBERO HDF5 file or folder, or LeRobotDataset v3 folder.
+        source: HDF5 file or folder of LIBERO or robomimic, or LeRobotDataset folder.
         target: folder to write.
         to: `libero` or `lerobot`.
         orientation: how the source stores its frames, where what it says should be overruled.
         progress: draw a progress bar.
+        robot: whose episodes they are, where what the source says should be overruled.
 
     Raises:
         UserError: unknown or same format, target exists, source damaged.
@@ -39,10 +41,10 @@ def convert(
     if to not in WRITERS:
         raise UserError(f"convert: format '{to}', expected one of {', '.join(WRITERS)}")
     folder = expand_path(target)
-    with open_reader(source, "auto", orientation) as reader:
+    with open_reader(source, "auto", orientation, robot) as reader:
         if reader.format == to:
             raise UserError(f"convert: {reader.path} is in format '{to}' already; nothing to do")
-        WRITERS[to](folder, _episodes(reader, progress))
+        WRITERS[to](folder, reader.robot, _episodes(reader, progress))
     return folder
 
 

@@ -10,19 +10,14 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from statevla.data.inspect import Inspection, TaskSummary
+from statevla.robots import RobotSpec
 from statevla.transforms import FieldStatistics
-from statevla.types import RobotStateLayout
 
-_ACTION_NAMES = ("dx", "dy", "dz", "d roll", "d pitch", "d yaw", "gripper")
-_STATE_NAMES = {
-    RobotStateLayout.JOINT_GRIPPER.value: (*(f"joint {i + 1} (rad)" for i in range(7)), "finger 1 (m)", "finger 2 (m)"),
-    RobotStateLayout.EE_GRIPPER.value: (
-        *("x (m)", "y (m)", "z (m)", "rot x (rad)", "rot y (rad)", "rot z (rad)", "finger 1 (m)", "finger 2 (m)"),
-    ),
-}
+_HINT = "two values only; this action group would declare them binary"
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em; color: #222;
        background: #fff }
@@ -38,18 +33,31 @@ def facts(result: Inspection) -> list[tuple[str, str]]:
     """The head of the report: name and value."""
     lengths = [length for task in result.tasks for length in task.lengths] or [0]
     read = "" if result.num_read == result.num_episodes else f" ({result.num_read} read)"
-    sizes = (f"{camera} {' / '.join(sizes)} px" for camera, sizes in sorted(result.image_sizes.items()))
     return [
         ("path", result.path),
         ("format", result.format or "unknown"),
         ("episodes", f"{result.num_episodes}{read}, {result.num_steps} steps"),
         ("length", f"{min(lengths)} to {max(lengths)} steps, mean {np.mean(lengths):.0f}"),
-        ("frequency", " / ".join(f"{fps:g} Hz" for fps in result.fps) or "unknown"),
-        ("cameras", ", ".join(sizes) or "none"),
-        ("orientation", ", ".join(result.orientations) or "unknown"),
-        ("robot state", ", ".join(result.robot_state_layouts) or "none"),
+        *(_robot_facts(result.robot, result) if result.robot else [("robot", "unknown")]),
         ("objects", ", ".join(result.objects) or "no poses"),
         ("no-ops", f"{result.no_op_share:.1%} of the actions"),
+    ]
+
+
+def _robot_facts(robot: RobotSpec, result: Inspection) -> list[tuple[str, str]]:
+    fields = []
+    for field in robot.state:
+        parts = [str(field.size), field.units or "units not known", *([] if field.policy else ["not for the policy"])]
+        fields.append(f"{field.name} ({', '.join(parts)})")
+    cameras = []
+    for camera in robot.cameras:
+        sizes = " / ".join(result.image_sizes.get(camera.name, [])) or "?"
+        cameras.append(f"{camera.name} {sizes} px, stored {camera.orientation.value}, fit {camera.fit}")
+    return [
+        ("robot", f"{robot.name}, {robot.control_freq_hz:g} Hz"),
+        ("actions", robot.describe_actions()),
+        ("state", "; ".join(fields) or "none"),
+        ("cameras", "; ".join(cameras) or "none"),
     ]
 
 
@@ -57,19 +65,21 @@ def print_inspection(result: Inspection, console: Console) -> None:
     """Print the report as tables."""
     head = Table.grid(padding=(0, 2))
     for name, value in facts(result):
-        head.add_row(f"[bold]{name}", value)
+        head.add_row(f"[bold]{name}", escape(value))
     console.print(head)
     tasks = Table("task", "episodes", "steps", "instruction", title="tasks", title_justify="left")
     for task in result.tasks:
-        tasks.add_row(task.task, str(len(task.lengths)), str(sum(task.lengths)), task.instruction)
+        tasks.add_row(escape(task.task), str(len(task.lengths)), str(sum(task.lengths)), escape(task.instruction))
     console.print(tasks)
     for title, names, values in _tables(result):
         table = Table(title, *_COLUMNS, title_justify="left")
         for row in _rows(names, values):
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         console.print(table)
     for note in result.notes:
         console.print(f"note: {note}", markup=False, highlight=False)
+    for hint in result.binary_hints:
+        console.print(f"{_HINT}: {hint}", markup=False, highlight=False)
     if not result.anomalies:
         console.print("[green]no anomalies")
         return
@@ -85,6 +95,7 @@ def write_html(result: Inspection, path: Path) -> None:
     rows = "".join(f"<tr><td>{name}<td>{html.escape(value)}" for name, value in facts(result))
     parts.append(f"<table>{rows}</table>")
     parts += [f"<p>{html.escape(note)}</p>" for note in result.notes]
+    parts += [f"<p>{_HINT}: <code>{html.escape(hint)}</code></p>" for hint in result.binary_hints]
     if result.anomalies:
         found = "".join(f"<li><b>{html.escape(a.where)}</b> {html.escape(a.message)}" for a in result.anomalies)
         parts.append(f"<h2 class=bad>{len(result.anomalies)} anomalies</h2><ul class=bad>{found}</ul>")
@@ -100,19 +111,29 @@ def write_html(result: Inspection, path: Path) -> None:
     path.write_text("\n".join(parts), encoding="utf-8")
 
 
+_HISTOGRAMS_A_ROW = 8
 _COLUMNS = ("mean", "std", "min", "q01", "q99", "max")
 
 
 def _tables(result: Inspection) -> list[tuple[str, tuple[str, ...], np.ndarray]]:
-    found = [("actions", _ACTION_NAMES, result.actions)] if len(result.actions) else []
-    return found + [(f"robot state {name}", _STATE_NAMES[name], v) for name, v in sorted(result.robot_states.items())]
+    """Title, one label per number, and values `[steps, n]`."""
+    robot, found = result.robot, []
+    if robot is None:
+        return []
+    if len(result.actions):
+        found.append(("actions", robot.action_names, result.actions))
+    fields = [field for field in robot.state if field.name in result.robot_states]
+    if fields:
+        labels = [f"{f.name} {dim}" + (f" ({f.units})" if f.units else "") for f in fields for dim in f.dims]
+        values = np.concatenate([result.robot_states[field.name] for field in fields], axis=1)
+        found.append(("robot state", tuple(labels), values))
+    return found
 
 
 def _rows(names: tuple[str, ...], values: np.ndarray) -> list[tuple[str, ...]]:
     statistics = FieldStatistics.of(values)
-    labels = names if len(names) == values.shape[1] else tuple(map(str, range(values.shape[1])))
     return [
-        (label, *(f"{getattr(statistics, column)[dim]:.3f}" for column in _COLUMNS)) for dim, label in enumerate(labels)
+        (label, *(f"{getattr(statistics, column)[dim]:.3f}" for column in _COLUMNS)) for dim, label in enumerate(names)
     ]
 
 
@@ -137,12 +158,15 @@ def _png(picture: np.ndarray) -> str:
 def _histograms(names: tuple[str, ...], values: np.ndarray) -> str:
     from matplotlib.figure import Figure
 
-    count = values.shape[1]
-    figure = Figure(figsize=(2.0 * count, 1.8), layout="constrained")
-    axes: Any = figure.subplots(1, count, squeeze=False)
-    for dim, axis in enumerate(axes[0]):
+    columns = min(values.shape[1], _HISTOGRAMS_A_ROW)
+    rows = -(-values.shape[1] // columns)
+    figure = Figure(figsize=(2.0 * columns, 1.8 * rows), layout="constrained")
+    axes: Any = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat[values.shape[1] :]:
+        axis.set_axis_off()
+    for dim, axis in enumerate(axes.flat[: values.shape[1]]):
         axis.hist(values[:, dim], bins=40, color="#47a")
-        axis.set_title(names[dim] if dim < len(names) else str(dim), fontsize=8)
+        axis.set_title(names[dim].replace("$", r"\$"), fontsize=6 if len(names[dim]) > 24 else 8)
         axis.tick_params(labelsize=6)
         axis.set_yticks([])
     buffer = io.BytesIO()

@@ -29,8 +29,8 @@ def next_keyframes(cache: FrameCache, transform: Transform) -> tuple[np.ndarray,
     """Where the robot will be at the next event after (or at) every frame.
 
     Returns:
-        float32 `[num_frames, RobotSpec.keyframe_dim]`, 0 where not known: from the hand to its next place (`UNIT_M`), or the
-        normalised state there. And bool `[num_frames]`: whether an event follows.
+        float32 `[num_frames, RobotSpec.keyframe_dim]`, 0 where not known: from the hand to its next place (`UNIT_M`),
+        or the normalised state there. And bool `[num_frames]`: whether an event follows.
     """
     hand = cache.robot.field_with_role("hand_position")
     states = transform.normalize_robot_state(torch.from_numpy(cache.robot_state)).numpy()

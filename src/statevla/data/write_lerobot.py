@@ -1,8 +1,7 @@
 """Writes episodes as a LeRobotDataset v3: parquet, MP4 (H.264) and metadata that LeRobot 0.4 reads.
 
-Keys, state layout and orientation are those of `lerobot/libero` (`observation.images.image` and `.image2`
-mirrored, `observation.state` of 8 numbers), so that policies and tools made for it take it as it is; the orientation
-is declared in `info.json` besides. Joint positions, executed actions and object poses ride along where known.
+How the robot's numbers and frames are named is `lerobot_layout`'s; the robot's whole declaration goes into `info.json`
+besides. Executed actions and object poses ride along where known.
 """
 
 from __future__ import annotations
@@ -16,15 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from statevla.data import lerobot
 from statevla.data.episodes import EpisodeArrays, EpisodeInfo
+from statevla.data.lerobot import EXECUTED_KEY, OBJECTS_KEY, require_lerobot_packages
+from statevla.data.lerobot_layout import Layout, layout_of
+from statevla.data.lerobot_meta import EPISODES_DIR, INFO_PATH, OBJECT_NAMES_COLUMN, TASK_COLUMN, TASKS_PATH
+from statevla.data.lerobot_robot import ACTION_KEYS, DECLARATION_KEY, ROBOT_KEY
 from statevla.data.lerobot_stats import RunningStats, picture_stats, table_stats
 from statevla.data.lerobot_video import VideoWriter
 from statevla.errors import UserError
+from statevla.robots import RobotSpec
 from statevla.transforms import from_upright, to_upright
-from statevla.types import ImageOrientation, RobotStateLayout
 
-_STORED = ImageOrientation.MIRRORED
+ACTION_KEY = ACTION_KEYS[0]
 _CHUNK, _VIDEO_MB, _DATA_MB = 1000, 200, 100
 _PATTERN = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 DATA_PATH, VIDEO_PATH = f"data/{_PATTERN}.parquet", f"videos/{{video_key}}/{_PATTERN}.mp4"
@@ -33,19 +35,22 @@ _INDEX_FEATURES = {"timestamp": "float32", "frame_index": "int64", "episode_inde
 }
 
 
-def write_lerobot(folder: Path, episodes: Iterable[tuple[EpisodeInfo, EpisodeArrays]]) -> Path:
+def write_lerobot(folder: Path, robot: RobotSpec, episodes: Iterable[tuple[EpisodeInfo, EpisodeArrays]]) -> Path:
     """Write episodes into `folder`, which must not exist; streaming, and renamed into place at the end.
+
+    Args:
+        robot: whose episodes they are, with its cameras as the arrays hold their frames.
 
     Raises:
         UserError: the folder exists, episodes differ in cameras, sizes or arrays, or the disk is full.
     """
-    lerobot.require_lerobot_packages()
+    require_lerobot_packages()
     if folder.exists():
         raise UserError(f"{folder}: exists already; choose another folder or delete it")
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        writer = _Writer(part)
+        writer = _Writer(part, robot)
         try:
             for info, arrays in episodes:
                 writer.add(info, arrays)
@@ -65,10 +70,11 @@ def write_lerobot(folder: Path, episodes: Iterable[tuple[EpisodeInfo, EpisodeArr
 class _Writer:
     """Writes one data file and, per camera, a chain of videos."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, robot: RobotSpec) -> None:
         self._root = root
+        self._robot, self._layout = robot, layout_of(robot)
+        self._fps = robot.control_freq_hz
         self._features: dict[str, dict[str, Any]] = {}
-        self._fps = 0.0
         self._tasks: dict[str, int] = {}
         self._rows: list[dict[str, Any]] = []
         self._num_frames = 0
@@ -81,20 +87,20 @@ class _Writer:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        columns, pictures = _columns_of(arrays), _pictures_of(arrays)
-        features = _features_of(columns, pictures, arrays.object_names)
+        columns, pictures = _columns_of(arrays, self._layout), _pictures_of(arrays, self._robot, self._layout)
+        features = _features_of(columns, pictures, self._layout)
         if not self._features:
-            self._features, self._fps = features, info.fps
-        elif _shapes(features) != _shapes(self._features) or info.fps != self._fps:
+            self._features = features
+        elif _shapes(features) != _shapes(self._features):
             raise UserError(
-                f"data {info.file}: {info.episode_id} has {_shapes(features)} at {info.fps:g} Hz, "
-                f"earlier episodes have {_shapes(self._features)} at {self._fps:g} Hz; convert them separately"
+                f"data {info.file}: {info.episode_id} has {_shapes(features)}, earlier episodes have "
+                f"{_shapes(self._features)}; convert them separately"
             )
         number, count = len(self._rows), len(arrays.actions)
         task = self._tasks.setdefault(info.instruction, len(self._tasks))
         frame_index = np.arange(count)
         index: dict[str, np.ndarray] = {
-            "timestamp": (frame_index / info.fps).astype(np.float32),
+            "timestamp": (frame_index / self._fps).astype(np.float32),
             "frame_index": frame_index,
             "episode_index": np.full(count, number),
             "index": self._num_frames + frame_index,
@@ -117,8 +123,8 @@ class _Writer:
             "dataset_to_index": self._num_frames + count,
             "meta/episodes/chunk_index": 0,
             "meta/episodes/file_index": 0,
-            lerobot.TASK_COLUMN: info.task,
-            lerobot.OBJECT_NAMES_COLUMN: json.dumps(list(arrays.object_names)),
+            TASK_COLUMN: info.task,
+            OBJECT_NAMES_COLUMN: json.dumps(list(arrays.object_names)),
         }
         for key, frames in pictures.items():
             row |= self._write_video(key, frames)
@@ -165,15 +171,15 @@ class _Writer:
 
         if not self._rows:
             raise UserError("conversion: there are no episodes to write; check the source")
-        episodes = self._root / lerobot.EPISODES_DIR / (_PATTERN.format(chunk_index=0, file_index=0) + ".parquet")
+        episodes = self._root / EPISODES_DIR / (_PATTERN.format(chunk_index=0, file_index=0) + ".parquet")
         episodes.parent.mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(self._rows), episodes)
-        _write_tasks(self._root / lerobot.TASKS_PATH, self._tasks)
+        _write_tasks(self._root / TASKS_PATH, self._tasks)
         stats = {key: {n: v.tolist() for n, v in running.summary().items()} for key, running in self._stats.items()}
         (self._root / "meta/stats.json").write_text(json.dumps(stats, indent=2), encoding="utf-8")
         info = {
             "codebase_version": "v3.0",
-            "robot_type": "panda",
+            "robot_type": self._robot.name,
             "total_episodes": len(self._rows),
             "total_frames": self._num_frames,
             "total_tasks": len(self._tasks),
@@ -185,9 +191,9 @@ class _Writer:
             "data_path": DATA_PATH,
             "video_path": VIDEO_PATH if self._videos else None,
             "features": self._described_features(),
-            lerobot.DECLARATION_KEY: {"image_orientation": _STORED.value},
+            DECLARATION_KEY: {ROBOT_KEY: self._layout.robot.to_dict()},
         }
-        (self._root / lerobot.INFO_PATH).write_text(json.dumps(info, indent=2), encoding="utf-8")
+        (self._root / INFO_PATH).write_text(json.dumps(info, indent=2), encoding="utf-8")
 
     def _described_features(self) -> dict[str, dict[str, Any]]:
         features = {key: dict(feature) for key, feature in self._features.items()}
@@ -197,36 +203,36 @@ class _Writer:
         return features | index
 
 
-def _columns_of(arrays: EpisodeArrays) -> dict[str, np.ndarray]:
-    joints = arrays.robot_states.get(RobotStateLayout.JOINT_GRIPPER)
-    end_effector = arrays.robot_states.get(RobotStateLayout.EE_GRIPPER)
-    columns = {lerobot.STATE_KEY: end_effector if end_effector is not None else joints}
-    if joints is not None and end_effector is not None:
-        columns |= {lerobot.JOINT_KEY: joints[:, :7], lerobot.GRIPPER_KEY: joints[:, 7:]}
-    columns[lerobot.ACTION_KEY] = arrays.actions
-    columns |= {lerobot.EXECUTED_KEY: arrays.executed_actions, lerobot.OBJECTS_KEY: arrays.object_poses}
+def _columns_of(arrays: EpisodeArrays, layout: Layout) -> dict[str, np.ndarray]:
+    columns: dict[str, np.ndarray | None] = {
+        key: np.concatenate([arrays.robot_states[field.name] for field in fields], axis=1)
+        for key, fields in layout.columns.items()
+    }
+    columns |= {ACTION_KEY: arrays.actions, EXECUTED_KEY: arrays.executed_actions, OBJECTS_KEY: arrays.object_poses}
     return {key: np.ascontiguousarray(v, dtype=np.float32) for key, v in columns.items() if v is not None}
 
 
-def _pictures_of(arrays: EpisodeArrays) -> dict[str, np.ndarray]:
-    names = {"agentview": "image", "eye_in_hand": "image2"}
+def _pictures_of(arrays: EpisodeArrays, robot: RobotSpec, layout: Layout) -> dict[str, np.ndarray]:
     return {
-        lerobot.IMAGE_PREFIX + names.get(camera, camera): np.ascontiguousarray(
-            from_upright(to_upright(frames, arrays.orientation), _STORED)
+        layout.cameras[camera]: np.ascontiguousarray(
+            from_upright(to_upright(frames, robot.camera(camera).orientation), layout.orientation)
         )
         for camera, frames in arrays.images.items()
     }
 
 
 def _features_of(
-    columns: Mapping[str, np.ndarray], pictures: Mapping[str, np.ndarray], objects: tuple[str, ...]
+    columns: Mapping[str, np.ndarray], pictures: Mapping[str, np.ndarray], layout: Layout
 ) -> dict[str, dict[str, Any]]:
     axes = ["height", "width", "channels"]
     features: dict[str, dict[str, Any]] = {
         key: {"dtype": "video", "shape": list(frames.shape[1:]), "names": axes} for key, frames in pictures.items()
     }
     for key, values in columns.items():
-        features[key] = {"dtype": "float32", "shape": [values.shape[1]], "names": None}
+        names: list[str] | None = layout.names(key) if key in layout.columns else None
+        if key in (ACTION_KEY, EXECUTED_KEY):
+            names = list(layout.robot.action_names)
+        features[key] = {"dtype": "float32", "shape": [values.shape[1]], "names": names}
     return features
 
 

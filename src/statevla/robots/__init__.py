@@ -1,7 +1,7 @@
 """Declared robots: what an action, a state and a camera are. One short file per known robot; copy one for yours."""
 
-from statevla.robots.libero import LIBERO, LIBERO_HAND, LIBERO_HUB
-from statevla.robots.registry import KNOWN_ROBOTS, ROBOT_TYPES, load_robot
+from statevla.robots.libero import LIBERO, LIBERO_HAND, LIBERO_HUB, LIBERO_OPENPI
+from statevla.robots.registry import KNOWN_ROBOTS, ROBOT_TYPES, load_robot, save_robot
 from statevla.robots.spec import ActionGroup, Camera, ImageFit, ImageOrientation, RobotSpec, StateField
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "LIBERO",
     "LIBERO_HAND",
     "LIBERO_HUB",
+    "LIBERO_OPENPI",
     "ROBOT_TYPES",
     "ActionGroup",
     "Camera",
@@ -17,4 +18,5 @@ __all__ = [
     "RobotSpec",
     "StateField",
     "load_robot",
+    "save_robot",
 ]

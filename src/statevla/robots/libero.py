@@ -5,7 +5,6 @@ from enum import IntEnum
 from statevla.robots.spec import ActionGroup, Camera, ImageOrientation, RobotSpec, StateField
 
 
-
 class Gripper(IntEnum):
     """Gripper command, the last number of an action (robosuite's convention)."""
 
@@ -54,3 +53,14 @@ LIBERO_HUB = LIBERO_HAND.model_copy(
     }
 )
 """`lerobot/libero` of the Hugging Face hub, which says nothing of what its numbers mean and stores mirrored frames."""
+
+LIBERO_OPENPI = LIBERO_HUB.model_copy(
+    update={
+        "name": "libero_openpi",
+        "cameras": (
+            Camera(name="agentview", key="image", orientation=ImageOrientation.MIRRORED),
+            Camera(name="eye_in_hand", key="wrist_image", orientation=ImageOrientation.MIRRORED),
+        ),
+    }
+)
+"""`physical-intelligence/libero`, as openpi's script writes it: the same numbers and frames under other keys."""

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 import yaml
 
 from statevla.errors import UserError
 from statevla.robots.aloha import ALOHA
-from statevla.robots.libero import LIBERO, LIBERO_HAND, LIBERO_HUB
+from statevla.robots.libero import LIBERO, LIBERO_HAND, LIBERO_HUB, LIBERO_OPENPI
 from statevla.robots.metaworld import METAWORLD
 from statevla.robots.so101 import SO101
 from statevla.robots.spec import RobotSpec
 from statevla.robots.unitree_g1 import UNITREE_G1
 
 KNOWN_ROBOTS: dict[str, RobotSpec] = {
-    robot.name: robot for robot in (LIBERO, LIBERO_HAND, LIBERO_HUB, METAWORLD, SO101, ALOHA, UNITREE_G1)
+    robot.name: robot for robot in (LIBERO, LIBERO_HAND, LIBERO_HUB, LIBERO_OPENPI, METAWORLD, SO101, ALOHA, UNITREE_G1)
 }
 ROBOT_TYPES = {"Unitree_G1_Inspire": "unitree_g1"}
 """`robot_type` of a LeRobot data set → the known robot whose features it has."""
@@ -37,7 +38,7 @@ def load_robot(name: str | Path) -> RobotSpec:
         near = difflib.get_close_matches(text, KNOWN_ROBOTS, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise UserError(
-            f"robot '{text}': {hint}known are {', '.join(KNOWN_ROBOTS)}; or give the path of a YAML file (docs/robots.md)"
+            f"robot '{text}': {hint}known are {', '.join(KNOWN_ROBOTS)}; or give a YAML file (docs/robots.md)"
         )
     try:
         if file.stat().st_size > _MAX_BYTES:
@@ -48,3 +49,24 @@ def load_robot(name: str | Path) -> RobotSpec:
     except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
         raise UserError(f"robot {file}: not readable as YAML ({' '.join(str(error).split())[:160]})") from None
     return RobotSpec.from_dict(tree, str(file))
+
+
+def save_robot(robot: RobotSpec, file: Path) -> None:
+    """Write a declaration as YAML, to be edited; what was assumed becomes comments.
+
+    Raises:
+        UserError: the file exists, or cannot be written.
+    """
+    if file.exists():
+        raise UserError(f"robot {file}: exists already; choose another file or delete it")
+    lines = ["# A robot (docs/robots.md): correct it, and give this file as data.robot or --robot."]
+    lines += [f"# Assumed: {' '.join(sentence.split())}" for sentence in robot.assumed]
+    tree = {key: value for key, value in robot.to_dict().items() if key != "assumed"}
+    text = yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, allow_unicode=True, width=110)
+    part = file.with_name(f".{file.name}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text("\n".join([*lines, text]), encoding="utf-8")
+        os.replace(part, file)
+    except OSError as error:
+        raise UserError(f"robot {file}: cannot write ({error.strerror}); choose another file") from None

@@ -93,8 +93,8 @@ class StateField(_Declared):
     policy: bool = True
     """Whether the policy sees it; what it does not see may still serve in training (keyframes, probes)."""
     key: str | None = None
-    """The data set's key of this field; by default it is the next part of the data set's one state vector, or
-    carries the field's own name."""
+    """The data set's key of this field, or some of the numbers under one (`observation.state[0:3]`); by default it is
+    the next part of the data set's one state vector, or carries the field's own name."""
 
     @model_validator(mode="after")
     def _consistent(self) -> StateField:
@@ -134,7 +134,7 @@ class RobotSpec(_Declared):
     @model_validator(mode="after")
     def _consistent(self) -> RobotSpec:
         for what, named in (("action group", self.actions), ("state field", self.state), ("camera", self.cameras)):
-            names = [each.name for each in named]  # type: ignore[attr-defined]
+            names = [each.name for each in named]
             for name in names:
                 if names.count(name) > 1:
                     raise ValueError(f"two {what}s are called '{name}'; names must differ")
@@ -267,8 +267,8 @@ class RobotSpec(_Declared):
         """
         if values.ndim < 1 or values.shape[-1] != self.state_dim:
             raise UserError(
-                f"{source}: robot '{self.name}' has {self.state_dim} state numbers ({self.describe_state()}), got shape "
-                f"{list(values.shape)}; send these"
+                f"{source}: robot '{self.name}' has {self.state_dim} state numbers ({self.describe_state()}), got "
+                f"shape {list(values.shape)}; send these"
             )
         return {name: values[..., part] for name, part in self.state_slices().items()}
 
@@ -347,7 +347,9 @@ class RobotSpec(_Declared):
             UserError: malformed; names the key, what was expected and what was found.
         """
         if not isinstance(tree, Mapping):
-            raise UserError(f"robot {source}: expected a mapping with name, control_freq_hz, actions, state and cameras")
+            raise UserError(
+                f"robot {source}: expected a mapping with name, control_freq_hz, actions, state and cameras"
+            )
         try:
             return cls.model_validate(dict(tree))
         except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Unitree G1 humanoid with two Inspire hands: 26 absolute joint angles at 30 Hz, as `robot_type: Unitree_G1_Inspire`."""
+"""Unitree G1 humanoid with two Inspire hands: 26 absolute joint targets at 30 Hz (`Unitree_G1_Inspire`)."""
 
 from statevla.robots.spec import ActionGroup, Camera, RobotSpec, StateField
 
@@ -16,6 +16,10 @@ UNITREE_G1 = RobotSpec(
     control_freq_hz=30.0,
     # No group is declared a gripper: twelve finger joints close by degrees.
     actions=tuple(ActionGroup(name=name, dims=dims, state=name) for name, dims in _PARTS.items()),
-    state=tuple(StateField(name=name, dims=dims, units="rad") for name, dims in _PARTS.items()),
+    # Inspire hands report the share of each finger's way, 0 to 1.
+    state=tuple(
+        StateField(name=name, dims=dims, units="rad" if name.endswith("arm") else "0 to 1")
+        for name, dims in _PARTS.items()
+    ),
     cameras=(Camera(name="cam_high"),),
 )
