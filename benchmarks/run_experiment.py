@@ -43,8 +43,8 @@ class _Entry(BaseModel):
 
 
 class Data(_Entry):
-    """A data set, as `statevla collect` makes it of a world or `statevla data draw` of human demonstrations; or one from
-    elsewhere, which has to lie there already."""
+    """A data set, as `statevla collect` makes it of a world, or `statevla data draw` of human demonstrations; or one
+    from elsewhere, which has to lie there already."""
 
     suite: str | None = None
     """A world, such as `libero_object` or `so101`."""

@@ -13,6 +13,7 @@ from statevla.alarm import ALARM_FILE, Calibration, Sighting, conformal_threshol
 from statevla.config import Config
 from statevla.errors import UserError
 from statevla.policy import StateVLAPolicy
+from statevla.robots import LIBERO, ActionGroup, Camera, RobotSpec
 from statevla.statevla_model import StateVLA
 from statevla.training.checkpoint import (
     Contents,
@@ -24,7 +25,7 @@ from statevla.training.checkpoint import (
     weights_hash,
 )
 from statevla.transforms import FieldStatistics, Statistics, Transform
-from statevla.types import Observation, RobotStateLayout
+from statevla.types import Observation
 
 HORIZON, SKIP, Z = 4, 2, 16
 
@@ -33,17 +34,19 @@ def save_run(config: Config, folder: Path, phase: str = "2") -> Path:
     """A checkpoint that nobody trained, with two control steps per action block."""
     phase1 = config.training.phase1.model_copy(update={"frame_skip": SKIP})
     config = config.model_copy(update={"training": config.training.model_copy(update={"phase1": phase1})})
-    rng = np.random.default_rng(0)
-    statistics = Statistics(
-        FieldStatistics.of(rng.uniform(-0.8, 0.5, (200, 7))),
-        {RobotStateLayout.JOINT_GRIPPER: FieldStatistics.of(rng.normal(1.0, 2.0, (200, 9)))},
-    )
+    statistics = statistics_of(LIBERO)
     torch.manual_seed(0)
     weights = StateVLA(config).state_dict()
     language = LanguageInfo(config.language.encoder, 16, "")
-    contents = Contents(weights, config, statistics, language, DataInfo("", 0.7, 0), {"phase": phase})
+    contents = Contents(weights, config, LIBERO, statistics, language, DataInfo("", 0.7, 0), {"phase": phase})
     save_checkpoint(folder, contents, TrainingState({}, {}), is_best=True)
     return resolve_checkpoint(folder)
+
+
+def statistics_of(robot: RobotSpec) -> Statistics:
+    rng = np.random.default_rng(0)
+    actions = FieldStatistics.of(rng.uniform(-0.8, 0.5, (200, robot.action_dim)))
+    return Statistics(actions, FieldStatistics.of(rng.normal(1.0, 2.0, (200, robot.state_dim))))
 
 
 @pytest.fixture
@@ -54,7 +57,7 @@ def folder(tiny_config: Config, tmp_path: Path) -> Path:
 def observation(seed: int) -> Observation:
     rng = np.random.default_rng(seed)
     images = {camera: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for camera in ("agentview", "eye_in_hand")}
-    return Observation(images, rng.normal(size=9), RobotStateLayout.JOINT_GRIPPER, "pick up the red block")
+    return Observation(images, LIBERO.named_state(rng.normal(size=9), "test"), "pick up the red block")
 
 
 def calibration_of(folder: Path, surprise: float, novelty: float = 1e9) -> Calibration:
@@ -95,6 +98,39 @@ def test_a_block_that_is_not_full_ends_with_rest(folder: Path, num_actions: int)
     full = torch.cat([actions, rest], dim=1)
     model, transform = policy.model, policy.transform
     torch.testing.assert_close(expect(model, transform, state, actions), expect(model, transform, state, full))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5])
+def test_rest_is_as_the_robot_declares_it(tiny_config: Config, count: int) -> None:
+    """Deltas stop; absolute targets and binary commands stay, wherever they are."""
+    robot = RobotSpec(
+        name="mixed",
+        control_freq_hz=10,
+        actions=(
+            ActionGroup(name="arm", dims=("a", "b")),
+            ActionGroup(name="valve", dims=("v",), kind="binary", values=(0, 1)),
+            ActionGroup(name="base", dims=("x", "y"), mode="delta"),
+        ),
+        cameras=(Camera(name="top"),),
+    )
+    phase1 = tiny_config.training.phase1.model_copy(update={"frame_skip": 3})
+    dims = {"action_dim": 5, "robot_state_dim": 0, "cameras": ["top"]}
+    changes = {"training": tiny_config.training.model_copy(update={"phase1": phase1})}
+    config = tiny_config.model_copy(update={**changes, "model": tiny_config.model.model_copy(update=dims)})
+    model, transform = StateVLA(config, robot).eval(), Transform(config.model, statistics_of(robot), robot)
+    rng = np.random.default_rng(0)
+    actions = rng.normal(size=(2, count, 5)).astype(np.float32)
+    actions[..., 2] = actions[..., 2] > 0
+    last = actions[:, -1:]
+    rest = np.concatenate([last[..., :3], np.zeros_like(last[..., 3:])], axis=-1)
+    filled = np.concatenate([actions, *[rest] * (-count % 3)], axis=1)
+    state = torch.randn(2, Z)
+    expected = expect(model, transform, state, actions)
+    assert torch.equal(expected, expect(model, transform, state, filled))
+    if count % 3:
+        for wrong in (np.zeros_like(rest), last):
+            other = np.concatenate([actions, *[wrong] * (-count % 3)], axis=1)
+            assert not torch.allclose(expected, expect(model, transform, state, other), atol=1e-6)
 
 
 def test_surprise_is_the_error_of_the_expectation_from_look_to_look(folder: Path) -> None:

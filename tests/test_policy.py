@@ -13,10 +13,12 @@ import torch
 from statevla.config import Config
 from statevla.errors import UserError
 from statevla.policy import StateVLAPolicy
+from statevla.robots import LIBERO, ActionGroup, Camera, RobotSpec, StateField
+from statevla.robots.libero import Gripper
 from statevla.statevla_model import StateVLA
 from statevla.training.checkpoint import Contents, DataInfo, LanguageInfo, TrainingState, save_checkpoint
 from statevla.transforms import FieldStatistics, Statistics
-from statevla.types import Gripper, Observation, RobotStateLayout
+from statevla.types import Observation
 
 HORIZON = 4
 TEXTS = ("pick up the red block", "push the green block to the left")
@@ -25,16 +27,20 @@ TEXTS = ("pick up the red block", "push the green block to the left")
 @pytest.fixture(scope="module")
 def run(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder whose checkpoint nobody trained, with normalisation that is not the identity."""
+    return save_run(tiny_config, tmp_path_factory.mktemp("run"), LIBERO)
+
+
+def save_run(config: Config, folder: Path, robot: RobotSpec, relative: tuple[str, ...] = ()) -> Path:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    statistics = Statistics(
-        FieldStatistics.of(rng.uniform(-0.8, 0.5, (200, 7))),
-        {RobotStateLayout.JOINT_GRIPPER: FieldStatistics.of(rng.normal(1.0, 2.0, (200, 9)))},
-    )
-    language = LanguageInfo(tiny_config.language.encoder, 16, "")
-    folder = tmp_path_factory.mktemp("run")
-    weights = StateVLA(tiny_config).state_dict()
-    contents = Contents(weights, tiny_config, statistics, language, DataInfo("", 0.7, 0), {"phase": "2"})
+    actions = FieldStatistics.of(rng.uniform(-0.8, 0.5, (200, robot.action_dim)))
+    state = FieldStatistics.of(rng.normal(1.0, 2.0, (200, robot.state_dim)))
+    statistics = Statistics(actions, state, relative_actions=relative, targets=actions if relative else None)
+    dims = {"action_dim": robot.action_dim, "robot_state_dim": robot.state_dim, "cameras": list(robot.camera_names)}
+    config = config.model_copy(update={"model": config.model.model_copy(update=dims)})
+    language = LanguageInfo(config.language.encoder, 16, "")
+    weights = StateVLA(config, robot).state_dict()
+    contents = Contents(weights, config, robot, statistics, language, DataInfo("", 0.7, 0), {"phase": "2"})
     save_checkpoint(folder, contents, TrainingState({}, {}), is_best=True)
     return folder
 
@@ -47,7 +53,7 @@ def load(run: Path) -> Callable[..., StateVLAPolicy]:
 def observation(seed: int, **changes: object) -> Observation:
     rng = np.random.default_rng(seed)
     images = {camera: rng.integers(0, 256, (40, 40, 3), dtype=np.uint8) for camera in ("agentview", "eye_in_hand")}
-    plain = Observation(images, rng.normal(size=9), RobotStateLayout.JOINT_GRIPPER, TEXTS[seed % 2])
+    plain = Observation(images, LIBERO.named_state(rng.normal(size=9), "test"), TEXTS[seed % 2])
     return replace(plain, **changes)
 
 
@@ -118,6 +124,85 @@ def test_ensembling_with_longer_execution_blends_each_step(load: Callable[..., S
     assert (blended[:, 6] == 1.0).all()  # a tie goes to the newest chunk
 
 
+def valves_in_the_middle() -> RobotSpec:
+    """[continuous, binary, binary, continuous], with commands that are not -1 and +1."""
+    return RobotSpec(
+        name="valves",
+        control_freq_hz=10,
+        actions=(
+            ActionGroup(name="slide", dims=("slide",), state="slide"),
+            ActionGroup(name="valve", dims=("valve",), kind="binary", values=(0, 1)),
+            ActionGroup(name="pump", dims=("pump",), kind="binary", values=(5, 2)),
+            ActionGroup(name="turn", dims=("turn",), mode="delta"),
+        ),
+        state=(StateField(name="slide", dims=("slide",)),),
+        cameras=(Camera(name="agentview"), Camera(name="eye_in_hand")),
+    )
+
+
+@pytest.fixture
+def valves(tiny_config: Config, tmp_path: Path) -> Callable[..., StateVLAPolicy]:
+    robot = valves_in_the_middle()
+    folder = save_run(tiny_config, tmp_path / "valves", robot, relative=("slide",))
+    return lambda **options: StateVLAPolicy.from_pretrained(folder, device="cpu", **options)
+
+
+def valve_observation(seed: int, slide: float = 0.3) -> Observation:
+    return observation(seed, robot_state={"slide": np.array([slide])})
+
+
+def test_binary_commands_anywhere_are_exactly_the_declared_ones(valves: Callable[..., StateVLAPolicy]) -> None:
+    chunks = np.stack([c.actions for c in valves().act_chunk([valve_observation(seed) for seed in range(8)])])
+    assert chunks.shape == (8, HORIZON, 4)
+    for dim, commands in ((1, {0.0, 1.0}), (2, {5.0, 2.0})):
+        assert set(np.unique(chunks[..., dim])) <= commands
+    assert min(len(np.unique(chunks[..., dim])) for dim in (0, 3)) > 4 * HORIZON
+
+
+def test_relative_actions_start_from_where_the_robot_is(valves: Callable[..., StateVLAPolicy]) -> None:
+    """What the model answers is added to the state; an encoder that does not see it answers the same."""
+    policy = valves()
+    with torch.no_grad():
+        for parameter in policy.model.state_encoder.tokenizer.robot_state.parameters():
+            parameter.zero_()
+    policy._low[:], policy._high[:] = -np.inf, np.inf
+    chunks = []
+    for slide in (0.0, 0.25):
+        policy.reset()
+        chunks.append(policy.act_chunk(valve_observation(0, slide)).actions)
+    np.testing.assert_allclose(chunks[1] - chunks[0], np.tile([0.25, 0, 0, 0], (HORIZON, 1)), atol=1e-5)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_ensembling_votes_on_binary_numbers_in_the_middle(valves: Callable[..., StateVLAPolicy], decay: float) -> None:
+    session = valves(temporal_ensembling=decay).new_session()
+    rng = np.random.default_rng(0)
+    chunks = [rng.normal(size=(HORIZON, 4)).astype(np.float32) for _ in range(9)]
+    for chunk in chunks:
+        chunk[:, 1], chunk[:, 2] = chunk[:, 1] > 0, np.where(chunk[:, 2] > 0, 2.0, 5.0)
+    for step, chunk in enumerate(chunks):
+        session.accept(chunk)
+        action = session.next_action()
+        votes = np.stack([chunks[s][step - s] for s in range(max(0, step - HORIZON + 1), step + 1)])
+        weights = np.exp(-decay * np.arange(len(votes)))
+        mean = (weights[:, None] * votes).sum(0) / weights.sum()
+        np.testing.assert_allclose(action[[0, 3]], mean[[0, 3]], rtol=1e-5, atol=1e-6)
+        for dim, off, on in ((1, 0.0, 1.0), (2, 5.0, 2.0)):
+            share = weights[votes[:, dim] == on].sum() / weights.sum()
+            wanted = votes[-1, dim] if abs(share - 0.5) < 1e-9 else on if share > 0.5 else off
+            assert action[dim] == wanted
+
+
+def test_a_tie_of_binary_votes_goes_to_the_newest_chunk(valves: Callable[..., StateVLAPolicy]) -> None:
+    for newest in (0.0, 1.0):
+        session = valves(temporal_ensembling=0.0).new_session()
+        for valve in (1.0 - newest, newest):
+            session.accept(np.tile(np.float32([0.0, valve, 2.0 if valve else 5.0, 0.0]), (HORIZON, 1)))
+            action = session.next_action()
+        assert action[1] == newest
+        assert action[2] == (2.0 if newest else 5.0)
+
+
 def test_noise_depends_on_seed_episode_and_query_alone(load: Callable[..., StateVLAPolicy]) -> None:
     policy = load(seed=3)
     alone = policy.new_session(episode=5)
@@ -180,10 +265,15 @@ def test_wrong_inputs_are_named(load: Callable[..., StateVLAPolicy]) -> None:
     images = dict(observation(0).images)
     with pytest.raises(UserError, match=r"no camera 'eye_in_hand', it has agentview"):
         policy.act(observation(0, images={"agentview": images["agentview"]}))
-    with pytest.raises(UserError, match=r"'ee_gripper'.*'joint_gripper'"):
-        policy.act(
-            observation(0, robot_state=np.zeros(8), robot_state_layout=RobotStateLayout.EE_GRIPPER),
-        )
+    hand = {"hand_position": np.zeros(3), "finger_positions": np.zeros(2)}
+    words = r"no state field 'joint_positions', it has finger_positions, hand_position; robot 'libero' declares"
+    with pytest.raises(UserError, match=words):
+        policy.act(observation(0, robot_state=hand))
+    with pytest.raises(UserError, match=r"expected a mapping of state fields, got ndarray; RobotSpec.named_state"):
+        observation(0, robot_state=np.zeros(9))
+    joints = {**observation(0).robot_state, "joint_positions": np.array([0, np.nan, 0, 0, 0, 0, 0])}
+    with pytest.raises(UserError, match=r"robot_state 'joint_positions': NaN or infinite at 1"):
+        observation(0, robot_state=joints)
     with pytest.raises(UserError, match="instruction is empty"):
         policy.act(observation(0, instruction="  "))
     with pytest.raises(UserError, match="an observation is needed"):
@@ -211,7 +301,7 @@ def test_a_phase_1_checkpoint_has_no_policy(run: Path, tmp_path: Path) -> None:
     from statevla.training.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(run)
-    parts = (loaded.config, loaded.statistics, loaded.language, loaded.data, {"phase": "1"})
+    parts = (loaded.config, loaded.robot, loaded.statistics, loaded.language, loaded.data, {"phase": "1"})
     save_checkpoint(tmp_path, Contents(loaded.model.state_dict(), *parts), TrainingState({}, {}), is_best=True)
     with pytest.raises(UserError, match="--phase 2 --phase1_checkpoint"):
         StateVLAPolicy.from_pretrained(tmp_path)

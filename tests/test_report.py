@@ -13,7 +13,9 @@ from statevla.config import Config
 from statevla.errors import UserError
 from statevla.report import ReportArgs, report, write_report
 from statevla.report.sources import find_sources
+from statevla.robots import KNOWN_ROBOTS
 
+UNITREE_G1 = KNOWN_ROBOTS["unitree_g1"]
 VOID = {"meta", "img", "br", "link", "path", "use", "input"}
 
 
@@ -127,9 +129,57 @@ def test_page_of_a_trained_run_is_whole_and_self_contained(trained: Path, tmp_pa
     evaluation = json.loads((trained / "evaluation" / "evaluation.json").read_text())
     assert f"{evaluation['actions']['normalized']['mse']:.3g}" in text
     assert evaluation["versions"]["torch"] in text
+    assert (
+        "Robot libero, 20 Hz. Actions: hand (6 continuous, delta), gripper (1 binary). State: joint_positions" in text
+    )
+    assert "<td>rz</td>" in text
+    assert "Gripper: accuracy" in text
     # Every id is defined once: charts do not borrow each other's clip paths.
     ids = re.findall(r'<clipPath id="([^"]+)"', text)
     assert len(ids) == len(set(ids)) > 0
+
+
+def evaluation_of(folder: Path, actions: dict, **more: object) -> str:
+    """The page of an evaluation with these metrics of actions."""
+    folder.mkdir(parents=True)
+    tree = {"num_episodes": 2, "split": "validation", "actions": actions, **more}
+    (folder / "evaluation.json").write_text(json.dumps(tree))
+    page = write_report([folder], folder / "page.html")
+    outline(page)
+    return page.read_text()
+
+
+def test_any_robots_numbers_are_shown_by_name_and_beside_the_present_state(tmp_path: Path) -> None:
+    names = list(UNITREE_G1.action_names)
+    values = [0.01 * number for number in range(1, 27)]
+    errors = {"mse": 0.2, "mae": 0.3, "mse_of_mean_action": 1.0, "mse_per_dim": values, "mae_per_dim": values}
+    still = {"mse": 0.5, "mae": 0.6, "mae_per_dim": [2 * value for value in values], "policy": errors}
+    actions = {
+        "names": names,
+        "units": ["rad"] * 26,
+        "normalized": errors,
+        "real": errors,
+        "spread": values,
+        "repeat_state": {"names": names, "units": ["rad"] * 26, "normalized": still, "real": still},
+    }
+    text = evaluation_of(tmp_path / "g1", actions, robot=UNITREE_G1.to_dict(), notes=["a role <is> missing"])
+    for name, value in zip(names, values):
+        assert f"<td>{name} (rad)</td><td>{value:.3g}</td>" in text
+        assert f"<td>{2 * value:.3g}</td></tr>" in text
+    assert "<b>40%</b>of the error of repeating the present state" in text
+    assert "60% below that of repeating the present state (0.2 against 0.5)" in text
+    assert "<td>present state</td><td>0.5</td><td>0.6</td>" in text
+    assert "Robot unitree_g1, 30 Hz" in text
+    assert "A role &lt;is&gt; missing." in text
+
+
+def test_evaluations_without_continuous_numbers_and_earlier_ones_are_shown(tmp_path: Path) -> None:
+    scores = {"accuracy": 0.75, "precision": 1.0, "recall": 0.5, "f1": 0.7}
+    text = evaluation_of(tmp_path / "valves", {"binary": {"left": scores, "right": scores}})
+    assert text.count("accuracy 0.750, F1 of switching on 0.700") == 2
+    errors = {"mse": 0.2, "mae": 0.3, "mse_of_mean_action": 1.0, "mse_per_dim": [0.2], "mae_per_dim": [0.3]}
+    earlier = {"normalized": errors, "real": errors, "spread": [0.1], "gripper": scores}
+    assert "<td>number 0</td><td>0.2</td>" in evaluation_of(tmp_path / "earlier", earlier)
 
 
 def test_rollouts_are_shown_with_intervals_and_errors(rollouts: Path, capsys: pytest.CaptureFixture[str]) -> None:

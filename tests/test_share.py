@@ -10,9 +10,11 @@ import pytest
 import torch
 import yaml
 
+from robot_files import BENCH
 from statevla.config import Config
 from statevla.errors import UserError
 from statevla.policy import StateVLAPolicy
+from statevla.robots import LIBERO, RobotSpec
 from statevla.share import ShareArgs, share
 from statevla.statevla_model import StateVLA
 from statevla.training.checkpoint import (
@@ -27,7 +29,7 @@ from statevla.training.checkpoint import (
 )
 from statevla.training.hub import is_repo_id
 from statevla.transforms import FieldStatistics, Statistics
-from statevla.types import Observation, RobotStateLayout
+from statevla.types import Observation
 
 TEXT = "pick up the red block"
 
@@ -35,16 +37,22 @@ TEXT = "pick up the red block"
 @pytest.fixture
 def run(tiny_config: Config, tmp_path: Path) -> Path:
     """A run folder with a checkpoint that nobody trained; its instructions are read from a file elsewhere."""
-    rng, layout = np.random.default_rng(0), RobotStateLayout.JOINT_GRIPPER
+    return save_run(tiny_config, tmp_path, LIBERO)
+
+
+def save_run(tiny_config: Config, tmp_path: Path, robot: RobotSpec, relative: tuple[str, ...] = ()) -> Path:
+    rng = np.random.default_rng(0)
     np.savez(tmp_path / "sentences.npz", **{TEXT: rng.normal(size=16).astype(np.float32)})
     language = tiny_config.language.model_copy(update={"encoder": str(tmp_path / "sentences.npz")})
-    config = tiny_config.model_copy(update={"language": language})
-    statistics = Statistics(
-        FieldStatistics.of(rng.uniform(-0.8, 0.5, (200, 7))), {layout: FieldStatistics.of(rng.normal(size=(200, 9)))}
-    )
+    dims = {"action_dim": robot.action_dim, "robot_state_dim": robot.state_dim, "cameras": list(robot.camera_names)}
+    model = tiny_config.model.model_copy(update=dims)
+    config = tiny_config.model_copy(update={"language": language, "model": model})
+    actions = FieldStatistics.of(rng.uniform(-0.8, 0.5, (200, robot.action_dim)))
+    state = FieldStatistics.of(rng.normal(size=(200, robot.state_dim)))
+    statistics = Statistics(actions, state, relative_actions=relative, targets=actions if relative else None)
     torch.manual_seed(0)
-    parts = (config, statistics, LanguageInfo(language.encoder, 16, ""), DataInfo("cache-1", 0.7, 3))
-    contents = Contents(StateVLA(config).state_dict(), *parts, {"phase": "2", "step": 8})
+    parts = (config, robot, statistics, LanguageInfo(language.encoder, 16, ""), DataInfo("cache-1", 0.7, 3))
+    contents = Contents(StateVLA(config, robot).state_dict(), *parts, {"phase": "2", "step": 8})
     save_checkpoint(tmp_path / "run", contents, TrainingState({}, {}), is_best=True)
     (tmp_path / "run" / "run.json").write_text(json.dumps({"command": ["train.py", "--phase", "2"], "seed": 5}))
     return tmp_path / "run"
@@ -53,7 +61,7 @@ def run(tiny_config: Config, tmp_path: Path) -> Path:
 def observation() -> Observation:
     rng = np.random.default_rng(0)
     images = {camera: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for camera in ("agentview", "eye_in_hand")}
-    return Observation(images, rng.normal(size=9), RobotStateLayout.JOINT_GRIPPER, TEXT)
+    return Observation(images, LIBERO.named_state(rng.normal(size=9), "test"), TEXT)
 
 
 def test_a_shared_copy_needs_nothing_else_and_acts_alike(run: Path, tmp_path: Path) -> None:
@@ -77,6 +85,51 @@ def test_card_has_the_numbers_of_the_files_and_says_what_is_missing(run: Path, t
     assert "cache-1" in text
     assert yaml.safe_load(text.split("---")[1])["library_name"] == "statevla"
     assert f"torch {torch.__version__}" in text
+
+
+def test_card_says_what_the_robot_is(tiny_config: Config, tmp_path: Path) -> None:
+    run = save_run(tiny_config, tmp_path, BENCH, relative=("arm",))
+    share(ShareArgs(str(run), str(tmp_path / "shared")))
+    text = (tmp_path / "shared" / "README.md").read_text()
+    for line in (
+        "It acts for the robot `bench`, 10 times a second.",
+        "- actions, 4 numbers:",
+        "    - `arm`: pan, lift: continuous, absolute, measured by arm",
+        "    - `valve`: valve: binary, 0 (off) or 1 (on), gripper",
+        "    - `base`: turn: continuous, delta, -1 to 1",
+        "    - trained relative to the state at the start of a chunk: `arm`; it answers absolute ones",
+        "- robot state, 3 numbers:",
+        "    - `arm`: pan, lift (rad)",
+        "- cameras, seen upright at 32 px; how the training data have them:",
+        "    - `side`: stored upright; a frame that is not square is cropped to its middle",
+    ):
+        assert f"\n{line}\n" in text
+    assert RobotSpec.from_dict(json.loads((tmp_path / "shared" / "robot.json").read_text()), "test") == BENCH
+
+
+def test_card_quotes_evaluations_by_name(run: Path, tmp_path: Path) -> None:
+    errors = {"mse": 0.25, "mae": 0.4, "mse_of_mean_action": 1.0}
+    measured = {"mse": 0.5, "mae_per_dim": [0.04], "policy": {"mse": 0.25, "mae_per_dim": [0.03]}}
+    actions = {
+        "names": ["elbow"],
+        "units": ["rad"],
+        "normalized": errors,
+        "real": errors,
+        "repeat_state": {"names": ["elbow"], "units": ["rad"], "normalized": measured, "real": measured},
+        "binary": {"valve": {"accuracy": 0.9, "f1": 0.8}},
+    }
+    # From before robots were declared.
+    earlier = {"normalized": errors, "real": errors, "gripper": {"accuracy": 0.7}}
+    for name, tree in (("evaluation", actions), ("evaluation_earlier", earlier)):
+        (run / name).mkdir()
+        results = {"num_episodes": 3, "split": "validation", "actions": tree}
+        (run / name / "evaluation.json").write_text(json.dumps(results))
+    share(ShareArgs(str(run), str(tmp_path / "shared")))
+    text = (tmp_path / "shared" / "README.md").read_text()
+    mean = "    - the policy's normalised MSE is 75% below that of always answering the mean action (0.25 against 1)\n"
+    assert text.count(mean) == 2
+    assert "50% below that of repeating the present state (0.25 against 0.5); off by 0.03" in text
+    assert "    - valve: accuracy 0.900, F1 of switching on 0.800\n" in text
 
 
 def test_card_shows_rollouts_of_these_weights_only(run: Path, tmp_path: Path) -> None:
@@ -138,6 +191,13 @@ def test_a_folder_in_use_and_damage_are_refused(run: Path, tmp_path: Path) -> No
     path = resolve_checkpoint(run) / MODEL_FILE
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="damaged"):
+        share(ShareArgs(str(run), str(tmp_path / "new")))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_robot_is_found_before_anything_is_copied(run: Path, tmp_path: Path) -> None:
+    (resolve_checkpoint(run) / "robot.json").write_text('{"name": "arm"}')
+    with pytest.raises(UserError, match=r"robot\.json: control_freq_hz: field required"):
         share(ShareArgs(str(run), str(tmp_path / "new")))
     assert not (tmp_path / "new").exists()
 

@@ -9,6 +9,7 @@ import torch
 
 from statevla.config import load_config
 from statevla.errors import UserError
+from statevla.robots import LIBERO, Camera
 from statevla.statevla_model import StateVLA
 from statevla.types import ChunkBatch, ModelInput, TransitionBatch
 
@@ -74,12 +75,21 @@ def test_faithful_preset_has_exactly_the_specs_parameters() -> None:
         model = StateVLA(load_config("conf/config.yaml"))
     assert dict(model.parameter_table()) == EXACT
     assert sum(parameter.numel() for parameter in model.parameters()) == sum(EXACT.values()) == 14_862_097
+    with torch.device("meta"):
+        dims = ["model.action_dim=auto", "model.robot_state_dim=auto", "model.cameras=auto"]
+        model = StateVLA(load_config("conf/config.yaml", dims), LIBERO)
+    assert dict(model.parameter_table()) == EXACT
 
 
 @pytest.mark.parametrize("cameras", [["front"], ["a", "b", "c"]])
 def test_any_number_of_cameras(cameras: list[str]) -> None:
-    config = load_config("conf/config.yaml", [*TINY, f"model.cameras={cameras}"])
-    assert StateVLA(config).encode(random_input(config, 2)).shape == (2, 24)
+    robot = LIBERO.model_copy(update={"cameras": tuple(Camera(name=name) for name in cameras)})
+    for chosen in (cameras, "auto"):
+        model = StateVLA(load_config("conf/config.yaml", [*TINY, f"model.cameras={chosen}"]), robot)
+        assert model.config.model.cameras == cameras
+        assert model.encode(random_input(model.config, 2)).shape == (2, 24)
+    with pytest.raises(UserError, match=r"model.cameras: no camera 'wrist', robot 'libero' has (front|a, b, c); set"):
+        StateVLA(load_config("conf/config.yaml", [*TINY, "model.cameras=[wrist]"]), robot)
 
 
 def test_shapes(model: StateVLA, config) -> None:

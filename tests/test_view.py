@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from robot_files import BENCH, write_bench_file
 from statevla.errors import UserError
+from statevla.robots import save_robot
 
 pytest.importorskip("rerun")
 
@@ -29,9 +31,37 @@ def test_data_set_becomes_a_recording(libero_dir: Path, tmp_path: Path, capsys: 
     assert capsys.readouterr().out.startswith("2 episodes of")
     found = entities(out)
     for episode in ("episode_0", "episode_1"):
-        for part in ("agentview", "eye_in_hand", "action/gripper", "joint_gripper/8", "objects", "instruction"):
+        for part in ("agentview", "eye_in_hand", "action/hand/rz", "action/gripper/gripper", "objects", "instruction"):
             assert f"/{episode}/{part}" in found
+        assert f"/{episode}/state/joint_positions/joint_7" in found
+        assert f"/{episode}/state/hand_position/z" in found
     assert not any(path.startswith("/episode_2") for path in found)
+    assert times(out, "/episode_0/action/hand/x")[:3] == pytest.approx([0.0, 0.05, 0.1])
+
+
+def test_a_declared_robot_gives_names_and_time(tmp_path: Path) -> None:
+    """Names that are no paths, from a declaration that the file itself lacks; ten steps a second."""
+    arm = BENCH.actions[0].model_copy(update={"dims": ("motor 1/a", "motor 1/b")})
+    robot = BENCH.model_copy(update={"actions": (arm, *BENCH.actions[1:])})
+    save_robot(robot, tmp_path / "robot.yaml")
+    data = write_bench_file(tmp_path / "turn_demo.hdf5", num_episodes=1, robot=None)
+    with pytest.raises(UserError, match="declares no robot"):
+        view(ViewArgs(str(data), out=str(tmp_path / "x.rrd")))
+    out = tmp_path / "data.rrd"
+    view(ViewArgs(str(data), robot=str(tmp_path / "robot.yaml"), out=str(out)))
+    assert {"/episode_0/side", "/episode_0/action/valve/valve", "/episode_0/state/arm/lift"} <= entities(out)
+    assert times(out, r"/episode_0/action/arm/motor\ 1\/b")[:3] == pytest.approx([0.0, 0.1, 0.2])
+
+
+def times(recording: Path, entity: str) -> list[float]:
+    """At which seconds an entity was logged."""
+    from rerun.experimental import RrdReader
+
+    rows = []
+    for chunk in RrdReader(str(recording)).store().stream():
+        if str(chunk.entity_path) == entity:
+            rows += chunk.to_record_batch()["time"].cast("int64").to_pylist()
+    return [time_ns / 1e9 for time_ns in sorted(rows)]
 
 
 @pytest.fixture
@@ -62,6 +92,12 @@ def test_rollouts_become_a_recording(rollouts: Path, tmp_path: Path) -> None:
     assert {"/task00_trial000_success/video", "/task00_trial000_success/novelty"} <= found
     assert {"/task00_trial002_failure/surprise", "/task00_trial002_failure/surprise_threshold"} <= found
     assert not any("trial001" in path for path in found)  # an error is no episode
+    # Without a word about it, at LIBERO's 20 steps a second.
+    assert times(out, "/task00_trial000_success/novelty") == pytest.approx([0.0, 0.2, 0.4])
+    settings = json.loads((rollouts / "settings.json").read_text())
+    (rollouts / "settings.json").write_text(json.dumps({**settings, "control_freq_hz": 5.0}))
+    view(ViewArgs(str(rollouts), out=str(out)))
+    assert times(out, "/task00_trial000_success/novelty") == pytest.approx([0.0, 0.8, 1.6])
 
 
 def test_bad_input_is_one_line(tmp_path: Path, libero_dir: Path) -> None:

@@ -20,7 +20,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "replay": ("statevla.worlds.libero.cli:replay", "recorded actions in the simulator: do they succeed?"),
     "data inspect": ("statevla.data.cli:inspect", "what is in a data set, and what is likely wrong"),
     "data convert": ("statevla.data.cli:convert", "LIBERO HDF5 to LeRobotDataset v3 and back"),
-    "data draw": ("statevla.worlds.robosuite.cli:draw", "robosuite's human demonstrations, which have no pictures, drawn"),
+    "data draw": (
+        "statevla.worlds.robosuite.cli:draw",
+        "robosuite's human demonstrations, which have no pictures, drawn",
+    ),
     "data cache": ("statevla.data.cli:cache", "build the frame cache of a configuration ahead of training"),
     "train": ("statevla.training.cli:train", "phase 1, phase 2, or behaviour cloning (also train.py)"),
     "eval": (

@@ -128,7 +128,8 @@ def outcome_table(folder: Path) -> Table:
         table.add_row(f"world model, {name.replace('_', ' ')} (1 is perfect, 0 is copying)", _number(value))
     if actions := evaluation.get("actions"):
         table.add_row("held-out actions, normalised MSE (the mean action's)", _error_text(actions["normalized"]))
-        table.add_row("held-out gripper, accuracy", _number(actions["gripper"]["accuracy"]))
+        for name, scores in actions.get("binary", {}).items():
+            table.add_row(f"held-out {name}, accuracy", _number(scores["accuracy"]))
     for task in rollouts.get("tasks", []):
         table.add_row(task["instruction"], _success_text(task))
     if total := rollouts.get("total"):

@@ -10,6 +10,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from statevla.config import home_dir
+from statevla.diagnostics.comparisons import binary_lines, comparisons
+from statevla.robot_text import camera_text, field_text, group_text
+from statevla.robots import RobotSpec
 from statevla.training.checkpoint import ROUNDED_FROM, RUN_FILE, VERSION_FILE, weights_hash
 
 _HEAD = """---
@@ -45,10 +48,16 @@ def model_card(checkpoint: Path, name: str, measured: Measured) -> str:
         checkpoint: the folder of the shared checkpoint, with the run's `run.json`.
         name: what `from_pretrained` is to be called with; its last part is the heading.
         measured: where to look.
+
+    Raises:
+        UserError: what the checkpoint says of its robot is damaged.
     """
     config, metrics, data = (_read(checkpoint / f"{part}.json") for part in ("config", "metrics", "data"))
     version, run = _read(checkpoint / VERSION_FILE), _read(checkpoint / RUN_FILE)
+    robot = RobotSpec.from_dict(_read(checkpoint / "robot.json"), str(checkpoint / "robot.json"))
+    relative = _read(checkpoint / "statistics.json").get("relative_actions", [])
     lines = [_HEAD + f"# {PurePosixPath(name).name}", "", *_introduction(config, metrics, name)]
+    lines += ["", "## Robot", "", *_robot(robot, config, relative)]
     lines += ["", "## Training", "", *_training(config, metrics, data, run)]
     lines += ["", "## Measured", "", *_measured(checkpoint, measured)]
     lines += ["", "## Surprise alarm", "", *_alarm(checkpoint)]
@@ -73,10 +82,22 @@ def _introduction(config: dict[str, Any], metrics: dict[str, Any], name: str) ->
         "action = policy.act(observation)",
         "```",
     )
+
+
+def _robot(robot: RobotSpec, config: dict[str, Any], relative: Sequence[str]) -> Iterator[str]:
+    yield f"It acts for the robot {_code(robot.name)}, {robot.control_freq_hz:g} times a second."
     yield ""
-    yield f"- cameras: {', '.join(model.get('cameras', []))}, {model.get('image_size')} px"
-    yield f"- robot state: `{model.get('robot_state_layout')}`, {model.get('robot_state_dim')} numbers"
-    yield f"- actions: {model.get('action_dim')} numbers, the last one the gripper (-1 open, +1 close)"
+    yield f"- actions, {robot.action_dim} numbers:"
+    yield from (f"    - {_code(group.name)}: {group_text(group)}" for group in robot.actions)
+    if relative:
+        groups = ", ".join(map(_code, relative))
+        yield f"    - trained relative to the state at the start of a chunk: {groups}; it answers absolute ones"
+    yield f"- robot state, {robot.state_dim} numbers:" if robot.state_dim else "- robot state: none"
+    yield from (f"    - {_code(field.name)}: {field_text(field)}" for field in robot.policy_fields)
+    size = config.get("model", {}).get("image_size")
+    yield f"- cameras, seen upright at {size} px; how the training data have them:"
+    yield from (f"    - {_code(camera.name)}: {camera_text(camera)}" for camera in robot.cameras)
+    yield from (f"- assumed: {sentence}" for sentence in robot.assumed)
 
 
 def _training(
@@ -85,6 +106,9 @@ def _training(
     command = run.get("command")
     source = Path(str(config.get("data", {}).get("path", ""))).name
     yield f"- data: `{source}`, cache `{data.get('cache') or 'not said'}`"
+    for further in config.get("data", {}).get("sources", []):
+        unlabelled = "" if further.get("labelled") else ", not imitated"
+        yield f"- and: `{Path(str(further.get('path'))).name}`, weight {further.get('weight')}{unlabelled}"
     limit = f", of these {data['demos_per_task']} a task" if data.get("demos_per_task") else ""
     yield f"- split: {data.get('train_split')} of the episodes of every task{limit}, seed {data.get('split_seed')}"
     yield f"- command: {_code(shlex.join(map(str, command))) if command else 'not recorded'}"
@@ -125,11 +149,8 @@ def _measured(checkpoint: Path, measured: Measured) -> Iterator[str]:
         results = _read(path)
         what = f"{results.get('num_episodes')} {results.get('split')} episodes"
         if actions := results.get("actions"):
-            normalized = actions["normalized"]
-            yield (
-                f"- actions on {what}: normalised MSE {normalized['mse']:.4g} (always the mean action: "
-                f"{normalized['mse_of_mean_action']:.4g}), gripper accuracy {actions['gripper']['accuracy']:.3f}"
-            )
+            yield f"- actions on {what}:"
+            yield from (f"    - {line}" for line in [*comparisons(actions), *binary_lines(actions)])
         skill = (results.get("world_model") or {}).get("copy_skill_1")
         if skill is not None:
             yield f"- world model on {what}: copy skill {skill:.3f} (0 is copying the present, 1 perfect)"

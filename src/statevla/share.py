@@ -13,6 +13,7 @@ from statevla.alarm import ALARM_FILE, MEMORY_FILE
 from statevla.config import config_from_dict, expand_path, portable_text
 from statevla.errors import UserError
 from statevla.model_card import Measured, model_card
+from statevla.robots import RobotSpec
 from statevla.training.checkpoint import (
     MODEL_FILE,
     ROUNDED_FROM,
@@ -79,7 +80,9 @@ def copy_checkpoint(
     """
     measured = measured or Measured()
     check_format(checkpoint)
-    read_weights(checkpoint)  # damage shall be found here, not by whoever downloads it
+    # Damage shall be found here, not by whoever downloads it.
+    read_weights(checkpoint)
+    RobotSpec.from_dict(read_json(checkpoint / "robot.json"), str(checkpoint / "robot.json"))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: expected a new or an empty folder; choose another one")
     with writing(target):

@@ -239,7 +239,7 @@ class StateVLA(nn.Module):
         noise: Tensor | None,
         temperature: float | None,
     ) -> Tensor:
-        """Continuous numbers of chunks, float32 `[B, H, C]`, for `state` `[B, P]`; the others as in `sample_actions`."""
+        """Continuous numbers of chunks, float32 `[B, H, C]`, for `state` `[B, P]`; rest as in `sample_actions`."""
         head, settings = self.policy, self.config.model.policy
         assert head is not None
         condition = head.condition(state)

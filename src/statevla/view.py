@@ -7,6 +7,7 @@ the viewer; `rerun FILE.rrd` shows it, on any machine.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,21 +17,22 @@ import tyro
 
 from statevla.config import expand_path
 from statevla.errors import UserError
+from statevla.robots import LIBERO, RobotSpec
 from statevla.transforms import to_upright
-from statevla.types import CONTROL_FREQ_HZ
 
 if TYPE_CHECKING:
     from statevla.data.episodes import EpisodeArrays
 
 APPLICATION = "statevla"
 STEP, TIME = "step", "time"
-ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
 
 @dataclass(frozen=True)
 class ViewArgs:
     source: tyro.conf.Positional[str]
-    """A data set (LIBERO HDF5 file or folder, LeRobotDataset v3), or the results folder of `statevla rollout`."""
+    """A data set (HDF5 file or folder, LeRobotDataset), or the results folder of `statevla rollout`."""
+    robot: str = "auto"
+    """What a data set's numbers mean: a known robot or a YAML file; `auto` believes the data set."""
     episodes: int = 3
     """How many, from the first."""
     out: str | None = None
@@ -61,24 +63,24 @@ def view(args: ViewArgs) -> int:
     if (source / "settings.json").is_file():
         count = log_rollouts(recording, source, args.episodes)
     else:
-        count = log_data(recording, source, args.episodes)
+        count = log_data(recording, source, args.episodes, args.robot)
     recording.flush()
     print(f"{count} episodes of {source}" + (f": {out}" if out is not None else ""))
     return 0
 
 
-def log_data(recording: Any, source: Path, num_episodes: int) -> int:
+def log_data(recording: Any, source: Path, num_episodes: int, robot: str = "auto") -> int:
     """Log the first episodes of a data set, one entity path each; returns how many.
 
     Raises:
-        UserError: the data set cannot be read.
+        UserError: the data set cannot be read, or is not what the robot declares.
     """
     from statevla.data import open_reader
 
-    with open_reader(source) as reader:
+    with open_reader(source, robot=robot) as reader:
         infos = reader.episodes[:num_episodes]
         for index, info in enumerate(infos):
-            _log_episode(recording, f"episode_{index}", info.instruction, reader.read(index), info.fps)
+            _log_episode(recording, f"episode_{index}", info.instruction, reader.read(index), reader.robot)
     return len(infos)
 
 
@@ -94,51 +96,59 @@ def log_rollouts(recording: Any, folder: Path, num_episodes: int) -> int:
     judged = [line for line in lines if line.get("success") is not None][:num_episodes]
     if not judged:
         raise UserError(f"view {folder}: holds no finished episodes; run 'statevla rollout' with --out {folder}")
+    # Results from before worlds had robots are LIBERO's.
+    freq_hz = float(settings.get("control_freq_hz", LIBERO.control_freq_hz))
     for line in judged:
         outcome = "success" if line["success"] else "failure"
         path = f"task{line['task']:02d}_trial{line['trial']:03d}_{outcome}"
         _log_text(recording, path, f"{line['instruction']}: {outcome} after {line['num_steps']} steps")
-        _log_looks(recording, path, line, int(settings["execute_steps"]), settings.get("surprise_threshold"))
+        _log_looks(recording, path, line, settings, freq_hz)
         video = folder / "videos" / f"{path}.mp4"
         if video.is_file():
-            _log_video(recording, path, video)
+            _log_video(recording, path, video, freq_hz)
     return len(judged)
 
 
-def _log_episode(recording: Any, path: str, instruction: str, arrays: EpisodeArrays, fps: float) -> None:
+def _log_episode(recording: Any, path: str, instruction: str, arrays: EpisodeArrays, robot: RobotSpec) -> None:
     import rerun
 
+    def log(where: Sequence[str], value: float) -> None:
+        # As a list, so that names of dims may hold any characters.
+        recording.log([path, *where], rerun.Scalars(float(value)))
+
     _log_text(recording, path, instruction)
-    names = ACTION_NAMES if arrays.actions.shape[1] == len(ACTION_NAMES) else range(arrays.actions.shape[1])
     for step in range(len(arrays.actions)):
-        _set_step(recording, step, fps)
+        _set_step(recording, step, robot.control_freq_hz)
         for camera, frames in arrays.images.items() if arrays.seen[step] else ():
-            frame = np.ascontiguousarray(to_upright(frames[step], arrays.orientation))
+            frame = np.ascontiguousarray(to_upright(frames[step], robot.camera(camera).orientation))
             recording.log(f"{path}/{camera}", rerun.Image(frame).compress(jpeg_quality=90))
-        for name, value in zip(names, arrays.actions[step]):
-            recording.log(f"{path}/action/{name}", rerun.Scalars(float(value)))
-        for layout, states in arrays.robot_states.items():
-            for number, value in enumerate(states[step]):
-                recording.log(f"{path}/{layout.value}/{number}", rerun.Scalars(float(value)))
+        for name, part in robot.action_slices().items():
+            group = next(group for group in robot.actions if group.name == name)
+            for dim, value in zip(group.dims, arrays.actions[step, part]):
+                log(["action", name, dim], value)
+        for field in robot.state:
+            for dim, value in zip(field.dims, arrays.robot_states[field.name][step]):
+                log(["state", field.name, dim], value)
         if arrays.object_poses is not None and arrays.object_names:
             places = arrays.object_poses[step].reshape(-1, 7)[:, :3]
             recording.log(f"{path}/objects", rerun.Points3D(places, labels=list(arrays.object_names), radii=0.015))
 
 
-def _log_looks(recording: Any, path: str, line: dict[str, Any], every: int, threshold: float | None) -> None:
+def _log_looks(recording: Any, path: str, line: dict[str, Any], settings: dict[str, Any], freq_hz: float) -> None:
     """Surprise, novelty and threshold at the control steps of the looks."""
     import rerun
 
+    every, threshold = int(settings["execute_steps"]), settings.get("surprise_threshold")
     # There is no surprise at the first look.
     for name, first in (("surprise", 1), ("novelty", 0)):
         for number, value in enumerate(line.get(name, ()), first):
-            _set_step(recording, every * number, CONTROL_FREQ_HZ)
+            _set_step(recording, every * number, freq_hz)
             recording.log(f"{path}/{name}", rerun.Scalars(float(value)))
             if name == "surprise" and threshold is not None:
                 recording.log(f"{path}/surprise_threshold", rerun.Scalars(float(threshold)))
 
 
-def _log_video(recording: Any, path: str, file: Path) -> None:
+def _log_video(recording: Any, path: str, file: Path, freq_hz: float) -> None:
     import rerun
 
     asset = rerun.AssetVideo(path=file)
@@ -146,7 +156,7 @@ def _log_video(recording: Any, path: str, file: Path) -> None:
     times_ns = asset.read_frame_timestamps_nanos()
     for time_ns in times_ns:
         seconds = float(time_ns) / 1e9
-        _set_step(recording, round(seconds * CONTROL_FREQ_HZ), CONTROL_FREQ_HZ)
+        _set_step(recording, round(seconds * freq_hz), freq_hz)
         recording.log(f"{path}/video", rerun.VideoFrameReference(nanoseconds=int(time_ns)))
 
 
@@ -156,6 +166,6 @@ def _log_text(recording: Any, path: str, text: str) -> None:
     recording.log(f"{path}/instruction", rerun.TextDocument(text), static=True)
 
 
-def _set_step(recording: Any, step: int, fps: float) -> None:
+def _set_step(recording: Any, step: int, freq_hz: float) -> None:
     recording.set_time(STEP, sequence=step)
-    recording.set_time(TIME, duration=step / fps)
+    recording.set_time(TIME, duration=step / freq_hz)

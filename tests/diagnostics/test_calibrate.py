@@ -18,7 +18,7 @@ from statevla.errors import UserError
 from statevla.policy import StateVLAPolicy
 from statevla.training.checkpoint import load_checkpoint, resolve_checkpoint
 from statevla.training.run import train
-from statevla.types import Observation, RobotStateLayout
+from statevla.types import Observation
 
 ALPHA = 0.3  # four held-out episodes bound no smaller rate than 1/5
 
@@ -48,12 +48,13 @@ def held_out(run: Path, cache: FrameCache) -> list[int]:
 
 def replay(policy: StateVLAPolicy, cache: FrameCache, index: int, count: int) -> tuple[list[float], list[float]]:
     """Show a recorded episode to a session that looks every `count` steps and hears what was executed."""
-    episode, layout = cache.episodes[index], RobotStateLayout.JOINT_GRIPPER
+    episode = cache.episodes[index]
     session, surprise, novelty = policy.new_session(), [], []
     for step in range(episode.start, episode.stop, count):
         pictures = cache.frames(np.array([step])).numpy()[0]
         text = cache.instructions[episode.instruction]
-        seen = Observation(dict(zip(cache.cameras, pictures)), cache.robot_states[layout][step], layout, text)
+        state = cache.robot.named_state(cache.robot_state[step], "test")
+        seen = Observation(dict(zip(cache.cameras, pictures)), state, text)
         ((_, sighting),) = policy.sample_chunks([(session, seen)])
         session.note(sighting)
         if session.surprise is not None:

@@ -11,7 +11,7 @@ import torch
 
 import statevla.diagnostics.goals as diagnostics_goals
 from statevla.config import Config
-from statevla.data.keyframes import UNIT_M, next_keyframe_offsets
+from statevla.data.keyframes import UNIT_M, next_keyframes
 from statevla.diagnostics.cli import result_tables
 from statevla.diagnostics.goals import SQUARE_M, STEPS, measure_goal_places, measure_goals
 from statevla.diagnostics.offline import measure_state
@@ -19,7 +19,6 @@ from statevla.diagnostics.plots import draw_all
 from statevla.diagnostics.sequences import Subject
 from statevla.training.distributed import Processes
 from statevla.training.setup import prepare
-from statevla.types import RobotStateLayout
 
 
 def subject_with(config: Config, weight: float) -> Subject:
@@ -41,7 +40,7 @@ def test_error_is_the_distance_in_the_plane(tiny_config: Config) -> None:
     always_expect(subject, [0.3, -0.4, 7.0])  # 5 cm aside; the height does not count
     goals = measure_goals(subject, episodes)
     assert list(goals) == [str(step) for step in STEPS if str(step) in goals]
-    offsets, known = next_keyframe_offsets(subject.cache)
+    offsets, known = next_keyframes(subject.cache, subject.transform)
     frames = np.array([subject.cache.episodes[i].start for i in episodes])
     frames = frames[known[frames]]
     truth = offsets[frames, :2] * UNIT_M
@@ -53,10 +52,10 @@ def test_error_is_the_distance_in_the_plane(tiny_config: Config) -> None:
 
 def test_places_are_told_apart(tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Goals in two places, one of which is always expected: the errors belong to their squares."""
-    subject, hands = subject_with(tiny_config, 1.0), RobotStateLayout.EE_GRIPPER
+    subject, hands = subject_with(tiny_config, 1.0), "hand_position"
     always_expect(subject, [0.0, 0.0, 0.0])
     starts = np.array([episode.start for episode in subject.cache.episodes])
-    known = np.flatnonzero(next_keyframe_offsets(subject.cache)[1][starts])
+    known = np.flatnonzero(next_keyframes(subject.cache, subject.transform)[1][starts])
     near, far = known[: len(known) // 2], known[len(known) // 2 :]
     states = np.zeros_like(subject.cache.robot_states[hands])
     for i in known:

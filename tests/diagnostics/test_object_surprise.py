@@ -71,8 +71,7 @@ def test_a_moved_object_surprises_and_a_repeated_frame_does_not(subject: Subject
 def test_stand_ins_with_another_arm_are_refused(subject: Subject) -> None:
     # The arm of every episode now stands somewhere else: whatever surprised would be the arm.
     for number, episode in enumerate(subject.cache.episodes):
-        for states in subject.cache.robot_states.values():
-            states[episode.start : episode.stop] += 5.0 * number
+        subject.cache.robot_state[episode.start : episode.stop] += 5.0 * number
     assert measure_object_surprise(subject, [0, 1, 2, 3]) == {}
     assert measure_state(subject, [0, 1, 2, 3], [4, 5], [4, 5], thorough=False)["notes"] == [NO_PAIRS]
 

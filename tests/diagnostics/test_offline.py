@@ -14,13 +14,14 @@ import torch
 
 from statevla.config import Config
 from statevla.data import open_frame_cache, split_episodes
-from statevla.diagnostics.actions import ChunkSamples, action_metrics, gripper_metrics
+from statevla.diagnostics.actions import ChunkSamples, action_metrics, binary_metrics
 from statevla.diagnostics.offline import evaluate
 from statevla.diagnostics.sequences import Subject, encode_sequences
 from statevla.errors import UserError
+from statevla.robots import RobotSpec
 from statevla.training.checkpoint import load_checkpoint
 from statevla.training.run import train
-from statevla.training.setup import embed_instructions
+from statevla.training.sources import embed_instructions
 from statevla.transforms import Transform
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +38,7 @@ def make_subject(run: Path) -> Subject:
     loaded = load_checkpoint(run)
     cache = open_frame_cache(loaded.config, progress=False)
     table, _ = embed_instructions(loaded.config, cache)
-    transform = Transform(loaded.config.model, loaded.statistics)
+    transform = Transform(loaded.config.model, loaded.statistics, loaded.robot)
     return Subject(loaded.model, loaded.config, cache, transform, table, torch.device("cpu"))
 
 
@@ -60,6 +61,13 @@ def test_eval_py_writes_numbers_tables_and_pictures(runs: dict[str, Path], tmp_p
     for picture in ("action_errors", "chunks", "world_model", "probes"):
         assert (out / f"{picture}.png").stat().st_size > 5_000
     assert "gripper: accuracy" in done.stdout
+    assert results["actions"]["names"] == ["x", "y", "z", "rx", "ry", "rz"]
+    assert results["actions"]["binary"].keys() == {"gripper"}
+    assert "repeat_state" not in results["actions"]  # deltas: no state measures them
+    share = 1 - results["actions"]["normalized"]["mse"] / results["actions"]["normalized"]["mse_of_mean_action"]
+    verdict = f"{share:.0%} below" if share >= 0 else f"{1 - share:.3g} times"
+    assert f"the policy's normalised MSE is {verdict} that of always answering the mean action" in done.stdout
+    assert RobotSpec.from_dict(results["robot"], "test") == load_checkpoint(checkpoint).robot
     # The robot's joints hold the hand's position in this world: the baseline must find it.
     assert results["probes"]["end_effector"]["robot_state"] > 0.99
 
@@ -129,21 +137,30 @@ def test_action_metrics_of_known_errors(runs: dict[str, Path]) -> None:
     valid = np.ones((30, 4), bool)
     valid[:10, 2:] = False
     sampled[:, :10, 2:] += 100.0  # padding must not count
-    metrics = action_metrics(ChunkSamples(truth, sampled, valid, np.arange(30)), subject)
+    samples = ChunkSamples(truth, sampled, valid, np.arange(30), subject.robot.action_names)
+    metrics = action_metrics(samples, subject)
     assert metrics["normalized"]["mse_per_dim"] == pytest.approx([0.25, 0, 0, 0, 0, 0], abs=1e-6)
     assert metrics["normalized"]["mae"] == pytest.approx(0.5 / 6, rel=1e-5)
     assert metrics["normalized"]["mae_per_step"] == pytest.approx([0.5 / 6] * 4, rel=1e-5)
     scale = subject.transform.statistics.actions.std[0]
     assert metrics["real"]["mae_per_dim"][0] == pytest.approx(0.5 * scale, rel=1e-4)
     assert metrics["spread"][0] == pytest.approx(0.5 * scale, rel=1e-4)
-    assert metrics["gripper"]["accuracy"] == 1.0
+    assert metrics["binary"] == {"gripper": {"accuracy": 1.0, "precision": 1.0, "recall": 1.0, "f1": 1.0}}
+    statistics = subject.transform.statistics.actions
+    still = (
+        statistics.mean[:6]
+        - subject.transform.targets_to_chunks(torch.from_numpy(truth), torch.zeros(30, 9)).numpy()[..., :6]
+    )
+    assert metrics["real"]["mse_of_mean_action"] == pytest.approx(float((still[valid] ** 2).mean()), rel=1e-5)
+    by_scale = still[valid] / statistics.std[:6]
+    assert metrics["normalized"]["mse_of_mean_action"] == pytest.approx(float((by_scale**2).mean()), rel=1e-5)
 
 
-def test_gripper_metrics_by_hand() -> None:
+def test_binary_metrics_by_hand() -> None:
     predicted = np.array([[1.0, 1.0, -1.0, -1.0, 1.0]])
     truth = np.array([[1.0, -1.0, -1.0, 1.0, 1.0]])
     valid = np.array([[True, True, True, True, False]])
-    metrics = gripper_metrics(predicted, truth, valid)
+    metrics = binary_metrics(predicted, truth, valid)
     assert metrics == {"accuracy": 0.5, "precision": 0.5, "recall": 0.5, "f1": 0.5}
     open_only = -np.ones((1, 5))
-    assert gripper_metrics(open_only, open_only, valid)["f1"] == 1.0
+    assert binary_metrics(open_only, open_only, valid)["f1"] == 1.0

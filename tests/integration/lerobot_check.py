@@ -20,12 +20,15 @@ from safetensors.torch import load_file
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from libero_files import TASKS, smooth_episode, write_official_file  # noqa: E402
-from statevla.data.convert import convert  # noqa: E402
+from lerobot_data import INSTRUCTION, relative_targets, write_arm_data, write_libero_data  # noqa: E402
+
+from libero_files import TASKS  # noqa: E402
+from statevla.data import open_reader  # noqa: E402
 from statevla.language import build_language_encoder  # noqa: E402
-from statevla.training.checkpoint import load_checkpoint  # noqa: E402
-from statevla.transforms import Transform  # noqa: E402
-from statevla.types import Observation, RobotStateLayout  # noqa: E402
+from statevla.robots import LIBERO, ImageOrientation, RobotSpec, load_robot  # noqa: E402
+from statevla.training.checkpoint import LoadedCheckpoint, load_checkpoint  # noqa: E402
+from statevla.transforms import Transform, to_upright  # noqa: E402
+from statevla.types import Observation  # noqa: E402
 
 CONFIG = """
 model:
@@ -42,75 +45,102 @@ training:
   phase2: {{learning_rate: 2.0e-3, warmup_steps: 5}}
   bc: {{learning_rate: 2.0e-3, warmup_steps: 5}}
 """
-STEPS = 40
+STEPS = 120
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_data(folder)
-        lerobot = LeRobot(sys.argv[1], folder)
-        phase1 = lerobot.train("1", folder / "phase1", [f"--policy.config_file={folder / 'tiny.yaml'}"])
-        check_phase1(phase1)
-        phase2 = lerobot.train("2", folder / "phase2", [f"--policy.phase1_checkpoint={phase1}"])
-        check_phase2(phase1, phase2)
-        lerobot.train("bc", folder / "bc", [f"--policy.config_file={folder / 'tiny.yaml'}"])
-        lerobot.resume(folder / "phase1")
-        lerobot.act(phase2)
-        check_answers(folder)
-        # An encoder of StateVLA's own trainer serves as phase 1, too.
-        again = lerobot.train("2", folder / "phase2b", [f"--policy.phase1_checkpoint={folder / 'exported' / 'best'}"])
-        check_phase2(phase1, again)
-    print("lerobot: both phases, bc, resume, acting, export and re-import as expected")
+        write_settings(folder)
+        check_libero(LeRobot(sys.argv[1], folder))
+        check_arm(LeRobot(sys.argv[1], folder))
+    print(
+        "lerobot: both phases, bc, resume, acting, export and re-import as expected, for a declared and another robot"
+    )
 
 
-def write_data(folder: Path) -> None:
-    """Two tasks of small pictures as LIBERO files, converted to a LeRobotDataset v3, and a tiny configuration."""
+def write_settings(folder: Path) -> None:
+    """A tiny configuration and its embeddings."""
     rng = np.random.default_rng(0)
-    (folder / "libero").mkdir()
-    for (task, color), count in zip(TASKS.items(), (3, 2)):
-        episodes = [smooth_episode(rng, int(rng.integers(20, 31)), 64, color) for _ in range(count)]
-        write_official_file(folder / "libero" / f"{task}_demo.hdf5", task.replace("_", " "), episodes)
-    convert(folder / "libero", folder / "data", "lerobot")
-    vectors = {task.replace("_", " "): rng.normal(size=12).astype(np.float32) for task in TASKS}
+    instructions = [*(task.replace("_", " ") for task in TASKS), INSTRUCTION]
+    vectors = {instruction: rng.normal(size=12).astype(np.float32) for instruction in instructions}
     np.savez(folder / "embeddings.npz", **vectors)
     (folder / "tiny.yaml").write_text(CONFIG.format(embeddings=folder / "embeddings.npz"))
+
+
+def check_libero(lerobot: LeRobot) -> None:
+    """The robot that a converted data set declares: both phases, and everything else."""
+    folder = lerobot.folder
+    write_libero_data(folder)
+    settings = [f"--policy.config_file={folder / 'tiny.yaml'}"]
+    phase1 = lerobot.train("libero", "1", folder / "phase1", settings)
+    check_phase1(phase1)
+    phase2 = lerobot.train("libero", "2", folder / "phase2", [f"--policy.phase1_checkpoint={phase1}"])
+    check_phase2(phase1, phase2)
+    lerobot.train("libero", "bc", folder / "bc", settings)
+    lerobot.resume(folder / "phase1")
+    checkpoint = lerobot.act(phase2, "libero")
+    assert checkpoint.robot.difference(LIBERO) is None
+    check_answers(np.load(folder / "libero.npz"), checkpoint)
+    # An encoder of StateVLA's own trainer serves as phase 1, too.
+    again = lerobot.train("libero", "2", folder / "phase2b", [f"--policy.phase1_checkpoint={checkpoint.path}"])
+    check_phase2(phase1, again)
+    refused = lerobot.fail("libero", "2", [f"--policy.phase1_checkpoint={phase1}", "--policy.robot=libero_hand"])
+    assert "of another robot than the data set" in refused, refused[-3000:]
+
+
+def check_arm(lerobot: LeRobot) -> None:
+    """A robot out of a YAML file: binary 0 / 1, absolute joints as relative targets, a feature of one number."""
+    folder = lerobot.folder
+    write_arm_data(folder)
+    settings = [
+        f"--policy.config_file={folder / 'tiny.yaml'}",
+        f"--policy.robot={folder / 'arm.yaml'}",
+        "--policy.overrides=['data.relative_actions=all', 'data.action_normalization=quantile']",
+    ]
+    trained = lerobot.train("arm", "bc", folder / "bc_arm", settings)
+    checkpoint = lerobot.act(trained, "arm")
+    robot = load_robot(folder / "arm.yaml")
+    assert checkpoint.robot.difference(robot) is None
+    check_arm_statistics(checkpoint, folder / "arm", robot)
+    answers = np.load(folder / "arm.npz")
+    check_answers(answers, checkpoint)
+    assert np.abs(answers["chunks"][..., 1:] - answers["state/joints"][:, None]).max() < 1.0  # around where it is
+    # Undeclared, the names of its features make it a robot of seven continuous numbers.
+    derived = robot_of(lerobot.train("arm", "bc", folder / "bc_derived", settings[:1]))
+    assert derived.describe_actions() == "action (7 continuous, absolute)"
+    assert (derived.describe_state(), derived.control_freq_hz) == ("state (6)", 10.0)
+    assert derived.action_names == robot.action_names
+    assert any("taken as absolute" in sentence for sentence in derived.assumed)
+    (folder / "wrong.yaml").write_text((folder / "arm.yaml").read_text().replace("j6]", "j6, j7]"))
+    refused = lerobot.fail("arm", "bc", [*settings, f"--policy.robot={folder / 'wrong.yaml'}"])
+    assert "robot 'arm' declares 8" in refused, refused[-3000:]
 
 
 class LeRobot:
     """Its commands, in its own environment, offline."""
 
     def __init__(self, python: str, folder: Path) -> None:
-        self._python, self._folder = python, folder
+        self._python, self.folder = python, folder
         offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "hf")}
         self._environment = {**os.environ, **offline, "OMP_NUM_THREADS": "1", "STATEVLA_HOME": str(folder / "home")}
 
-    def train(self, phase: str, output: Path, arguments: list[str]) -> Path:
+    def train(self, data: str, phase: str, output: Path, arguments: list[str]) -> Path:
         """Run lerobot-train; returns the `pretrained_model` folder of the last step."""
-        text = self._run(
-            "lerobot.scripts.lerobot_train",
-            "--dataset.repo_id=local/tiny",
-            f"--dataset.root={self._folder / 'data'}",
-            "--dataset.video_backend=pyav",
-            "--policy.type=statevla",
-            f"--policy.phase={phase}",
-            f"--policy.training_steps={STEPS}",
-            "--policy.push_to_hub=false",
-            "--policy.device=cpu",
-            f"--steps={STEPS}",
-            f"--save_freq={STEPS}",
-            "--log_freq=4",
-            "--batch_size=8",
-            "--num_workers=0",
-            "--eval_freq=0",
-            f"--output_dir={output}",
-            *arguments,
-        )
+        text = self._run("lerobot.scripts.lerobot_train", *self._arguments(data, phase, output), *arguments)
         losses = [float(value) for value in re.findall(r"loss:(\S+)", text)]
         assert len(losses) == STEPS // 4, text[-3000:]
         first, late = np.mean(losses[:2]), np.mean(losses[len(losses) // 2 :])
         assert late < 0.95 * first, f"phase {phase} does not learn: {losses}"
         return (output / "checkpoints" / "last" / "pretrained_model").resolve()
+
+    def fail(self, data: str, phase: str, arguments: list[str]) -> str:
+        """Run lerobot-train with arguments that it must refuse; returns what it says."""
+        output = self.folder / "refused"
+        given = [*self._arguments(data, phase, output), *arguments]
+        result = self._start("lerobot.scripts.lerobot_train", *given)
+        assert result.returncode != 0, "it trained"
+        return result.stdout + result.stderr
 
     def resume(self, output: Path) -> None:
         config = output / "checkpoints" / "last" / "pretrained_model" / "train_config.json"
@@ -121,20 +151,53 @@ class LeRobot:
         weights = load_file(output / "checkpoints" / "last" / "pretrained_model" / "model.safetensors")
         assert int(weights["num_updates"]) == STEPS + 4
 
-    def act(self, checkpoint: Path) -> None:
-        self._run(str(HERE / "lerobot_plugin_side.py"), str(checkpoint), str(self._folder))
+    def act(self, checkpoint: Path, data: str) -> LoadedCheckpoint:
+        """Let a policy answer, into `<data>.npz`, and export it."""
+        files = [str(self.folder / name) for name in (data, f"{data}.npz", f"exported_{data}")]
+        self._run(str(HERE / "lerobot_plugin_side.py"), str(checkpoint), *files)
+        return load_checkpoint(self.folder / f"exported_{data}" / "best")
+
+    def _arguments(self, data: str, phase: str, output: Path) -> list[str]:
+        return [
+            f"--dataset.repo_id=local/{data}",
+            f"--dataset.root={self.folder / data}",
+            "--dataset.video_backend=pyav",
+            "--policy.type=statevla",
+            f"--policy.phase={phase}",
+            f"--policy.training_steps={STEPS}",
+            "--policy.push_to_hub=false",
+            "--policy.device=cpu",
+            f"--steps={STEPS}",
+            f"--save_freq={STEPS}",
+            "--log_freq=4",
+            "--batch_size=16",
+            "--num_workers=0",
+            "--eval_freq=0",
+            f"--output_dir={output}",
+        ]
 
     def _run(self, *arguments: str) -> str:
-        result = subprocess.run(
+        result = self._start(*arguments)
+        assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
+        return result.stdout + result.stderr
+
+    def _start(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [self._python, str(HERE / "lerobot_run.py"), *arguments],
             env=self._environment,
-            cwd=self._folder,
+            cwd=self.folder,
             capture_output=True,
             text=True,
             timeout=400,
         )
-        assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
-        return result.stdout + result.stderr
+
+
+def robot_of(checkpoint: Path) -> RobotSpec:
+    """The robot that a policy of the plugin keeps."""
+    saved = json.loads((checkpoint / "config.json").read_text())
+    robot = RobotSpec.from_dict(json.loads(saved["robot_settings"]), "config.json")
+    assert json.loads(saved["settings"])["model"]["cameras"] == list(robot.camera_names)
+    return robot
 
 
 def check_phase1(checkpoint: Path) -> None:
@@ -145,9 +208,11 @@ def check_phase1(checkpoint: Path) -> None:
     apart = [float((weights[target] - weights[online]).abs().max()) for target, online in pairs if online in weights]
     assert len(apart) > 10
     assert 0 < max(apart) < 1
-    settings = json.loads(json.loads((checkpoint / "config.json").read_text())["settings"])
-    assert settings["model"]["cameras"] == ["agentview", "eye_in_hand"]
-    assert settings["model"]["robot_state_layout"] == "ee_gripper"
+    robot = robot_of(checkpoint)
+    assert robot.difference(LIBERO) is None
+    assert robot.state_names == LIBERO.state_names
+    assert robot.camera_names == ("agentview", "eye_in_hand")
+    assert {camera.orientation for camera in robot.cameras} == {ImageOrientation.MIRRORED}
 
 
 def check_phase2(phase1: Path, phase2: Path) -> None:
@@ -160,26 +225,47 @@ def check_phase2(phase1: Path, phase2: Path) -> None:
     assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("model.policy."))
 
 
-def check_answers(folder: Path) -> None:
+def check_answers(answers: np.lib.npyio.NpzFile, checkpoint: LoadedCheckpoint) -> None:
     """The exported checkpoint answers as the plugin did, on the frames that LeRobot decoded."""
-    answers = np.load(folder / "answers.npz")
-    checkpoint = load_checkpoint(folder / "exported" / "best")
-    transform = Transform(checkpoint.config.model, checkpoint.statistics)
+    transform = Transform(checkpoint.config.model, checkpoint.statistics, checkpoint.robot)
     language = build_language_encoder(checkpoint.config.language, checkpoint.config.model.language_dim)
-    known = checkpoint.statistics.actions
-    turned = {"upright": (1, 1), "flipped_vertically": (-1, 1), "rotated_180": (-1, -1), "mirrored": (1, -1)}
-    rows, columns = turned[str(answers["orientation"])]
+    known, robot = checkpoint.statistics.actions, checkpoint.robot
     for step, chunk in enumerate(answers["chunks"]):
         images = {
-            camera: np.ascontiguousarray(answers[key][step][::rows, ::columns])
-            for camera, key in (("agentview", "image"), ("eye_in_hand", "image2"))
+            camera: to_upright(
+                answers[f"image/{camera}"][step], ImageOrientation(str(answers[f"orientation/{camera}"]))
+            )
+            for camera in robot.camera_names
         }
-        seen = Observation(images, answers["state"][step], RobotStateLayout.EE_GRIPPER, str(answers["task"]))
+        state = {field.name: answers[f"state/{field.name}"][step] for field in robot.policy_fields}
+        seen = Observation(images, state, str(answers["task"]))
         batch = transform.observation_to_model_input([seen], language.encode([seen.instruction]))
         sampled = checkpoint.model.sample_actions(batch, noise=torch.from_numpy(answers["noise"][step : step + 1]))
-        mine = transform.denormalize_actions(sampled)[0].numpy()
+        mine = transform.targets_to_chunks(sampled, transform.raw_state([seen]))[0].numpy()
         np.testing.assert_allclose(chunk, mine.clip(known.min, known.max), atol=2e-4)
-        assert set(np.unique(chunk[:, -1])) <= {-1.0, 1.0}
+        commands = {float(value) for values in robot.binary_values() for value in values}
+        assert set(np.unique(chunk[:, robot.is_binary])) <= commands
+
+
+def check_arm_statistics(checkpoint: LoadedCheckpoint, data: Path, robot: RobotSpec) -> None:
+    """Those of the actions and the state are LeRobot's; those of relative targets are measured."""
+    with open_reader(data, robot=robot) as reader:
+        episodes = [reader.read(index, cameras=()) for index in range(len(reader.episodes))]
+    found = checkpoint.statistics
+    assert found.relative_actions == ("arm",)
+    assert found.targets is not None
+    assert found.action_normalization == "quantile"
+    actions = np.concatenate([arrays.actions for arrays in episodes])
+    states = np.concatenate([robot.policy_state(arrays.robot_states, "data") for arrays in episodes])
+    targets = relative_targets(robot, episodes, checkpoint.config.model.action_seq_len)
+    for field, values in ((found.actions, actions), (found.robot_state, states), (found.targets, targets)):
+        np.testing.assert_allclose(field.mean, values.mean(0), atol=1e-4)
+        np.testing.assert_allclose(field.std, values.std(0), atol=1e-4)
+        np.testing.assert_allclose(field.min, values.min(0), atol=1e-5)
+        np.testing.assert_allclose(field.max, values.max(0), atol=1e-5)
+    np.testing.assert_allclose(found.targets.q99, np.quantile(targets, 0.99, axis=0), atol=1e-4)
+    # Positive control: where the joints are, and how far they go.
+    assert np.abs(found.targets.mean[1:]).max() < 0.3 < found.actions.mean[1:].min()
 
 
 if __name__ == "__main__":

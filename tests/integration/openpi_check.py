@@ -19,7 +19,8 @@ sys.path.insert(0, str(HERE.parent / "serving"))
 from tiny_server import HORIZON, INSTRUCTIONS, save_tiny_checkpoint  # noqa: E402
 
 from statevla.policy import StateVLAPolicy  # noqa: E402
-from statevla.types import Observation, RobotStateLayout  # noqa: E402
+from statevla.robots import LIBERO_HAND  # noqa: E402
+from statevla.types import Observation  # noqa: E402
 
 NUM_STEPS = 5
 KEY = "a-key-for-this-check-only"
@@ -28,7 +29,7 @@ KEY = "a-key-for-this-check-only"
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        checkpoint = save_tiny_checkpoint(folder / "run", RobotStateLayout.EE_GRIPPER)
+        checkpoint = save_tiny_checkpoint(folder / "run", LIBERO_HAND)
         inputs = write_inputs(folder / "inputs.npz")
         (folder / "key").touch(mode=0o600)
         (folder / "key").write_text(KEY)
@@ -71,15 +72,17 @@ def check(answers: np.lib.npyio.NpzFile, inputs: dict[str, np.ndarray], checkpoi
 
     def expected(step: int) -> np.ndarray:
         upright = {camera: np.ascontiguousarray(inputs[camera][step][::-1]) for camera in ("agentview", "eye_in_hand")}
-        state = inputs["state"][step].astype(np.float32)
-        return policy.act_chunk(Observation(upright, state, RobotStateLayout.EE_GRIPPER, INSTRUCTIONS[0])).actions
+        state = LIBERO_HAND.named_state(inputs["state"][step].astype(np.float32), "inputs")
+        return policy.act_chunk(Observation(upright, state, INSTRUCTIONS[0])).actions
 
     assert str(answers["model"]) == "run"
     assert answers["chunks"].shape == (NUM_STEPS, HORIZON, 7)
     np.testing.assert_allclose(answers["chunks"], [expected(step) for step in range(NUM_STEPS)], atol=1e-5)
     policy.reset()
     np.testing.assert_allclose(answers["singles"], expected(0), atol=1e-5)
-    assert "expected 8 numbers (layout 'ee_gripper'), got shape [9]" in str(answers["refusal"])
+    words = "observation/state: expected 8 numbers (hand_position (3), hand_orientation (3), finger_positions (2))"
+    assert f"{words}, got shape [9]" in str(answers["refusal"])
+    assert str(answers["robot"]) == "libero_hand"
     assert set(answers["timing"]) == {"infer_ms", "prev_total_ms"}
 
 

@@ -44,7 +44,8 @@ def main():
         websocket_client_policy.WebsocketClientPolicy("127.0.0.1", port, api_key=key), metadata["action_horizon"]
     )
     singles = np.stack([broker.infer(request_of(inputs, 0))["actions"] for _ in range(metadata["action_horizon"])])
-    np.savez(target, chunks=chunks, singles=singles, refusal=refusal, timing=list(timing), model=metadata["model"])
+    told = {"model": metadata["model"], "robot": metadata["robot"]["name"]}
+    np.savez(target, chunks=chunks, singles=singles, refusal=refusal, timing=list(timing), **told)
 
 
 if __name__ == "__main__":

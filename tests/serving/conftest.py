@@ -10,19 +10,20 @@ import pytest
 from tiny_server import INSTRUCTIONS, save_tiny_checkpoint
 
 from statevla.policy import StateVLAPolicy
-from statevla.types import Observation, RobotStateLayout
+from statevla.robots import LIBERO, LIBERO_HAND, RobotSpec
+from statevla.types import Observation
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained (so it says) on joint positions."""
-    return save_tiny_checkpoint(tmp_path_factory.mktemp("joint"), RobotStateLayout.JOINT_GRIPPER)
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("joint"), LIBERO)
 
 
 @pytest.fixture(scope="session")
-def ee_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained (so it says) on end effector poses, as openpi's LIBERO script sends them."""
-    return save_tiny_checkpoint(tmp_path_factory.mktemp("ee"), RobotStateLayout.EE_GRIPPER)
+def hand_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained (so it says) on poses of the hand, as openpi's LIBERO script sends them."""
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("hand"), LIBERO_HAND)
 
 
 @pytest.fixture
@@ -31,17 +32,18 @@ def policy(checkpoint: Path) -> StateVLAPolicy:
 
 
 @pytest.fixture
-def ee_policy(ee_checkpoint: Path) -> StateVLAPolicy:
-    return StateVLAPolicy.from_pretrained(ee_checkpoint)
+def hand_policy(hand_checkpoint: Path) -> StateVLAPolicy:
+    return StateVLAPolicy.from_pretrained(hand_checkpoint)
 
 
 @pytest.fixture
 def observe() -> Callable[..., Observation]:
-    """`observe(seed, layout)` makes an observation of random pixels and numbers."""
+    """`observe(seed, robot)` makes an observation of random pixels and numbers."""
 
-    def make(seed: int = 0, layout: RobotStateLayout = RobotStateLayout.JOINT_GRIPPER) -> Observation:
+    def make(seed: int = 0, robot: RobotSpec = LIBERO) -> Observation:
         rng = np.random.default_rng(seed)
-        images = {name: rng.integers(0, 256, (48, 48, 3), dtype=np.uint8) for name in ("agentview", "eye_in_hand")}
-        return Observation(images, rng.normal(size=layout.dim).astype(np.float32), layout, INSTRUCTIONS[seed % 2])
+        images = {name: rng.integers(0, 256, (48, 48, 3), dtype=np.uint8) for name in robot.camera_names}
+        state = robot.named_state(rng.normal(size=robot.state_dim).astype(np.float32), "test")
+        return Observation(images, state, INSTRUCTIONS[seed % 2])
 
     return make

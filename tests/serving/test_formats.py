@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from statevla.config import ModelConfig
 from statevla.errors import UserError
+from statevla.robots import KNOWN_ROBOTS, LIBERO, LIBERO_HAND, ActionGroup, Camera, RobotSpec, StateField
 from statevla.serving.client import request_of
-from statevla.serving.formats import ORIENTATIONS, read_request
-from statevla.types import Observation, RobotStateLayout
+from statevla.serving.formats import OPENPI_LIBERO, ORIENTATIONS, read_request
+from statevla.types import Observation
 
-JOINT = ModelConfig()
-EE = ModelConfig(robot_state_layout=RobotStateLayout.EE_GRIPPER, robot_state_dim=8)
+BLIND = RobotSpec(
+    name="blind",
+    control_freq_hz=10,
+    actions=(ActionGroup(name="push", dims=("x", "y")),),
+    cameras=(Camera(name="top"),),
+)
+"""It reports no state."""
 
 
 def openpi_request(upright: np.ndarray) -> dict:
@@ -35,15 +41,15 @@ def upright() -> np.ndarray:
 
 
 def test_openpis_frames_become_upright(upright: np.ndarray) -> None:
-    request = read_request(openpi_request(upright), EE)
+    request = read_request(openpi_request(upright), LIBERO_HAND)
     assert request.mode == "chunk"
     observation = request.observation
     assert observation is not None
     assert set(observation.images) == {"agentview", "eye_in_hand"}
     for image in observation.images.values():
         np.testing.assert_array_equal(image, upright)
-    assert observation.robot_state_layout is RobotStateLayout.EE_GRIPPER
-    assert observation.robot_state.tolist() == list(range(8))
+    assert LIBERO_HAND.policy_state(observation.robot_state, "test").tolist() == list(range(8))
+    assert observation.robot_state["hand_orientation"].tolist() == [3, 4, 5]
     assert observation.instruction == "push the red block"
 
 
@@ -61,45 +67,131 @@ def test_every_orientation_becomes_upright(
 ) -> None:
     message = request_of(observe())
     message["images/agentview"], message["image_orientation"] = store(upright), name
-    observation = read_request(message, JOINT).observation
+    observation = read_request(message, LIBERO).observation
     assert observation is not None
     np.testing.assert_array_equal(observation.images["agentview"], upright)
     assert name in ORIENTATIONS
 
 
-def test_own_names_come_back(observe: Callable[..., Observation]) -> None:
-    sent = observe(3)
-    got = read_request(request_of(sent), JOINT).observation
+@pytest.mark.parametrize("robot", KNOWN_ROBOTS.values(), ids=str)
+def test_own_names_come_back(robot: RobotSpec, observe: Callable[..., Observation]) -> None:
+    sent = observe(3, robot)
+    got = read_request(request_of(sent), robot).observation
     assert got is not None
-    np.testing.assert_array_equal(got.robot_state, sent.robot_state)
+    assert list(got.robot_state) == [field.name for field in robot.policy_fields]
+    for field, values in sent.robot_state.items():
+        np.testing.assert_array_equal(got.robot_state[field], values)
+    assert got.images.keys() == sent.images.keys()
     for camera, image in sent.images.items():
         np.testing.assert_array_equal(got.images[camera], image)
-    assert (got.instruction, got.robot_state_layout) == (sent.instruction, sent.robot_state_layout)
+    assert got.instruction == sent.instruction
+
+
+def flat_request(observation: Observation, robot: RobotSpec) -> dict:
+    named = request_of(observation)
+    others = {key: value for key, value in named.items() if not key.startswith("robot_state/")}
+    return {**others, "robot_state": robot.policy_state(observation.robot_state, "test")}
+
+
+@pytest.mark.parametrize("robot", KNOWN_ROBOTS.values(), ids=str)
+def test_flat_states_are_the_named_ones_in_declared_order(
+    robot: RobotSpec, observe: Callable[..., Observation]
+) -> None:
+    sent = observe(4, robot)
+    got = read_request(flat_request(sent, robot), robot).observation
+    assert got is not None
+    assert got.robot_state.keys() == sent.robot_state.keys()
+    for field, values in sent.robot_state.items():
+        np.testing.assert_array_equal(got.robot_state[field], values)
+
+
+def test_fields_that_the_policy_does_not_see_are_dropped(observe: Callable[..., Observation]) -> None:
+    seen = {**observe().robot_state, "hand_position": np.zeros(3), "unheard_of": np.zeros(50)}
+    message = request_of(Observation(observe().images, seen, "push"))
+    observation = read_request(message, LIBERO).observation
+    assert observation is not None
+    assert list(observation.robot_state) == ["joint_positions", "finger_positions"]
+
+
+def test_a_robot_without_state_sends_none(observe: Callable[..., Observation]) -> None:
+    message = request_of(observe(0, BLIND))
+    assert set(message) == {"images/top", "instruction"}
+    observation = read_request(message, BLIND).observation
+    assert observation is not None
+    assert observation.robot_state == {}
 
 
 def test_lists_of_numbers_are_states_too(observe: Callable[..., Observation]) -> None:
-    message = {**request_of(observe()), "robot_state": [0.5, 1, 2, 3, 4, 5, 6, 7, 8]}
-    observation = read_request(message, JOINT).observation
+    message = {**flat_request(observe(), LIBERO), "robot_state": [0.5, 1, 2, 3, 4, 5, 6, 7, 8]}
+    observation = read_request(message, LIBERO).observation
     assert observation is not None
-    assert observation.robot_state.tolist() == [0.5, *range(1, 9)]
+    assert LIBERO.policy_state(observation.robot_state, "test").tolist() == [0.5, *range(1, 9)]
+    message = {**request_of(observe()), "robot_state/finger_positions": [0.25, 1]}
+    observation = read_request(message, LIBERO).observation
+    assert observation is not None
+    assert observation.robot_state["finger_positions"].tolist() == [0.25, 1]
 
 
 def test_cameras_that_the_model_has_not_are_dropped(observe: Callable[..., Observation], upright: np.ndarray) -> None:
-    observation = read_request({**request_of(observe()), "images/extra": upright}, JOINT).observation
+    observation = read_request({**request_of(observe()), "images/extra": upright}, LIBERO).observation
     assert observation is not None
     assert set(observation.images) == {"agentview", "eye_in_hand"}
 
 
-def test_other_layout_is_refused_with_the_way_out(upright: np.ndarray) -> None:
+def redeclared(field: StateField, **changes: object) -> RobotSpec:
+    """LIBERO_HAND with one field declared otherwise."""
+    state = tuple(own.model_copy(update=changes) if own == field else own for own in LIBERO_HAND.state)
+    return LIBERO_HAND.model_copy(update={"name": "other", "state": state})
+
+
+HAND, TURN = LIBERO_HAND.state[:2]
+ABSOLUTE = LIBERO_HAND.model_copy(
+    update={"actions": (LIBERO_HAND.actions[0].model_copy(update={"mode": "absolute"}), LIBERO_HAND.actions[1])}
+)
+"""The state is openpi's, the numbers of an action are as many, but they are places and not steps."""
+
+
+@pytest.mark.parametrize(
+    ("robot", "expected"),
+    [
+        (LIBERO, "expected state joint_positions (7, rad), finger_positions (2, m), got hand_position (3, m), hand_or"),
+        # As many numbers as openpi sends, that mean something else.
+        (redeclared(HAND, name="elbow_position"), "expected state elbow_position (3, m), .*, got hand_position (3, m)"),
+        (redeclared(TURN, units="rad, Euler angles"), "rad, Euler angles.*, got .*rad, axis-angle"),
+        (
+            ABSOLUTE,
+            "expected a client that takes hand (6 continuous, absolute), .* got one for hand (6 continuous, del",
+        ),
+        (KNOWN_ROBOTS["so101"], "expected state arm (5, rad), gripper (1, rad), got hand_position"),
+    ],
+)
+def test_a_format_of_another_robot_is_refused_with_the_way_out(
+    robot: RobotSpec, expected: str, upright: np.ndarray
+) -> None:
     with pytest.raises(UserError) as caught:
-        read_request(openpi_request(upright), JOINT)
+        read_request(openpi_request(upright), robot)
     text = str(caught.value)
-    assert "expected layout 'joint_gripper' (9 numbers), got 'ee_gripper' (8)" in text
-    assert "serve a policy trained on 'ee_gripper'" in text
+    assert re.search(expected.replace("(", r"\(").replace(")", r"\)"), text), text
+    assert text.startswith("openpi's LIBERO keys: ")
+    assert "send StateVLA's own keys (images/" in text
+    assert "serve a policy of robot 'libero_hand'" in text
     assert "\n" not in text
+    assert len(text) < 600
+
+
+def test_what_a_policy_does_not_see_makes_no_format_unfit(upright: np.ndarray) -> None:
+    """openpi's state by name: a policy that sees only the hand's place takes it from there; units may be unsaid."""
+    few = LIBERO_HAND.model_copy(update={"state": (LIBERO_HAND.state[2].model_copy(update={"units": ""}), HAND)})
+    assert OPENPI_LIBERO.misfit(few) is None
+    observation = read_request(openpi_request(upright), few).observation
+    assert observation is not None
+    assert few.policy_state(observation.robot_state, "test").tolist() == [6, 7, 0, 1, 2]
 
 
 GOOD = np.zeros((16, 16, 3), np.uint8)
+FLAT: dict = {"robot_state/joint_positions": None, "robot_state/finger_positions": None}
+"""Removes the named fields."""
+NINE = r"robot_state: expected 9 numbers \(joint_positions \(7\), finger_positions \(2\)\)"
 UNFIT: list[tuple[dict, str]] = [
     ({"mode": "chunks"}, "mode: expected"),
     ({"mode": 3}, "mode: expected"),
@@ -110,9 +202,11 @@ UNFIT: list[tuple[dict, str]] = [
     ({"reset": True, "episode": 1.5}, "episode: expected"),
     ({"episode": 1}, "together with reset"),
     ({"images/agentview": None}, "request keys: expected images/agentview"),
-    ({"robot_state": None}, "request keys"),
-    ({"robot_state_layout": None}, "request keys"),
+    ({"robot_state/joint_positions": None}, r"robot_state/joint_positions: expected 7 numbers \(joint_1, .* got none"),
+    ({"robot_state/joint_positions": None, "robot_state/finger_positions": None}, "request keys: .* robot_state as"),
     ({"instruction": None}, "request keys"),
+    ({"robot_state_layout": "joint_gripper"}, "request keys"),
+    ({"robot_state": np.zeros(9)}, "robot_state: expected flat or by field, got both"),
     ({"bonus": 1}, "got images/agentview.*bonus"),
     ({"evil\nkey {}": 1}, r"\?"),
     ({"images/agentview": GOOD.astype(np.float32)}, "got float32"),
@@ -123,17 +217,19 @@ UNFIT: list[tuple[dict, str]] = [
     ({"images/agentview": b"png"}, "got bytes"),
     ({"image_orientation": "sideways"}, "image_orientation: expected one of upright"),
     ({"image_orientation": ["upright"]}, "image_orientation"),
-    ({"robot_state": np.zeros(8)}, r"expected 9 numbers .* got shape \[8\]"),
-    ({"robot_state": np.zeros((1, 9))}, "got shape"),
-    ({"robot_state": np.full(9, np.nan)}, "finite"),
-    ({"robot_state": np.full(9, 1e300)}, "finite"),
-    ({"robot_state": np.zeros(9, bool)}, "got bool"),
-    ({"robot_state": "nine"}, "got str"),
-    ({"robot_state": [1, 2, True]}, "got list"),
-    ({"robot_state_layout": "ee_gripper", "robot_state": np.zeros(8)}, "expected layout 'joint_gripper'"),
-    ({"robot_state_layout": "other"}, "robot_state_layout: expected one of"),
-    ({"robot_state_layout": np.zeros(2)}, "robot_state_layout: expected one of"),
-    ({"robot_state_layout": {}}, "robot_state_layout: expected one of"),
+    (FLAT | {"robot_state": np.zeros(8)}, NINE + r", got shape \[8\]"),
+    (FLAT | {"robot_state": np.zeros((1, 9))}, NINE + r", got shape \[1, 9\]"),
+    (FLAT | {"robot_state": np.zeros(())}, r"got shape \[\]"),
+    (FLAT | {"robot_state": np.full(9, np.nan)}, "robot_state: expected finite"),
+    (FLAT | {"robot_state": np.full(9, 1e300)}, "robot_state: expected finite"),
+    (FLAT | {"robot_state": np.zeros(9, bool)}, "got bool"),
+    (FLAT | {"robot_state": "nine"}, NINE + " as an array, got str"),
+    (FLAT | {"robot_state": [1, 2, True]}, "got list"),
+    (FLAT | {"robot_state": {}}, "got dict"),
+    ({"robot_state/finger_positions": np.zeros(3)}, r"expected 2 numbers \(left, right\), got shape \[3\]"),
+    ({"robot_state/finger_positions": np.float32(1)}, "robot_state/finger_positions: .* got float32"),
+    ({"robot_state/finger_positions": np.full(2, np.inf)}, "robot_state/finger_positions: expected finite"),
+    ({"robot_state/finger_positions": None, "robot_state/fingers": np.zeros(2)}, "got none but .*robot_state/fingers"),
     ({"instruction": " "}, "instruction: expected the task in words"),
     ({"instruction": 5}, "instruction: expected the task in words"),
     ({"instruction": "x" * 1025}, "at most 1024"),
@@ -147,13 +243,13 @@ def test_unfit_requests(changes: dict, words: str, observe: Callable[..., Observ
     if "images/agentview" not in message:
         words = "cameras: expected agentview, eye_in_hand, got eye_in_hand; send images/agentview"
     with pytest.raises(UserError, match=words) as caught:
-        read_request(message, JOINT)
+        read_request(message, LIBERO)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
 
 
 def test_requests_without_observation() -> None:
-    assert read_request({"reset": True, "episode": 7}, JOINT).only_resets
-    assert read_request({"mode": "act"}, JOINT).observation is None
+    assert read_request({"reset": True, "episode": 7}, LIBERO).only_resets
+    assert read_request({"mode": "act"}, LIBERO).observation is None
     with pytest.raises(UserError, match="expected an observation"):
-        read_request({}, JOINT)
+        read_request({}, LIBERO)

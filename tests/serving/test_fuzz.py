@@ -24,7 +24,7 @@ KEY = "only-the-fuzzer-knows"
 MAX_BYTES = 64 * 1024
 REFUSED_DTYPES = ["|O", "|V8", "<c16", "<U4", "|S4", "<M8[s]", "<f4,<i4", "<f16", "O", "float32", "", "🙂", "<f4" * 99]
 # The only words with a slash that a message may hold: names of keys.
-KEY_NAME = re.compile(r"\b(images|observation)/")
+KEY_NAME = re.compile(r"\b(images|robot_state|observation)/")
 
 
 class Fuzzer:
@@ -82,6 +82,7 @@ class Fuzzer:
         for key in self.rng.permutation(list(message))[: int(self.rng.integers(0, 4))]:
             del message[str(key)]
         strange = ["/etc/secret", "../../x", "__class__", "image\n", "images/", "x" * 300, "observation/state", "é"]
+        strange += ["robot_state", "robot_state/", "robot_state/../x"]
         message[strange[self.rng.integers(len(strange))]] = 1
         return pack(message)
 
@@ -100,7 +101,9 @@ class Fuzzer:
 
     def _claim(self, dtype: str, shape: list[int], data: bytes) -> bytes:
         claim = {b"__ndarray__": True, b"data": data, b"dtype": dtype, b"shape": shape}
-        return msgpack.packb({**dict.fromkeys(self.request, 1), "robot_state": claim})
+        key = "robot_state/joint_positions"
+        assert key in self.request
+        return msgpack.packb({**dict.fromkeys(self.request, 1), key: claim})
 
 
 def check_reveals_nothing(text: str) -> None:

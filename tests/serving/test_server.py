@@ -20,10 +20,11 @@ from websockets.sync.client import connect
 from statevla import __version__
 from statevla.errors import UserError
 from statevla.policy import StateVLAPolicy
+from statevla.robots import LIBERO, LIBERO_HAND
 from statevla.serving.auth import ApiKey, read_api_key
 from statevla.serving.client import PolicyClient, request_of
 from statevla.serving.wire import pack, unpack
-from statevla.types import Observation, RobotStateLayout
+from statevla.types import Observation
 
 Observe = Callable[..., Observation]
 
@@ -51,15 +52,15 @@ def test_chunks_are_the_policys_own(policy: StateVLAPolicy, checkpoint: Path, ob
             "server": "statevla",
             "version": __version__,
             "model": "tiny",
+            "robot": LIBERO.to_dict(),
+            "control_freq_hz": 20.0,
             "cameras": ["agentview", "eye_in_hand"],
             "image_size": 32,
             "image_orientations": ["upright", "flipped_vertically", "rotated_180", "mirrored"],
-            "robot_state_layout": "joint_gripper",
             "robot_state_dim": 9,
             "action_dim": 7,
             "action_horizon": HORIZON,
             "execute_steps": HORIZON,
-            "control_freq_hz": 20.0,
             "surprise_threshold": None,
             "modes": ["chunk", "act"],
             "max_message_bytes": 16 * 2**20,
@@ -118,16 +119,16 @@ def test_an_action_without_observation_is_refused(policy: StateVLAPolicy) -> Non
         assert client.needs_observation()
 
 
-def test_openpi_keys(ee_policy: StateVLAPolicy, ee_checkpoint: Path, observe: Observe) -> None:
-    local = StateVLAPolicy.from_pretrained(ee_checkpoint)
-    seen = observe(1, RobotStateLayout.EE_GRIPPER)
+def test_openpi_keys(hand_policy: StateVLAPolicy, hand_checkpoint: Path, observe: Observe) -> None:
+    local = StateVLAPolicy.from_pretrained(hand_checkpoint)
+    seen = observe(1, LIBERO_HAND)
     request = {
         "observation/image": np.ascontiguousarray(seen.images["agentview"][:, ::-1]),
         "observation/wrist_image": np.ascontiguousarray(seen.images["eye_in_hand"][:, ::-1]),
-        "observation/state": seen.robot_state.astype(np.float64),
+        "observation/state": LIBERO_HAND.policy_state(seen.robot_state, "test").astype(np.float64),
         "prompt": seen.instruction,
     }
-    with serving(ee_policy) as server, PolicyClient(port=server.port) as client:
+    with serving(hand_policy) as server, PolicyClient(port=server.port) as client:
         answer = client.infer(request)
     assert set(answer) == {"actions", "server_timing"}
     np.testing.assert_allclose(answer["actions"], local.act_chunk(seen).actions, atol=1e-5)
@@ -135,8 +136,8 @@ def test_openpi_keys(ee_policy: StateVLAPolicy, ee_checkpoint: Path, observe: Ob
 
 def test_unfit_requests_leave_the_connection_open(policy: StateVLAPolicy, observe: Observe) -> None:
     with serving(policy) as server, PolicyClient(port=server.port) as client:
-        with pytest.raises(UserError, match="expected layout 'joint_gripper'"):
-            client.act_chunk(observe(0, RobotStateLayout.EE_GRIPPER))
+        with pytest.raises(UserError, match=r"robot_state/joint_positions: expected 7 numbers .* got none but "):
+            client.act_chunk(observe(0, LIBERO_HAND))
         other = {**request_of(observe()), "instruction": "fold the towel"}
         with pytest.raises(UserError, match="fold the towel") as caught:
             client.infer(other)

@@ -14,15 +14,18 @@ import torch
 
 from statevla.config import Config, load_config
 from statevla.policy import StateVLAPolicy
+from statevla.robots import RobotSpec
 from statevla.serving.server import PolicyServer, ServerSettings
 from statevla.statevla_model import StateVLA
 from statevla.training.checkpoint import Contents, DataInfo, LanguageInfo, TrainingState, save_checkpoint
 from statevla.transforms import FieldStatistics, Statistics
-from statevla.types import RobotStateLayout
 
 INSTRUCTIONS = ["push the red block", "open the drawer"]
 HORIZON, IMAGE_SIZE = 4, 32
 TINY = [
+    "model.action_dim=auto",
+    "model.robot_state_dim=auto",
+    "model.cameras=auto",
     "model.embed_dim=32",
     "model.encoder_depth=2",
     "model.state_dim=24",
@@ -36,27 +39,36 @@ TINY = [
 ]
 
 
-def tiny_config(folder: Path, layout: RobotStateLayout) -> Config:
+def tiny_config(folder: Path) -> Config:
     embeddings = folder / "embeddings.npz"
     rng = np.random.default_rng(0)
     np.savez(embeddings, **{text: rng.normal(size=12).astype(np.float32) for text in INSTRUCTIONS})
-    state = [f"model.robot_state_layout={layout.value}", f"model.robot_state_dim={layout.dim}"]
-    return load_config("conf/config.yaml", [*TINY, *state, f"language={{encoder: '{embeddings}', zero_pad: false}}"])
+    return load_config("conf/config.yaml", [*TINY, f"language={{encoder: '{embeddings}', zero_pad: false}}"])
 
 
-def save_tiny_checkpoint(folder: Path, layout: RobotStateLayout) -> Path:
+def tiny_statistics(robot: RobotSpec, relative_actions: tuple[str, ...] = ()) -> Statistics:
+    """Of numbers that nobody measured: actions around 3, so that the robot's units differ from the model's."""
+    rng = np.random.default_rng(1)
+    actions, states = rng.uniform(2, 4, (100, robot.action_dim)), rng.normal(size=(100, robot.state_dim))
+    targets = FieldStatistics.of(rng.uniform(-1, 1, actions.shape)) if relative_actions else None
+    return Statistics(
+        FieldStatistics.of(actions), FieldStatistics.of(states), relative_actions=relative_actions, targets=targets
+    )
+
+
+def save_tiny_checkpoint(folder: Path, robot: RobotSpec, relative_actions: tuple[str, ...] = ()) -> Path:
     """A whole checkpoint, `<folder>/last`, of a model nobody trained."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = tiny_config(folder, layout)
     torch.manual_seed(0)
-    model = StateVLA(config)
-    rng = np.random.default_rng(1)
-    statistics = Statistics(
-        FieldStatistics.of(rng.uniform(-1, 1, (100, 7))),
-        {layout: FieldStatistics.of(rng.normal(size=(100, layout.dim)))},
-    )
+    model = StateVLA(tiny_config(folder), robot)
+    language = LanguageInfo(model.config.language.encoder, 12, "")
     contents = Contents(
-        model.state_dict(), config, statistics, LanguageInfo(config.language.encoder, 12, ""), DataInfo("", 0.9, 0)
+        model.state_dict(),
+        model.config,
+        model.robot,
+        tiny_statistics(robot, relative_actions),
+        language,
+        DataInfo("", 0.9, 0),
     )
     save_checkpoint(folder, contents, TrainingState({}, {}), is_best=False)
     return folder / "last"

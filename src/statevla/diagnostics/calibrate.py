@@ -112,7 +112,6 @@ def score_episodes(policy: StateVLAPolicy, cache: FrameCache, episodes: Sequence
 
 def encode_cached(policy: StateVLAPolicy, cache: FrameCache, frames: np.ndarray) -> Tensor:
     """z of frames of a cache as the policy itself sees them, in its own precision: float32 `[F, Z]`, on the CPU."""
-    layout = policy.config.model.robot_state_layout
     instruction = np.repeat([e.instruction for e in cache.episodes], [e.num_steps for e in cache.episodes])
     parts = []
     for start in range(0, len(frames), ENCODE_BATCH):
@@ -121,8 +120,7 @@ def encode_cached(policy: StateVLAPolicy, cache: FrameCache, frames: np.ndarray)
         observations = [
             Observation(
                 dict(zip(cache.cameras, pictures[row])),
-                cache.robot_states[layout][frame],
-                layout,
+                {name: values[frame] for name, values in cache.robot_states.items()},
                 cache.instructions[instruction[frame]],
             )
             for row, frame in enumerate(batch)

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from statevla.command import run_command
+from statevla.diagnostics.comparisons import binary_lines, comparisons, format_number, names_with_units
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,11 @@ def offline(args: EvalArgs) -> None:
         out.mkdir(parents=True, exist_ok=True)
     write_json_atomically(out / "evaluation.json", finite_tree(evaluation.results))
     pictures = draw_all(evaluation.results, evaluation.samples, out)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     for table in result_tables(evaluation.results):
         console.print(table)
-    for note in evaluation.results.get("notes", []):
-        console.print(note, soft_wrap=True)
+    for line in [*comparisons(evaluation.results.get("actions", {})), *evaluation.results["notes"]]:
+        console.print(line, soft_wrap=True, highlight=False)
     console.print(f"{out}: evaluation.json, {', '.join(path.name for path in pictures)}", soft_wrap=True)
 
 
@@ -89,13 +91,13 @@ def result_tables(results: dict[str, Any]) -> list[Table]:
         table = Table("measure", "value", title=f"world model: {where}")
         for name, value in results["world_model"].items():
             passed = results["go_no_go"].get(name)
-            table.add_row(name, _number(value) + ("" if passed is None else "  ok" if passed else "  too low"))
+            table.add_row(name, format_number(value) + ("" if passed is None else "  ok" if passed else "  too low"))
         tables.append(table)
     if results.get("probes"):
         kinds = list(next(iter(results["probes"].values())))
         table = Table("R² of", *(kind.replace("_", " ") for kind in kinds), title="probes on held-out episodes")
         for name, scores in results["probes"].items():
-            table.add_row(name.replace("_", " "), *(_number(scores[kind]) for kind in kinds))
+            table.add_row(name.replace("_", " "), *(format_number(scores[kind]) for kind in kinds))
         tables.append(table)
     if goals := results.get("goals"):
         tables.append(_goal_table(goals))
@@ -107,7 +109,7 @@ def result_tables(results: dict[str, Any]) -> list[Table]:
 def _goal_table(goals: dict[str, dict[str, float]]) -> Table:
     table = Table("control step", "median error, cm", "expecting the mean, cm", title="where is the hand going?")
     for step, values in goals.items():
-        table.add_row(step, _number(100 * values["median_m"]), _number(100 * values["chance_m"]))
+        table.add_row(step, format_number(100 * values["median_m"]), format_number(100 * values["chance_m"]))
     return table
 
 
@@ -116,28 +118,45 @@ def _surprise_table(values: dict[str, Any]) -> Table:
     title = f"surprise at a moved object: pictures from {values['source']}, {values['num_pairs']} pairs"
     table = Table("picture", "median over the true frame's", title=title, caption=caption)
     for kind in ("repeated", "unmoved", "moved"):
-        table.add_row(kind, _number(values[f"{kind}_ratio"]))
+        table.add_row(kind, format_number(values[f"{kind}_ratio"]))
     return table
 
 
 def _action_table(actions: dict[str, Any], where: str) -> Table:
-    from statevla.diagnostics.plots import dim_names
-
-    table = Table("action", "MSE normalised", "MAE normalised", "MSE real", "MAE real", "spread real", title=where)
-    normalized, real = actions["normalized"], actions["real"]
-    for i, name in enumerate(dim_names(len(normalized["mse_per_dim"]))):
-        values = (normalized["mse_per_dim"], normalized["mae_per_dim"], real["mse_per_dim"], real["mae_per_dim"])
-        table.add_row(name, *(_number(value[i]) for value in values), _number(actions["spread"][i]))
+    """Errors of the continuous numbers by name; empty but for its caption where there are none."""
+    table = Table("action", title=where, caption="\n".join(binary_lines(actions)))
+    if "normalized" not in actions:
+        return table
+    normalized, real, still = actions["normalized"], actions["real"], actions.get("repeat_state")
+    columns = {
+        "MSE normalised": normalized["mse_per_dim"],
+        "MAE normalised": normalized["mae_per_dim"],
+        "MSE real": real["mse_per_dim"],
+        "MAE real": real["mae_per_dim"],
+        "spread real": actions["spread"],
+    }
+    if still is not None:
+        of_state = dict(zip(still["names"], still["real"]["mae_per_dim"]))
+        columns["MAE real of present state"] = [of_state.get(name) for name in actions["names"]]
+    for column in columns:
+        table.add_column(column)
+    for name, *values in zip(names_with_units(actions), *columns.values()):
+        table.add_row(escape(name), *map(format_number, values))
     table.add_section()
-    all_dims = (normalized["mse"], normalized["mae"], real["mse"], real["mae"])
-    table.add_row("all", *(_number(value) for value in all_dims), "")
-    table.add_row(
-        "mean action", _number(normalized["mse_of_mean_action"]), "", _number(real["mse_of_mean_action"]), "", ""
-    )
-    gripper = actions["gripper"]
-    table.caption = f"gripper: accuracy {gripper['accuracy']:.3f}, F1 of closing {gripper['f1']:.3f}"
+    table.add_row("all", *_means(normalized, real, actions["units"]))
+    of_mean = "mse_of_mean_action"
+    table.add_row("mean action", format_number(normalized[of_mean]), "", _mixed(real[of_mean], actions["units"]))
+    if still is not None:
+        part = "" if len(still["names"]) == len(actions["names"]) else f" ({len(still['names'])} numbers)"
+        table.add_row(f"present state{part}", *_means(still["normalized"], still["real"], still["units"]))
     return table
 
 
-def _number(value: float) -> str:
-    return f"{value:.4g}"
+def _means(normalized: dict[str, Any], real: dict[str, Any], units: Sequence[str]) -> list[str]:
+    own = [format_number(normalized[key]) for key in ("mse", "mae")]
+    return own + [_mixed(real[key], units) for key in ("mse", "mae")]
+
+
+def _mixed(value: float, units: Sequence[str]) -> str:
+    """A mean over numbers of several units says nothing."""
+    return format_number(value) if len(set(units)) == 1 else ""

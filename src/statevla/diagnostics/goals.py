@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from statevla.data.keyframes import UNIT_M, next_keyframe_offsets
+from statevla.data.keyframes import UNIT_M, next_keyframes
+from statevla.diagnostics.probes import hand_positions
 from statevla.diagnostics.sequences import Subject, encode_frames
 from statevla.jepa import KeyframeHead
-from statevla.types import RobotStateLayout
 
 STEPS = (0, 4, 8, 12, 16, 20)
 """Control steps since the start of the episode."""
@@ -31,8 +31,8 @@ def measure_goals(subject: Subject, episodes: Sequence[int]) -> dict[str, dict[s
 
     Returns:
         control steps since the start → {median_m, chance_m, num_episodes}: the median error, and that of always
-        expecting the episodes' mean offset at that step (m). Empty where the model has no keyframe head, or the data
-        set does not say where the hand is.
+        expecting the episodes' mean offset at that step (m). Empty where the model has no keyframe head, or the robot
+        declares no hand position.
     """
     found: dict[str, dict[str, float]] = {}
     keyframes = _keyframes(subject)
@@ -96,7 +96,7 @@ class _Keyframes:
 
     head: KeyframeHead
     hands_m: np.ndarray
-    """`[num_frames, >= 2]`: where the hand is."""
+    """`[num_frames, 3]`: where the hand is."""
     offsets_m: np.ndarray
     """`[num_frames, 2]`: from there to the next keyframe."""
     is_known: np.ndarray
@@ -104,12 +104,11 @@ class _Keyframes:
 
 
 def _keyframes(subject: Subject) -> _Keyframes | None:
-    """None where the model has no keyframe head, or the data set does not say where the hand is."""
-    head = subject.model.state_encoder.keyframe
-    hands = subject.cache.robot_states.get(RobotStateLayout.EE_GRIPPER)
+    """None where the model has no keyframe head, or the robot declares no hand position."""
+    head, hands = subject.model.state_encoder.keyframe, hand_positions(subject.cache)
     if head is None or hands is None:
         return None
-    offsets, is_known = next_keyframe_offsets(subject.cache)
+    offsets, is_known = next_keyframes(subject.cache, subject.transform)
     return _Keyframes(head, hands, offsets[:, :2] * UNIT_M, is_known & subject.cache.is_seen)
 
 

@@ -123,7 +123,7 @@ def measure_object_surprise(
 
 
 def from_other_episodes(subject: Subject, transitions: Transitions) -> Exchanged | None:
-    """Pictures of other episodes of the same task; None where no object poses are known."""
+    """Pictures of other episodes of the same task; None where no object poses are known, or no state of the arm."""
     cache = subject.cache
     tasks = {cache.episodes[index].task for index in transitions.episodes}
     members = [index for index, episode in enumerate(cache.episodes) if episode.task in tasks]
@@ -131,10 +131,9 @@ def from_other_episodes(subject: Subject, transitions: Transitions) -> Exchanged
     pool = torch.cat([retained_frames(subject, index) for index in donors]).numpy()
     wanted = transitions.frames.numpy()
     position, here = target_positions(cache, pool), target_positions(cache, wanted)
-    if not np.isfinite(here).any():
+    if not np.isfinite(here).any() or not cache.robot.state_dim:
         return None
-    layout = subject.config.model.robot_state_layout
-    states = subject.transform.normalize_robot_state(torch.from_numpy(cache.robot_states[layout])).numpy()
+    states = subject.transform.normalize_robot_state(torch.from_numpy(cache.robot_state)).numpy()
     owner, task_number = episode_of(cache, pool), {task: number for number, task in enumerate(sorted(tasks))}
     task_of = np.array([task_number[cache.episodes[index].task] for index in owner])
     rows, moved, unmoved, arms = [], [], [], []

@@ -10,18 +10,19 @@ from typing import Any
 
 import torch
 
-from statevla.data import open_frame_cache, split_episodes
+from statevla.data import open_frame_cache, open_reader, split_episodes
 from statevla.device import resolve_device
 from statevla.diagnostics.actions import ChunkSamples, action_metrics, sample_chunks
 from statevla.diagnostics.goals import measure_goal_places, measure_goals
 from statevla.diagnostics.object_surprise import NO_PAIRS, NO_POSES, Exchange, measure_object_surprise
-from statevla.diagnostics.probes import MAX_EPISODES, beats_baselines, run_probes, thin
+from statevla.diagnostics.probes import MAX_EPISODES, beats_baselines, missing_roles, run_probes, thin
 from statevla.diagnostics.sequences import Subject
 from statevla.diagnostics.world_model import go_no_go, measure_world_model
 from statevla.errors import UserError
 from statevla.training.checkpoint import LoadedCheckpoint, load_checkpoint
 from statevla.training.provenance import git_commit, versions
-from statevla.training.setup import check_language, embed_instructions
+from statevla.training.setup import check_language
+from statevla.training.sources import check_robot, embed_instructions
 from statevla.transforms import Transform
 
 QUICK_EPISODES = 12
@@ -98,6 +99,7 @@ class OpenedSubject:
             "split": split,
             "num_episodes": len(episodes),
             "data": str(self.subject.cache.folder.name),
+            "robot": self.loaded.robot.to_dict(),
             "versions": versions(),
             "git_commit": git_commit(),
             "training_metrics": self.loaded.metrics,
@@ -108,7 +110,7 @@ def open_subject(checkpoint: str | Path, data: str | None, device: str) -> Opene
     """Open a checkpoint and its data, or the data set at `data`, split as in training.
 
     Raises:
-        UserError: one of them is missing, or they do not fit each other.
+        UserError: one of them is missing, or they do not fit each other, as those of different robots.
     """
     loaded = load_checkpoint(checkpoint, resolve_device(device))
     if loaded.config.num_threads:
@@ -143,8 +145,12 @@ def measure_state(
     Returns:
         A tree for JSON; `notes` has a line for what was skipped.
     """
-    results: dict[str, Any] = {}
+    notes: list[str] = []
+    results: dict[str, Any] = {"notes": notes}
     go: dict[str, bool] = {}
+    missing = missing_roles(subject.robot)
+    if "hand_position" in missing and (probes or subject.model.state_encoder.keyframe is not None):
+        notes.append(missing["hand_position"])
     if world_model:
         results["world_model"] = measure_world_model(subject, episodes)
         if goals := measure_goals(subject, episodes):
@@ -158,13 +164,15 @@ def measure_state(
         results["probes"] = run_probes(subject, train, held_out, limit, mlp=thorough)
         if scores := results["probes"].get("object_from_hand"):
             go["object_from_hand"] = beats_baselines(scores)
+        if "gripper_opening" in missing:
+            notes.append(missing["gripper_opening"])
         if not results["probes"]:
-            results["notes"] = ["probes: skipped, they need episodes on both sides of the split"]
+            notes.append("probes: skipped, they need episodes on both sides of the split")
         elif "target_object" not in results["probes"]:
-            results["notes"] = [NO_POSES]
+            notes.append(NO_POSES)
         elif world_model:
             results["object_surprise"] = measure_object_surprise(subject, thin(episodes, limit), exchange)
-            results["notes"] = [] if results["object_surprise"] else [NO_PAIRS]
+            notes += [] if results["object_surprise"] else [NO_PAIRS]
     if go:
         results["go_no_go"] = go
     return results
@@ -174,11 +182,14 @@ def _subject(loaded: LoadedCheckpoint, data: str | None) -> Subject:
     config = loaded.config
     if data is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"path": data})})
+    settings = config.data
+    with open_reader(settings.path, settings.format, settings.orientation, settings.robot) as reader:
+        check_robot(reader.robot, loaded.robot, f"checkpoint {loaded.path}")  # before a cache is built in vain
     cache = open_frame_cache(config)
     table, language = embed_instructions(config, cache)
     check_language(language, loaded)
     device = next(loaded.model.parameters()).device
-    return Subject(loaded.model, config, cache, Transform(config.model, loaded.statistics), table, device)
+    return Subject(loaded.model, config, cache, Transform(config.model, loaded.statistics, loaded.robot), table, device)
 
 
 def finite_tree(tree: Any) -> Any:

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 from statevla.diagnostics.actions import ChunkSamples
+from statevla.diagnostics.comparisons import names_with_units
 from statevla.training.storage import writing
 
-DIM_NAMES = ("x", "y", "z", "roll", "pitch", "yaw")
-NUM_CHUNKS = 4
+NUM_CHUNKS, MAX_COLUMNS = 4, 4
 
 
 def draw_all(results: dict[str, Any], samples: ChunkSamples | None, folder: Path) -> list[Path]:
     """Write every picture that the results have data for; returns their paths."""
     written = []
-    if "actions" in results:
+    if "normalized" in results.get("actions", {}):
         written.append(_draw_errors(results["actions"], folder / "action_errors.png"))
     if samples is not None:
         written.append(_draw_chunks(samples, folder / "chunks.png"))
@@ -31,11 +31,6 @@ def draw_all(results: dict[str, Any], samples: ChunkSamples | None, folder: Path
     if results.get("object_surprise"):
         written.append(_draw_object_surprise(results["object_surprise"], folder / "object_surprise.png"))
     return written
-
-
-def dim_names(count: int) -> list[str]:
-    """Names of the continuous dims: those of OSC_POSE where there are six."""
-    return list(DIM_NAMES) if count == len(DIM_NAMES) else [f"dim {i}" for i in range(count)]
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
@@ -54,37 +49,58 @@ def _save(figure: Any, path: Path) -> Path:
 
 
 def _draw_errors(actions: dict[str, Any], path: Path) -> Path:
-    figure, axes = _figure(1, 2, (10, 3.5))
+    """Left: over the steps of the chunk; right: a bar per number, whatever their number."""
+    names, still = names_with_units(actions), actions.get("repeat_state")
+    figure, axes = _figure(1, 2, (10, max(3.5, 0.8 + 0.24 * len(names))))
     normalized = actions["normalized"]
-    steps = [np.nan if value is None else value for value in normalized["mae_per_step"]]
-    axes[0][0].plot(range(len(steps)), steps, marker="o")
+    _plot_steps(axes[0][0], normalized["mae_per_step"], "policy")
+    axis = axes[0][1]
+    axis.barh(range(len(names)), normalized["mse_per_dim"])
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.axvline(normalized["mse_of_mean_action"], color="black", linestyle="--", label="mean action, on average")
+    if still is not None:
+        if len(still["names"]) == len(names):
+            _plot_steps(axes[0][0], still["normalized"]["mae_per_step"], "present state")
+        rows = [actions["names"].index(name) for name in still["names"]]
+        axis.plot(still["normalized"]["mse_per_dim"], rows, "|", color="tab:red", markersize=9, label="present state")
     axes[0][0].set(xlabel="step of the chunk", ylabel="mean absolute error (normalised)", ylim=(0, None))
-    names = dim_names(len(normalized["mse_per_dim"]))
-    axes[0][1].bar(names, normalized["mse_per_dim"])
-    axes[0][1].axhline(normalized["mse_of_mean_action"], color="black", linestyle="--", label="mean action")
-    axes[0][1].set(ylabel="mean squared error (normalised)")
-    axes[0][1].legend()
+    axes[0][0].legend(fontsize=8)
+    axis.invert_yaxis()
+    axis.set(xlabel="mean squared error (normalised)")
+    axis.legend(fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     return _save(figure, path)
 
 
+def _plot_steps(axis: Any, values: Sequence[float | None], label: str) -> None:
+    steps = [np.nan if value is None else value for value in values]
+    axis.plot(range(len(steps)), steps, marker="o", markersize=4, label=label)
+
+
 def _draw_chunks(samples: ChunkSamples, path: Path) -> Path:
-    """A row per frame, a column per dim: the demonstrated chunk and every sampled one, normalised."""
+    """A panel per number: chunks of some frames side by side, the demonstrated ones and every sampled one."""
     # Whole chunks say most; the ends of episodes are cut short.
     whole = np.flatnonzero(samples.valid.all(axis=1))
     whole = whole if len(whole) else np.arange(len(samples.truth))
-    rows = whole[np.linspace(0, len(whole) - 1, min(NUM_CHUNKS, len(whole))).astype(int)]
-    num_dims = samples.truth.shape[-1]
-    names = [*dim_names(num_dims - 1), "gripper"]
-    figure, axes = _figure(len(rows), num_dims, (2.0 * num_dims, 1.6 * len(rows)))
-    for line, index in zip(axes, rows):
-        valid = samples.valid[index]
-        for dim, axis in enumerate(line):
+    shown = whole[np.linspace(0, len(whole) - 1, min(NUM_CHUNKS, len(whole))).astype(int)]
+    count, horizon = len(samples.names), samples.truth.shape[1]
+    columns = min(MAX_COLUMNS, count)
+    rows = -(-count // columns)
+    figure, axes = _figure(rows, columns, (2.5 * columns, 1.5 * rows + 0.4))
+    for dim, axis in enumerate(axes.flat):
+        if dim >= count:
+            axis.set_visible(False)
+            continue
+        for place, index in enumerate(shown):
+            steps = place * (horizon + 1) + np.flatnonzero(samples.valid[index])
+            valid = samples.valid[index]
             for chunk in samples.sampled[:, index]:
-                axis.plot(chunk[valid, dim], color="tab:blue", alpha=0.5, linewidth=1)
-            axis.plot(samples.truth[index, valid, dim], color="black", linewidth=1.5)
-            axis.set_title(names[dim], fontsize=8)
-            axis.tick_params(labelsize=6)
-    figure.suptitle("demonstrated (black) and sampled (blue) chunks", fontsize=9)
+                axis.plot(steps, chunk[valid, dim], color="tab:blue", alpha=0.5, linewidth=1)
+            axis.plot(steps, samples.truth[index, valid, dim], color="black", linewidth=1.5)
+        axis.set_title(samples.names[dim], fontsize=8)
+        axis.set_xticks([])
+        axis.tick_params(labelsize=6)
+    title = f"chunks of {len(shown)} frames side by side: demonstrated (black), sampled (blue); normalised"
+    figure.suptitle(title, fontsize=9)
     return _save(figure, path)
 
 

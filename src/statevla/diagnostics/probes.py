@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from statevla.data import CachedEpisode, FrameCache
-from statevla.data.keyframes import UNIT_M, next_keyframe_offsets
+from statevla.data.keyframes import UNIT_M, next_keyframes
 from statevla.diagnostics.sequences import Subject, encode_frames, retained_frames
+from statevla.robots import RobotSpec
 from statevla.statevla_model import StateVLA
-from statevla.types import RobotStateLayout
 
 RIDGE_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Relative to the number of samples, on standardised features."""
@@ -55,15 +55,15 @@ def run_probes(
     if not train or not held_out:
         return {}
     frames = [_frames(subject, episodes) for episodes in (train, held_out)]
-    targets = [probe_targets(subject.cache, wanted.numpy()) for wanted in frames]
+    targets = [probe_targets(subject, wanted.numpy()) for wanted in frames]
     groups = episode_of(subject.cache, frames[0].numpy())
     episodes_of = (train, held_out)
     z = [encode_frames(subject, episodes, wanted).numpy() for episodes, wanted in zip(episodes_of, frames)]
-    robot = [_robot_state(subject, wanted) for wanted in frames]
+    robot = [subject.cache.robot_state[wanted.numpy()].astype(np.float64) for wanted in frames]
     mean = [_episode_mean(x, episode_of(subject.cache, wanted.numpy())) for x, wanted in zip(z, frames)]
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
-        random_subject = replace(subject, model=StateVLA(subject.config).to(subject.device).eval())
+        random_subject = replace(subject, model=_random_model(subject))
     random = [encode_frames(random_subject, episodes, wanted).numpy() for episodes, wanted in zip(episodes_of, frames)]
     features = {"ridge": z, "robot_state": robot, "episode_mean": mean, "random_encoder": random}
     results: dict[str, dict[str, float]] = {}
@@ -89,22 +89,25 @@ def beats_baselines(scores: Mapping[str, float]) -> bool:
     return max(own) > max(score for kind, score in scores.items() if kind not in ("ridge", "mlp"))
 
 
-def probe_targets(cache: FrameCache, frames: np.ndarray) -> Targets:
+def probe_targets(subject: Subject, frames: np.ndarray) -> Targets:
     """What probes should recover at these frames, name → float64 `[M, dim]`; NaN where an episode does not tell.
 
-    Positions in metres, gripper width in metres, progress from 0 to 1. `..._xy` are the same without the height, which
-    is easily known and lifts the R² of a state that does not know places; `next_keyframe` is where the hand will be
-    when the gripper next opens or closes, from the hand.
+    Positions in metres, gripper width in the robot's units, progress from 0 to 1. `..._xy` are the same without the
+    height, which is easily known and lifts the R² of a state that does not know places; `next_keyframe` is where the
+    hand will be at the next event, from the hand. Where the robot declares no hand position, `next_keyframe_state` is
+    its whole state then, normalised.
     """
+    cache = subject.cache
     targets: Targets = {}
-    some_state = next(iter(cache.robot_states.values()))[frames].astype(np.float64)
-    hand = cache.robot_states.get(RobotStateLayout.EE_GRIPPER)
+    hand = hand_positions(cache)
     if hand is not None:
-        targets["end_effector"] = hand[frames, :3].astype(np.float64)
+        targets["end_effector"] = hand[frames].astype(np.float64)
         targets["end_effector_xy"] = targets["end_effector"][:, :2]
-        offsets, is_known = next_keyframe_offsets(cache)
-        targets["next_keyframe"] = np.where(is_known[frames, None], offsets[frames] * UNIT_M, np.nan)
-    targets["gripper_width"] = (some_state[:, -2] - some_state[:, -1])[:, None]
+    if cache.robot.keyframe_dim:
+        keyframes, is_known = next_keyframes(cache, subject.transform)
+        name, unit = ("next_keyframe_state", 1.0) if hand is None else ("next_keyframe", UNIT_M)
+        targets[name] = np.where(is_known[frames, None], keyframes[frames] * unit, np.nan)
+    targets |= _gripper_widths(cache, frames)
     position = target_positions(cache, frames)
     if np.isfinite(position).any():
         targets["target_object"] = position
@@ -117,6 +120,36 @@ def probe_targets(cache: FrameCache, frames: np.ndarray) -> Targets:
         progress[row] = (frame - episode.start) / max(episode.num_steps - 1, 1)
     targets["progress"] = progress
     return targets
+
+
+def hand_positions(cache: FrameCache) -> np.ndarray | None:
+    """Where the hand is at every frame, float32 `[num_frames, 3]` (m); None where the robot declares no such field."""
+    field = cache.robot.field_with_role("hand_position")
+    return None if field is None else cache.robot_states[field.name]
+
+
+def missing_roles(robot: RobotSpec) -> dict[str, str]:
+    """Role that diagnostics look for and no state field of `robot` has → what is left out for it, in a sentence."""
+    costs = {
+        "hand_position": "nothing is measured of where the hand is and where it is going",
+        "gripper_opening": "there is no probe of the gripper's width",
+    }
+    return {
+        role: f"robot '{robot.name}' declares no state field of the role {role}: {cost} (docs/robots.md)"
+        for role, cost in costs.items()
+        if robot.field_with_role(role) is None
+    }
+
+
+def _gripper_widths(cache: FrameCache, frames: np.ndarray) -> Targets:
+    """How far each gripper is open: the distance of its two fingers, or whatever the field measures instead."""
+    fields = [field for field in cache.robot.state if field.role == "gripper_opening"]
+    widths: Targets = {}
+    for field in fields:
+        opening = cache.robot_states[field.name][frames].astype(np.float64)
+        name = "gripper_width" if len(fields) == 1 else f"gripper_width_{field.name}"
+        widths[name] = opening[:, :1] - opening[:, 1:] if field.size == 2 else opening
+    return widths
 
 
 def target_positions(cache: FrameCache, frames: np.ndarray) -> np.ndarray:
@@ -224,9 +257,8 @@ def episode_of(cache: FrameCache, frames: np.ndarray) -> np.ndarray:
     return np.searchsorted(starts, frames, side="right") - 1
 
 
-def _robot_state(subject: Subject, frames: Tensor) -> np.ndarray:
-    layout = subject.config.model.robot_state_layout
-    return np.asarray(subject.cache.robot_states[layout][frames.numpy()], np.float64)
+def _random_model(subject: Subject) -> StateVLA:
+    return StateVLA(subject.config, subject.model.robot).to(subject.device).eval()
 
 
 def _episode_mean(x: np.ndarray, groups: np.ndarray) -> np.ndarray:

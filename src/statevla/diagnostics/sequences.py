@@ -11,6 +11,7 @@ from torch import Tensor
 from statevla.config import Config
 from statevla.data import ChunkDataset, FrameCache
 from statevla.device import autocast
+from statevla.robots import RobotSpec
 from statevla.statevla_model import StateVLA
 from statevla.transforms import Transform
 from statevla.types import ModelInput
@@ -37,6 +38,11 @@ class Subject:
     def frames_of(self, episodes: Sequence[int]) -> ChunkDataset:
         """The frames of these episodes, one item each, in order."""
         return ChunkDataset(self.cache, episodes, 1, self.transform, self.language_table)
+
+    @property
+    def robot(self) -> RobotSpec:
+        """As the data declare it: with the state fields that all their episodes have."""
+        return self.cache.robot
 
     @property
     def frame_skip(self) -> int:

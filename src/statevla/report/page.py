@@ -10,8 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from statevla.diagnostics.comparisons import binary_lines, comparisons, names_with_units
 from statevla.report.charts import copy_skill_curves, success_bars, surprise_curves, training_curves
 from statevla.report.sources import Run, Sources, Tree, read_episodes
+from statevla.robots import RobotSpec
 
 _Kind = Literal["numbers", "words"]
 MAX_VIDEOS = 16
@@ -81,13 +83,23 @@ def _tiles(sources: Sources) -> str:
         world_model = evaluation.values.get("world_model") or {}
         if world_model.get("copy_skill_1") is not None:
             tiles.append((f"{world_model['copy_skill_1']:.2f}", "copy skill one frame ahead (0 is copying, 1 perfect)"))
-        if actions := evaluation.values.get("actions"):
-            share = actions["normalized"]["mse"] / actions["normalized"]["mse_of_mean_action"]
-            tiles.append((f"{share:.0%}", "of the mean action's error on held-out frames"))
+        tiles += _action_tiles(evaluation.values.get("actions") or {})
     if sources.commands:
         tiles.append((f"{sum(seconds for _, seconds in sources.commands) / 60:.0f} min", "from nothing to this page"))
     cells = "".join(f'<div class="tile"><b>{_text(value)}</b>{_text(label)}</div>' for value, label in tiles)
     return f'<div class="tiles">{cells}</div>' if cells else ""
+
+
+def _action_tiles(actions: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The policy's squared error over that of answers that need no policy."""
+    if "normalized" in actions:
+        normalized = actions["normalized"]
+        share = normalized["mse"] / max(normalized["mse_of_mean_action"], 1e-12)
+        yield f"{share:.0%}", "of the mean action's error on held-out frames"
+    if "repeat_state" in actions:
+        normalized = actions["repeat_state"]["normalized"]
+        share = normalized["policy"]["mse"] / max(normalized["mse"], 1e-12)
+        yield f"{share:.0%}", "of the error of repeating the present state"
 
 
 def _rollout(rollout: Tree) -> Iterator[str]:
@@ -159,6 +171,12 @@ def _video_caption(path: Path) -> str:
 def _evaluation(evaluation: Tree) -> Iterator[str]:
     results = evaluation.values
     yield f"<h2>Offline evaluation: {results.get('num_episodes', '?')} {_text(results.get('split', ''))} episodes</h2>"
+    if tree := results.get("robot"):
+        robot = RobotSpec.from_dict(tree, str(evaluation.folder / "evaluation.json"))
+        text = f"Robot {robot.name}, {robot.control_freq_hz:g} Hz. Actions: {robot.describe_actions()}. "
+        yield f"<p class='soft'>{_text(text)}State: {_text(robot.describe_state())}.</p>"
+    for note in results.get("notes", []):
+        yield f"<p class='soft'>{_text(note[0].upper() + note[1:])}.</p>"
     if actions := results.get("actions"):
         yield from _actions(actions)
     if world_model := results.get("world_model"):
@@ -183,18 +201,31 @@ def _evaluation(evaluation: Tree) -> Iterator[str]:
 
 
 def _actions(actions: dict[str, Any]) -> Iterator[str]:
-    normalized, real, gripper = actions["normalized"], actions["real"], actions["gripper"]
-    names = ["x", "y", "z", "roll", "pitch", "yaw"]
-    if len(names) != len(normalized["mse_per_dim"]):
-        names = [f"dim {i}" for i in range(len(normalized["mse_per_dim"]))]
-    columns = (normalized["mse_per_dim"], normalized["mae_per_dim"], real["mae_per_dim"], actions["spread"])
-    rows = [[name, *(_number(column[i]) for column in columns)] for i, name in enumerate(names)]
-    rows.append(["all", _number(normalized["mse"]), _number(normalized["mae"]), _number(real["mae"]), ""])
-    rows.append(["always the mean action", _number(normalized["mse_of_mean_action"]), "", "", ""])
     yield "<h3>Actions</h3>"
-    header = ["dimension", "MSE, normalised", "MAE, normalised", "MAE, real units", "spread of samples"]
-    yield _table(header, rows)
-    yield f"<p>Gripper: accuracy {gripper['accuracy']:.3f}, F1 of closing {gripper['f1']:.3f}.</p>"
+    if "normalized" in actions:
+        yield _action_table(actions)
+    lines = [*comparisons(actions), *binary_lines(actions)]
+    yield f"<ul>{''.join(f'<li>{_text(line[0].upper() + line[1:])}.</li>' for line in lines)}</ul>"
+
+
+def _action_table(actions: dict[str, Any]) -> str:
+    normalized, real, still = actions["normalized"], actions["real"], actions.get("repeat_state")
+    columns = {
+        "MSE, normalised": normalized["mse_per_dim"],
+        "MAE, normalised": normalized["mae_per_dim"],
+        "MAE, real units": real["mae_per_dim"],
+        "spread of samples": actions["spread"],
+    }
+    if still is not None:
+        of_state = dict(zip(still["names"], still["real"]["mae_per_dim"]))
+        columns["MAE of the present state"] = [of_state.get(name) for name in actions["names"]]
+    rows = [[name, *map(_number, values)] for name, *values in zip(names_with_units(actions), *columns.values())]
+    totals = [["all", normalized["mse"], normalized["mae"]], ["mean action", normalized["mse_of_mean_action"], None]]
+    if still is not None:
+        totals.append(["present state", still["normalized"]["mse"], still["normalized"]["mae"]])
+    padding = [""] * (len(columns) - 2)
+    rows += [[name, _number(mse), _number(mae), *padding] for name, mse, mae in totals]
+    return _table(["number", *columns], rows)
 
 
 def _run(run: Run) -> Iterator[str]:

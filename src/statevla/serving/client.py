@@ -4,11 +4,16 @@ with PolicyClient(port=8000) as policy:
     policy.reset(episode=0)
     while not done:
         action = policy.act(observe() if policy.needs_observation() else None)
+
+An observation is a `statevla.types.Observation`, or a mapping in the protocol's keys, where the state may be flat:
+
+    policy.act({"images/front": frame, "robot_state": joints, "instruction": "fold the towel"})
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +23,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from statevla.errors import UserError
 from statevla.serving import protocol
-from statevla.serving.wire import WireError, pack, unpack
+from statevla.serving.wire import MAX_OBJECTS, WireError, pack, unpack
 from statevla.types import ActionChunk, Observation
 
 MAX_ANSWER_BYTES = 2**20
@@ -36,7 +41,7 @@ class PolicyClient:
         wait_s: how long to go on trying while no server is there yet.
 
     Attributes:
-        metadata: what the server says about itself and its model.
+        metadata: what the server says about itself, its model and the model's robot (`robot`).
         surprise, alarm: of the last answer, as in `statevla.session.PolicySession`.
 
     Raises:
@@ -71,7 +76,7 @@ class PolicyClient:
         """Whether `act` wants a fresh observation now."""
         return self._needs_observation
 
-    def act(self, observation: Observation | None = None) -> np.ndarray:
+    def act(self, observation: Observation | Mapping[str, Any] | None = None) -> np.ndarray:
         """The next action, float32 `[A]`, from the queue that the server keeps; see `StateVLAPolicy.act`.
 
         Raises:
@@ -83,7 +88,9 @@ class PolicyClient:
         self._take_surprise(answer)
         return answer[protocol.ACTION]
 
-    def act_chunk(self, observation: Observation, executed_actions: np.ndarray | None = None) -> ActionChunk:
+    def act_chunk(
+        self, observation: Observation | Mapping[str, Any], executed_actions: np.ndarray | None = None
+    ) -> ActionChunk:
         """A whole chunk.
 
         Args:
@@ -166,7 +173,8 @@ class PolicyClient:
         if isinstance(data, str):
             raise UserError(data)
         try:
-            return unpack(data, MAX_ANSWER_BYTES)
+            # A robot of a thousand numbers names each of them.
+            return unpack(data, MAX_ANSWER_BYTES, max_items_per_list=MAX_OBJECTS)
         except WireError as error:
             self.close()
             raise UserError(f"policy server {self._address}: not its protocol ({error})") from None
@@ -177,11 +185,12 @@ class PolicyClient:
         return UserError(f"policy server {self._address}: closed the connection ({reason}); connect again")
 
 
-def request_of(observation: Observation) -> dict[str, Any]:
-    """An observation as a request in StateVLA's own names."""
+def request_of(observation: Observation | Mapping[str, Any]) -> dict[str, Any]:
+    """An observation as a request in StateVLA's own names; a mapping is one already."""
+    if not isinstance(observation, Observation):
+        return dict(observation)
     return {
         **{protocol.IMAGE_PREFIX + camera: image for camera, image in observation.images.items()},
-        protocol.ROBOT_STATE: observation.robot_state,
-        protocol.ROBOT_STATE_LAYOUT: observation.robot_state_layout.value,
+        **{protocol.STATE_PREFIX + field: values for field, values in observation.robot_state.items()},
         protocol.INSTRUCTION: observation.instruction,
     }

@@ -1,5 +1,8 @@
 """From a request to an observation: which key is which camera, which way up its picture is, what the state means.
 
+A request is recognised by its keys, never by how many numbers it holds. Everything in it is checked against what the
+policy's robot declares.
+
 A picture's way up. Upright is what a person would see. A raw robosuite frame is upside down (OpenGL's origin):
 upright flipped vertically. openpi's LIBERO script turns the raw frame by 180 degrees, both axes, before it sends it.
 The two vertical flips cancel out and the horizontal one stays: what arrives is upright but *mirrored*, left and
@@ -15,56 +18,72 @@ from typing import Any
 
 import numpy as np
 
-from statevla.config import ModelConfig
 from statevla.errors import UserError
+from statevla.robots import LIBERO_HAND, ImageOrientation, RobotSpec, StateField
 from statevla.serving import protocol
 from statevla.transforms import to_upright
-from statevla.types import ImageOrientation, Observation, RobotStateLayout
+from statevla.types import Observation
 
 ORIENTATIONS = tuple(orientation.value for orientation in ImageOrientation)
 
 MIN_IMAGE_PX, MAX_IMAGE_PX = 8, 4096
 MAX_INSTRUCTION_CHARS = 1024
 MAX_EPISODE = 2**32 - 1
-_HARMLESS_KEY = re.compile(r"(?:images/|observation/)?[\w.-]{1,40}", re.ASCII)
+_HARMLESS_KEY = re.compile(r"(?:images/|robot_state/|observation/)?[\w.-]{1,40}", re.ASCII)
 _COMMON_KEYS = {protocol.MODE, protocol.RESET, protocol.EPISODE, protocol.EXECUTED_ACTIONS}
 MAX_EXECUTED = 256
 
 
 @dataclass(frozen=True)
 class RequestFormat:
-    """One client's vocabulary.
+    """The vocabulary of another project's clients.
 
     Attributes:
         name: for messages.
         images: key → name of the camera that it holds.
-        state_key, layout: where the robot state is, and what its numbers are.
+        state_key: where the flat robot state is.
         instruction_key: where the task in words is.
         orientation: the way up of its pictures, one of `ORIENTATIONS`.
+        robot: what the numbers of its state, and of the actions that it expects, are.
     """
 
     name: str
     images: Mapping[str, str]
     state_key: str
-    layout: RobotStateLayout
     instruction_key: str
     orientation: str
+    robot: RobotSpec
+
+    @property
+    def keys(self) -> set[str]:
+        return {*self.images, self.state_key, self.instruction_key}
+
+    def misfit(self, robot: RobotSpec) -> str | None:
+        """What a policy of `robot` would misunderstand, as `expected ..., got ...`; None where all means the same."""
+        own = self.robot
+        sent = {field.name: field for field in own.policy_fields}
+        if not all(_is_alike(field, sent.get(field.name)) for field in robot.policy_fields):
+            return f"expected state {_describe_fields(robot)}, got {_describe_fields(own)}"
+        if robot.action_names != own.action_names or (robot.is_delta != own.is_delta).any():
+            return f"expected a client that takes {robot.describe_actions()}, got one for {own.describe_actions()}"
+        return None
 
 
 OPENPI_LIBERO = RequestFormat(
-    name="openpi",
+    name="openpi's LIBERO keys",
     images={"observation/image": "agentview", "observation/wrist_image": "eye_in_hand"},
     state_key="observation/state",
-    layout=RobotStateLayout.EE_GRIPPER,
     instruction_key="prompt",
     orientation="mirrored",
+    robot=LIBERO_HAND,
 )
 """What Physical-Intelligence/openpi, examples/libero/main.py sends."""
+FORMATS = (OPENPI_LIBERO,)
 
 
 @dataclass(frozen=True)
 class Request:
-    """A request that fits the model; `observation` is None where none was sent.
+    """A request that fits the robot; `observation` is None where none was sent.
 
     `executed_actions` `[n, A]` are those since the client's last look, where it says so (mode `chunk`).
     """
@@ -80,11 +99,15 @@ class Request:
         return self.reset and self.observation is None
 
 
-def read_request(message: Mapping[str, Any], model: ModelConfig) -> Request:
+def read_request(message: Mapping[str, Any], robot: RobotSpec) -> Request:
     """Check a decoded message and name its parts.
 
+    Args:
+        message: as `statevla.serving.protocol` describes it.
+        robot: of the policy, with the policy's cameras.
+
     Raises:
-        UserError: it does not fit the model; one line with expected, got and the fix, safe to send to the client.
+        UserError: it does not fit the robot; one line with expected, got and the fix, safe to send to the client.
     """
     mode = message.get(protocol.MODE, protocol.CHUNK)
     if not isinstance(mode, str) or mode not in (protocol.CHUNK, protocol.ACT):
@@ -98,24 +121,24 @@ def read_request(message: Mapping[str, Any], model: ModelConfig) -> Request:
     if episode is not None and not reset:
         raise UserError("episode: expected together with reset=true, got it alone; send both when an episode begins")
     keys = tuple(key for key in message if key not in _COMMON_KEYS)
-    observation = _read_observation(message, keys, model) if keys else None
+    observation = _read_observation(message, keys, robot) if keys else None
     if observation is None and mode == protocol.CHUNK and not reset:
-        raise UserError(f"request: expected an observation, got no keys; send {_expected_keys(model)}")
+        raise UserError(f"request: expected an observation, got no keys; send {_expected_keys(robot)}")
     return Request(
-        mode, observation, reset, episode, _read_executed(message.get(protocol.EXECUTED_ACTIONS), mode, model)
+        mode, observation, reset, episode, _read_executed(message.get(protocol.EXECUTED_ACTIONS), mode, robot)
     )
 
 
-def _read_executed(value: Any, mode: str, model: ModelConfig) -> np.ndarray | None:
+def _read_executed(value: Any, mode: str, robot: RobotSpec) -> np.ndarray | None:
     key = protocol.EXECUTED_ACTIONS
     if value is None:
         return None
     if mode == protocol.ACT:
         raise UserError(f"{key}: expected in mode 'chunk' only; in mode 'act' the server knows them, leave it out")
     is_numeric = isinstance(value, np.ndarray) and value.dtype.kind == "f"
-    if not is_numeric or value.ndim != 2 or value.shape[1] != model.action_dim or len(value) > MAX_EXECUTED:
+    if not is_numeric or value.ndim != 2 or value.shape[1] != robot.action_dim or len(value) > MAX_EXECUTED:
         got = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
-        raise UserError(f"{key}: expected floats [n, {model.action_dim}] with n up to {MAX_EXECUTED}, got {got}")
+        raise UserError(f"{key}: expected floats [n, {robot.action_dim}] with n up to {MAX_EXECUTED}, got {got}")
     with np.errstate(over="ignore"):
         executed = value.astype(np.float32)
     if not np.isfinite(executed).all():
@@ -123,73 +146,76 @@ def _read_executed(value: Any, mode: str, model: ModelConfig) -> np.ndarray | No
     return executed
 
 
-def _read_observation(message: Mapping[str, Any], keys: tuple[str, ...], model: ModelConfig) -> Observation:
-    chosen = _format_of(message, keys, model)
-    layout = chosen.layout
-    if layout is not model.robot_state_layout:
-        fix = (
-            "openpi's LIBERO keys carry no joint positions; send StateVLA's own keys with "
-            f"robot_state_layout='{model.robot_state_layout.value}', or serve a policy trained on '{layout.value}'"
-            if chosen is OPENPI_LIBERO
-            else "send that layout"
-        )
-        raise UserError(
-            f"{chosen.state_key}: expected layout '{model.robot_state_layout.value}' ({model.robot_state_dim} "
-            f"numbers), got '{layout.value}' ({layout.dim}); {fix}"
-        )
-    present = set(chosen.images.values())
-    if missing := [camera for camera in model.cameras if camera not in present]:
-        raise UserError(
-            f"cameras: expected {', '.join(model.cameras)}, got {_names(sorted(present))}; "
-            f"send {protocol.IMAGE_PREFIX}{missing[0]}"
-        )
-    images = {
-        camera: _read_image(message[key], key, chosen.orientation)
-        for key, camera in chosen.images.items()
-        if camera in model.cameras
-    }
-    state = _read_state(message[chosen.state_key], chosen.state_key, layout)
-    return Observation(images, state, layout, _read_instruction(message[chosen.instruction_key], chosen))
-
-
-def _format_of(message: Mapping[str, Any], keys: tuple[str, ...], model: ModelConfig) -> RequestFormat:
-    """The vocabulary that fits the keys exactly."""
-    openpi = {*OPENPI_LIBERO.images, OPENPI_LIBERO.state_key, OPENPI_LIBERO.instruction_key}
-    cameras = [key.removeprefix(protocol.IMAGE_PREFIX) for key in keys if key.startswith(protocol.IMAGE_PREFIX)]
-    required = {protocol.ROBOT_STATE, protocol.ROBOT_STATE_LAYOUT, protocol.INSTRUCTION}
-    own = {*required, protocol.IMAGE_ORIENTATION, *(protocol.IMAGE_PREFIX + camera for camera in cameras)}
-    if openpi == set(keys):
-        return OPENPI_LIBERO
-    if required <= set(keys) <= own:
-        return RequestFormat(
-            name="statevla",
-            images={protocol.IMAGE_PREFIX + camera: camera for camera in cameras},
-            state_key=protocol.ROBOT_STATE,
-            layout=_read_layout(message[protocol.ROBOT_STATE_LAYOUT]),
-            instruction_key=protocol.INSTRUCTION,
-            orientation=_read_orientation(message.get(protocol.IMAGE_ORIENTATION, "upright")),
-        )
-    raise UserError(
-        f"request keys: expected {_expected_keys(model)}, or openpi's {', '.join(sorted(openpi))}; got {_names(keys)}"
+def _read_observation(message: Mapping[str, Any], keys: tuple[str, ...], robot: RobotSpec) -> Observation:
+    foreign = next((known for known in FORMATS if known.keys == set(keys)), None)
+    if foreign is not None:
+        return _read_foreign(message, foreign, robot)
+    fields = [key for key in keys if key.startswith(protocol.STATE_PREFIX)]
+    pictures = [key for key in keys if key.startswith(protocol.IMAGE_PREFIX)]
+    known = {*fields, *pictures, protocol.ROBOT_STATE, protocol.IMAGE_ORIENTATION, protocol.INSTRUCTION}
+    has_state = bool(fields) or protocol.ROBOT_STATE in message or not robot.state_dim
+    if not has_state or protocol.INSTRUCTION not in message or not set(keys) <= known:
+        others = "; or ".join(f"{other.name} {', '.join(sorted(other.keys))}" for other in FORMATS)
+        raise UserError(f"request keys: expected {_expected_keys(robot)}, or {others}; got {_names(keys)}")
+    images = {key: key.removeprefix(protocol.IMAGE_PREFIX) for key in pictures}
+    orientation = _read_orientation(message.get(protocol.IMAGE_ORIENTATION, "upright"))
+    return Observation(
+        _read_images(message, images, orientation, robot),
+        _read_own_state(message, fields, robot),
+        _read_instruction(message[protocol.INSTRUCTION], protocol.INSTRUCTION),
     )
 
 
-def _expected_keys(model: ModelConfig) -> str:
-    images = ", ".join(protocol.IMAGE_PREFIX + camera for camera in model.cameras)
-    return f"{images}, {protocol.ROBOT_STATE}, {protocol.ROBOT_STATE_LAYOUT}, {protocol.INSTRUCTION}"
+def _is_alike(field: StateField, other: StateField | None) -> bool:
+    """Whether two fields of one name hold the same; units count where both declare them."""
+    if other is None or field.size != other.size:
+        return False
+    return not field.units or not other.units or field.units == other.units
 
 
-def _read_layout(value: Any) -> RobotStateLayout:
-    names = [layout.value for layout in RobotStateLayout]
-    if not isinstance(value, str) or value not in names:
-        raise UserError(f"robot_state_layout: expected one of {', '.join(names)}, got something else")
-    return RobotStateLayout(value)
+def _describe_fields(robot: RobotSpec) -> str:
+    parts = [f"{field.name} ({field.size}{', ' * bool(field.units)}{field.units})" for field in robot.policy_fields]
+    return ", ".join(parts) or "none"
+
+
+def _read_foreign(message: Mapping[str, Any], chosen: RequestFormat, robot: RobotSpec) -> Observation:
+    if misfit := chosen.misfit(robot):
+        raise UserError(
+            f"{chosen.name}: {misfit}; send StateVLA's own keys ({_expected_keys(robot)}), or serve a policy of robot "
+            f"'{chosen.robot.name}'"
+        )
+    images = _read_images(message, chosen.images, chosen.orientation, robot)
+    state = _read_flat_state(message[chosen.state_key], chosen.state_key, chosen.robot)
+    return Observation(images, state, _read_instruction(message[chosen.instruction_key], chosen.instruction_key))
+
+
+def _expected_keys(robot: RobotSpec) -> str:
+    images = [protocol.IMAGE_PREFIX + camera for camera in robot.camera_names]
+    state = [f"{protocol.ROBOT_STATE} as {robot.describe_state()}"] if robot.state_dim else []
+    return ", ".join([*images, *state, protocol.INSTRUCTION])
 
 
 def _read_orientation(value: Any) -> str:
     if not isinstance(value, str) or value not in ORIENTATIONS:
         raise UserError(f"image_orientation: expected one of {', '.join(ORIENTATIONS)}, got something else")
     return value
+
+
+def _read_images(
+    message: Mapping[str, Any], images: Mapping[str, str], orientation: str, robot: RobotSpec
+) -> dict[str, np.ndarray]:
+    """The pictures of the robot's cameras, upright; `images` is key → camera, others than the robot's are left out."""
+    present = set(images.values())
+    if missing := [camera for camera in robot.camera_names if camera not in present]:
+        raise UserError(
+            f"cameras: expected {', '.join(robot.camera_names)}, got {_names(sorted(present))}; "
+            f"send {protocol.IMAGE_PREFIX}{missing[0]}"
+        )
+    return {
+        camera: _read_image(message[key], key, orientation)
+        for key, camera in images.items()
+        if camera in robot.camera_names
+    }
 
 
 def _read_image(value: Any, key: str, orientation: str) -> np.ndarray:
@@ -205,26 +231,52 @@ def _read_image(value: Any, key: str, orientation: str) -> np.ndarray:
     return np.array(to_upright(value, ImageOrientation(orientation)))
 
 
-def _read_state(value: Any, key: str, layout: RobotStateLayout) -> np.ndarray:
+def _read_own_state(message: Mapping[str, Any], fields: list[str], robot: RobotSpec) -> dict[str, np.ndarray]:
+    """The state that the policy sees, by name or flat; what it does not see may be sent and is left out."""
+    if not fields and protocol.ROBOT_STATE not in message:
+        return {}
+    if not fields:
+        return _read_flat_state(message[protocol.ROBOT_STATE], protocol.ROBOT_STATE, robot)
+    if protocol.ROBOT_STATE in message:
+        raise UserError(
+            f"{protocol.ROBOT_STATE}: expected flat or by field, got both; leave {protocol.ROBOT_STATE} or "
+            f"{protocol.STATE_PREFIX}... out"
+        )
+    state = {}
+    for field in robot.policy_fields:
+        key = protocol.STATE_PREFIX + field.name
+        if key not in message:
+            raise UserError(
+                f"{key}: expected {field.size} numbers ({', '.join(field.dims)}), got none but {_names(fields)}; robot "
+                f"'{robot.name}' has {robot.describe_state()}, send all of them"
+            )
+        state[field.name] = _read_numbers(message[key], key, field.size, ", ".join(field.dims))
+    return state
+
+
+def _read_flat_state(value: Any, key: str, robot: RobotSpec) -> dict[str, np.ndarray]:
+    return robot.named_state(_read_numbers(value, key, robot.state_dim, robot.describe_state()), key)
+
+
+def _read_numbers(value: Any, key: str, count: int, meaning: str) -> np.ndarray:
+    """Finite float32 `[count]`."""
     if isinstance(value, list) and all(type(number) in (int, float) for number in value):
         value = np.array(value, np.float64)
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":
         got = value.dtype.name if isinstance(value, np.ndarray) else type(value).__name__
-        raise UserError(f"{key}: expected {layout.dim} numbers as an array, got {got}")
-    if value.shape != (layout.dim,):
+        raise UserError(f"{key}: expected {count} numbers ({meaning}) as an array, got {got}")
+    if value.shape != (count,):
         raise UserError(
-            f"{key}: expected {layout.dim} numbers (layout '{layout.value}'), got shape {list(value.shape)}; "
-            "name the layout that your robot reports"
+            f"{key}: expected {count} numbers ({meaning}), got shape {list(value.shape)}; send these, in this order"
         )
     with np.errstate(over="ignore"):
-        state = value.astype(np.float32)
-    if not np.isfinite(state).all():
+        numbers = value.astype(np.float32)
+    if not np.isfinite(numbers).all():
         raise UserError(f"{key}: expected finite numbers, got NaN or infinity; check the robot's driver")
-    return state
+    return numbers
 
 
-def _read_instruction(value: Any, chosen: RequestFormat) -> str:
-    key = chosen.instruction_key
+def _read_instruction(value: Any, key: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{key}: expected the task in words, got none; say what to do, as in the training data")
     if len(value) > MAX_INSTRUCTION_CHARS:

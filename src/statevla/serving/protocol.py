@@ -1,16 +1,21 @@
 """The names that server and client share: keys of requests, answers and of the metadata sent on connect.
 
-Two vocabularies are understood. openpi's, of its LIBERO script, and StateVLA's own:
+The metadata's `robot` is the declaration of the policy's robot (`statevla.robots.RobotSpec.to_dict`): what it reports,
+what its actions are, and how often it acts.
 
-    images/<camera>     uint8 [H, W, 3], one per camera of the metadata
-    image_orientation   "upright" (default), "flipped_vertically", "rotated_180" or "mirrored"
-    robot_state         float [S]
-    robot_state_layout  "joint_gripper" or "ee_gripper"
-    instruction         the task in words
+Two vocabularies are understood. StateVLA's own:
+
+    images/<camera>      uint8 [H, W, 3], one per camera of the robot
+    image_orientation    "upright" (default), "flipped_vertically", "rotated_180" or "mirrored"
+    robot_state/<field>  float [n], one per state field of the robot; or instead
+    robot_state          float [S], all of them in declared order
+    instruction          the task in words
+
+and openpi's, of its LIBERO script, for policies whose robot has that state and those actions.
 
 With either one a request may carry `mode`: "chunk" (default) is answered by `actions` [H, A], "act" by one `action`
-[A] from a queue that the server keeps for the connection. `reset` begins an episode, whose number may be given as
-`episode` (it chooses the noise); a request that holds nothing else is answered by `{"reset": True}`.
+[A] from a queue that the server keeps for the connection, in the robot's units. `reset` begins an episode, whose number
+may be given as `episode` (it chooses the noise); a request that holds nothing else is answered by `{"reset": True}`.
 
 Answers with actions also carry `surprise` (a number) and `alarm` (a boolean) where there are such, see
 `statevla.alarm`. In mode "chunk" the server does not know what the client executed: there is a surprise where the
@@ -25,7 +30,7 @@ from __future__ import annotations
 IMAGE_PREFIX = "images/"
 IMAGE_ORIENTATION = "image_orientation"
 ROBOT_STATE = "robot_state"
-ROBOT_STATE_LAYOUT = "robot_state_layout"
+STATE_PREFIX = "robot_state/"
 INSTRUCTION = "instruction"
 
 MODE = "mode"

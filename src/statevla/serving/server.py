@@ -26,7 +26,7 @@ from statevla.serving.batching import Answer, Batcher, QueueFullError
 from statevla.serving.formats import ORIENTATIONS, Request, read_request
 from statevla.serving.metrics import CONTENT_TYPE, Metrics
 from statevla.serving.wire import MAX_MESSAGE_BYTES, WireError, pack, unpack
-from statevla.types import CONTROL_FREQ_HZ, Observation
+from statevla.types import Observation
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +114,8 @@ class PolicyServer:
         settings = self.settings
         seconds = await self._batcher.warm_up()
         logger.info("model ready, first forward took %.2f s", seconds)
+        robot = self.policy.robot
+        logger.info("robot '%s': %s; it reports %s", robot.name, robot.describe_actions(), robot.describe_state())
         try:
             self._server = await serve(
                 self._handle,
@@ -207,7 +209,7 @@ class PolicyServer:
         """Answer one message; False ends the connection."""
         start = time.perf_counter()
         try:
-            request = read_request(unpack(message, self.settings.max_message_bytes), self.policy.config.model)
+            request = read_request(unpack(message, self.settings.max_message_bytes), self.policy.robot)
             answer = await self._answer(client, request)
             timing = answer.get(protocol.SERVER_TIMING)
             if timing is not None and client.previous_total_s is not None:
@@ -267,7 +269,7 @@ class PolicyServer:
     async def _refuse(self, client: _Client, kind: str, text: str, close: bool = False) -> bool:
         self.metrics.errors[kind] += 1
         logger.info("refused a request (%s): %s", kind, text)
-        await self._send(client, " ".join(text.split()))
+        await self._send(client, " ".join(text.split())[:MAX_ERROR_CHARS])
         if close:
             await client.connection.close(
                 INTERNAL_ERROR, f"{kind} request" if kind == "malformed" else "internal error"
@@ -280,20 +282,20 @@ class PolicyServer:
 
 def metadata_of(policy: StateVLAPolicy, settings: ServerSettings) -> dict[str, Any]:
     """What a client is told on connect."""
-    model = policy.config.model
+    robot = policy.robot
     return {
         "server": "statevla",
         "version": __version__,
         "model": settings.model_name,
-        "cameras": list(model.cameras),
-        "image_size": model.image_size,
+        "robot": robot.to_dict(),
+        "control_freq_hz": robot.control_freq_hz,
+        "cameras": list(robot.camera_names),
+        "image_size": policy.config.model.image_size,
         "image_orientations": list(ORIENTATIONS),
-        "robot_state_layout": model.robot_state_layout.value,
-        "robot_state_dim": model.robot_state_dim,
-        "action_dim": model.action_dim,
+        "robot_state_dim": robot.state_dim,
+        "action_dim": robot.action_dim,
         "action_horizon": policy.horizon,
         "execute_steps": policy.execute_steps,
-        "control_freq_hz": CONTROL_FREQ_HZ,
         "surprise_threshold": policy.threshold("surprise"),
         "modes": [protocol.CHUNK, protocol.ACT],
         "max_message_bytes": settings.max_message_bytes,

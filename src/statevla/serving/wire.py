@@ -43,8 +43,13 @@ def pack(message: dict[str, Any]) -> bytes:
         raise WireError(f"message not sendable: {' '.join(str(error).split())}") from None
 
 
-def unpack(data: bytes | str, max_bytes: int = MAX_MESSAGE_BYTES) -> dict[str, Any]:
+def unpack(
+    data: bytes | str, max_bytes: int = MAX_MESSAGE_BYTES, max_items_per_list: int = MAX_ITEMS_PER_LIST
+) -> dict[str, Any]:
     """Decode one message of at most `max_bytes`; arrays are read-only views of it.
+
+    Args:
+        max_items_per_list: longer lists are refused before memory is taken for them.
 
     Raises:
         WireError: it is text, too long, cut short, no msgpack, no map with string keys, or holds what is refused.
@@ -61,7 +66,7 @@ def unpack(data: bytes | str, max_bytes: int = MAX_MESSAGE_BYTES) -> dict[str, A
             list_hook=reader.on_list,
             max_str_len=MAX_STRING_BYTES,
             max_bin_len=max_bytes,
-            max_array_len=MAX_ITEMS_PER_LIST,
+            max_array_len=max_items_per_list,
             max_map_len=MAX_ENTRIES_PER_MAP,
             max_ext_len=0,
         )

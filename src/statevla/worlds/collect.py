@@ -12,13 +12,13 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -26,13 +26,59 @@ from rich.table import Table
 
 from statevla.errors import UserError
 from statevla.worlds.child_threads import single_threaded_children
-from statevla.worlds.libero.backend import prepare
-from statevla.worlds.libero.demo_file import join_episodes, stored_episodes, stored_settings, write_episode
-from statevla.worlds.libero.episodes import CollectSettings, make_simulation, record_episode, run_episode
-from statevla.worlds.libero.tasks import TaskSpec, find_task
+from statevla.worlds.demo_file import EpisodeRecord, join_episodes, stored_episodes, stored_settings, write_episode
+from statevla.worlds.task_indices import check_index
 
 _PARTS = ".parts"
 _MAX_FAILURES_PER_DEMO = 3
+
+
+class NamedTask(Protocol):
+    """What the collector knows of a task."""
+
+    @property
+    def index(self) -> int:
+        """Number in its suite."""
+
+    @property
+    def name(self) -> str:
+        """Begins the name of its file."""
+
+
+class Recorder(Protocol):
+    """Makes the episodes of one task, in a worker process."""
+
+    def record(self, index: int) -> EpisodeRecord | None:
+        """Episode number `index`, a pure function of recipe, task and number; None where it failed."""
+
+    def close(self) -> None:
+        """Free the world."""
+
+
+class Recipe(Protocol):
+    """What is collected: sent to the worker processes, and stored with the episodes as what they depend on."""
+
+    @property
+    def kind(self) -> str:
+        """How files of such episodes end: `<task>_<kind>.hdf5`."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """All that the episodes of a task depend on, plain values."""
+
+    def defaults(self) -> dict[str, Any]:
+        """What earlier files mean that lack a key of `as_dict`."""
+
+    def prepare(self) -> None:
+        """Find out in the main process what is missing here; a UserError says it."""
+
+    def tasks(self) -> Sequence[NamedTask]:
+        """Of the suite, in order."""
+
+    def open(self, index: int) -> Recorder:
+        """What makes the episodes of task number `index`."""
+
+    def file_attributes(self, index: int) -> dict[str, Any]:
+        """Attributes of the `data` group of a task's file."""
 
 
 @dataclass
@@ -49,7 +95,7 @@ class TaskProgress:
         running: indices under way.
     """
 
-    task: TaskSpec
+    task: NamedTask
     wanted: int
     file: Path
     parts: Path
@@ -92,12 +138,12 @@ class TaskProgress:
         """Whether the expert fails too often to go on."""
         return len(self.failed) > _MAX_FAILURES_PER_DEMO * self.wanted + 10
 
-    def join(self, settings: CollectSettings) -> None:
+    def join(self, recipe: Recipe) -> None:
         """Write the task's file from the episodes, and remove the single ones."""
         first = self.first()
         if first and [self.kept[index][0] for index in first] != [self.file] * len(first):
             failed = sorted(index for index in self.failed if index < first[-1])
-            join_episodes(self.file, self.task, [self.kept[i] for i in first], settings.as_dict(), failed)
+            join_episodes(self.file, recipe.file_attributes(self.task.index), [self.kept[i] for i in first], failed)
         shutil.rmtree(self.parts, ignore_errors=True)
 
 
@@ -105,14 +151,14 @@ class TaskProgress:
 class TaskSummary:
     """What a task's file holds after a collection: what was asked for, or more from an earlier one."""
 
-    task: TaskSpec
+    task: NamedTask
     file: Path
     num_demos: int
     num_failed: int
 
 
 def collect(
-    settings: CollectSettings,
+    recipe: Recipe,
     task_indices: list[int],
     num_demos: int,
     out: Path,
@@ -122,11 +168,11 @@ def collect(
     """Collect episodes of several tasks into `out`, one HDF5 file per task.
 
     Args:
-        settings: what the episodes depend on.
+        recipe: what the episodes depend on.
         task_indices: tasks of the suite.
         num_demos: successful episodes per task.
         out: output folder; episodes that are there already are kept.
-        num_workers: worker processes, each with one environment (about 1.8 GB).
+        num_workers: worker processes, each with one world (LIBERO's take about 1.8 GB).
         console: where progress is shown.
 
     Raises:
@@ -134,18 +180,22 @@ def collect(
     """
     if num_demos < 1 or num_workers < 1:
         raise UserError(f"expected at least one demo and one worker, got {num_demos} and {num_workers}; raise them")
-    prepare()
+    recipe.prepare()
     with _only_collector(out):
-        return _collect(settings, task_indices, num_demos, out, num_workers, console or Console())
+        return _collect(recipe, task_indices, num_demos, out, num_workers, console or Console())
 
 
 def _collect(
-    settings: CollectSettings, task_indices: list[int], num_demos: int, out: Path, num_workers: int, console: Console
+    recipe: Recipe, task_indices: list[int], num_demos: int, out: Path, num_workers: int, console: Console
 ) -> list[TaskSummary]:
-    jobs = [_open_task(find_task(settings.suite, index), num_demos, out, settings) for index in task_indices]
+    tasks = recipe.tasks()
+    jobs = [
+        _open_task(tasks[check_index(index, len(tasks), "collected here")], num_demos, out, recipe)
+        for index in task_indices
+    ]
     with _progress(console) as progress:
         bar = progress.add_task("episodes", total=num_demos * len(jobs), completed=sum(len(j.first()) for j in jobs))
-        for _ in _run(jobs, settings, num_workers):
+        for _ in _run(jobs, recipe, num_workers):
             progress.update(bar, completed=sum(len(job.first()) for job in jobs))
     if (out / _PARTS).is_dir() and not any((out / _PARTS).iterdir()):
         (out / _PARTS).rmdir()
@@ -182,37 +232,38 @@ def summary_table(summaries: list[TaskSummary]) -> Table:
     return table
 
 
-def _open_task(task: TaskSpec, num_demos: int, out: Path, settings: CollectSettings) -> TaskProgress:
-    file = out / f"{task.name}_{settings.kind}.hdf5"
+def _open_task(task: NamedTask, num_demos: int, out: Path, recipe: Recipe) -> TaskProgress:
+    settings = json.loads(json.dumps(recipe.as_dict()))
+    file = out / f"{task.name}_{recipe.kind}.hdf5"
     parts = out / _PARTS / task.name
     parts.mkdir(parents=True, exist_ok=True)
     record = parts / "settings.json"
     before = stored_settings(file) if file.is_file() else json.loads(record.read_text()) if record.is_file() else None
     # Files of before there was a choice were collected as is the default now.
-    theirs = None if before is None else CollectSettings(settings.suite).as_dict() | before
-    if theirs is not None and theirs != settings.as_dict():
-        changed = ", ".join(key for key, value in theirs.items() if settings.as_dict().get(key) != value)
+    theirs = None if before is None else recipe.defaults() | before
+    if theirs is not None and theirs != settings:
+        changed = ", ".join(key for key in {**theirs, **settings} if settings.get(key) != theirs.get(key))
         raise UserError(
             f"{out}: episodes of '{task.name}' were collected with another {changed}; "
             "use the same settings, or another --out folder"
         )
     part = record.with_suffix(".tmp")
-    part.write_text(json.dumps(settings.as_dict()))
+    part.write_text(json.dumps(settings))
     os.replace(part, record)
     job = TaskProgress(task, num_demos, file, parts)
     job.scan()
     return job
 
 
-def _run(jobs: list[TaskProgress], settings: CollectSettings, num_workers: int) -> Iterator[None]:
+def _run(jobs: list[TaskProgress], recipe: Recipe, num_workers: int) -> Iterator[None]:
     """Hand out episodes until all tasks are complete; yields after each episode."""
     for job in jobs:
         if job.complete:
-            job.join(settings)
+            job.join(recipe)
     missing = sum(max(job.wanted - len(job.kept), 0) for job in jobs)
     if not missing:
         return
-    with _workers(min(num_workers, missing), settings) as workers:
+    with _workers(min(num_workers, missing), recipe) as workers:
         at: dict[Connection, tuple[TaskProgress, int]] = {}
         idle = list(workers)
         last: dict[Connection, TaskProgress] = {}
@@ -235,7 +286,7 @@ def _run(jobs: list[TaskProgress], settings: CollectSettings, num_workers: int) 
                 _receive(ready, workers[ready], job, index)
                 idle.append(ready)
                 if job.complete:
-                    job.join(settings)
+                    job.join(recipe)
                 yield
 
 
@@ -258,6 +309,8 @@ def _receive(connection: Connection, process: BaseProcess, job: TaskProgress, in
         ) from None
     if isinstance(error, OSError):
         raise UserError(f"{job.parts}: episode {index} could not be written ({error.strerror}); free space, run again")
+    if isinstance(error, UserError):
+        raise error
     if error is not None:
         raise RuntimeError(f"episode {index} of '{job.task.name}' failed in its worker:\n{error}")
     job.running.discard(index)
@@ -272,7 +325,7 @@ def _part(folder: Path, index: int) -> Path:
 
 
 @contextmanager
-def _workers(count: int, settings: CollectSettings) -> Iterator[dict[Connection, BaseProcess]]:
+def _workers(count: int, recipe: Recipe) -> Iterator[dict[Connection, BaseProcess]]:
     """Spawned worker processes, single-threaded each; ended with the block."""
     context = multiprocessing.get_context("spawn")
     workers: dict[Connection, BaseProcess] = {}
@@ -280,7 +333,7 @@ def _workers(count: int, settings: CollectSettings) -> Iterator[dict[Connection,
         with single_threaded_children():
             for _ in range(count):
                 ours, theirs = context.Pipe()
-                process: BaseProcess = context.Process(target=_work, args=(theirs, settings), daemon=True)
+                process: BaseProcess = context.Process(target=_work, args=(theirs, recipe), daemon=True)
                 process.start()
                 theirs.close()
                 workers[ours] = process
@@ -292,38 +345,38 @@ def _workers(count: int, settings: CollectSettings) -> Iterator[dict[Connection,
             process.join(5)
 
 
-def _work(connection: Connection, settings: CollectSettings) -> None:
+def _work(connection: Connection, recipe: Recipe) -> None:
     """A worker: episodes of one task after another, until the other side hangs up."""
     import traceback
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers Ctrl-C
-    simulation = None
+    recorder: Recorder | None = None
+    at: int | None = None
     while True:
         try:
             task_index, index, folder = connection.recv()
         except (EOFError, OSError):
             return
         try:
-            if simulation is None or simulation.task.index != task_index:
-                if simulation is not None:
-                    simulation.close()
-                simulation = make_simulation(find_task(settings.suite, task_index), settings.rendering)
-            success = _collect_one(simulation, settings, index, Path(folder))
-            connection.send((success, None))
+            if recorder is None or at != task_index:
+                if recorder is not None:
+                    recorder.close()
+                recorder, at = recipe.open(task_index), task_index
+            connection.send((_collect_one(recorder, index, Path(folder)), None))
         except BrokenPipeError:
             return
-        except OSError as error:
+        except (OSError, UserError) as error:
             connection.send((False, error))
         except Exception:
             connection.send((False, traceback.format_exc()))
 
 
-def _collect_one(simulation: Any, settings: CollectSettings, index: int, folder: Path) -> bool:
-    episode = run_episode(simulation, settings, index)
-    if not episode.is_kept:
+def _collect_one(recorder: Recorder, index: int, folder: Path) -> bool:
+    record = recorder.record(index)
+    if record is None:
         _part(folder, index).with_suffix(".failed").touch()
         return False
-    write_episode(_part(folder, index), record_episode(simulation, episode, settings, index))
+    write_episode(_part(folder, index), record)
     return True
 
 

@@ -8,12 +8,14 @@ What a world may offer beside the protocol is a protocol of its own: whoever has
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from statevla.errors import UserError
 from statevla.robots import RobotSpec
 from statevla.types import Observation
 
@@ -30,6 +32,9 @@ class Task:
         max_steps: control steps after which an episode has failed.
         num_init_states: how many fixed initial states there are, which the reset option `init_state_index` chooses
             from; 0 where every seed draws its own.
+
+    Raises:
+        UserError: a name that is none, no instruction, or no step.
     """
 
     suite: str
@@ -38,6 +43,16 @@ class Task:
     instruction: str
     max_steps: int
     num_init_states: int = 0
+
+    def __post_init__(self) -> None:
+        where = f"task {self.index} of '{self.suite}'"
+        if not re.fullmatch(r"\w+", self.name, re.ASCII):  # it becomes a file's name
+            raise UserError(f"{where}: its name '{self.name}' must be letters, digits and _; rename it")
+        if not self.instruction.strip() or self.max_steps < 1:
+            raise UserError(
+                f"{where}: expected an instruction and at least one step, got '{self.instruction}' and "
+                f"{self.max_steps}; say both"
+            )
 
 
 @runtime_checkable
@@ -117,11 +132,11 @@ class Suite(Protocol):
 
     @property
     def name(self) -> str:
-        """As the user types it; `registry.open_suite(name, **options)` makes it again in another process."""
+        """As results and messages call it."""
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """What it was opened with, defaults included: plain values, recorded with results."""
+        """How its worlds are, defaults included: plain values, recorded with results."""
 
     @property
     def robot(self) -> RobotSpec:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from statevla.errors import UserError
-from statevla.worlds.libero.tasks import TaskSpec, load_init_states, suite_tasks
+from statevla.worlds.protocol import Suite, Task
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,15 @@ class EpisodeSpec:
         number: position in the evaluation.
         task: the task.
         trial: number of the attempt at this task.
-        init_state_index: which of the task's initial states it starts from.
-        seed: of the fixtures' poses and of the policy's noise.
+        init_state_index: which of the task's fixed initial states it starts from; None where `seed` draws one.
+        seed: of what the world draws at a reset, and of the policy's noise.
         instruction: what the policy is told.
     """
 
     number: int
-    task: TaskSpec
+    task: Task
     trial: int
-    init_state_index: int
+    init_state_index: int | None
     seed: int
     instruction: str
 
@@ -37,9 +37,14 @@ class EpisodeSpec:
         """(task index, trial): names the episode, whatever the number of trials or the choice of tasks."""
         return self.task.index, self.trial
 
+    @property
+    def reset_options(self) -> dict[str, int]:
+        """What the world's `reset` takes beside the seed."""
+        return {} if self.init_state_index is None else {"init_state_index": self.init_state_index}
+
 
 def episode_spec(
-    number: int, tasks: Sequence[TaskSpec], num_trials: int, num_states: int, seed: int, instructions: str = "own"
+    number: int, tasks: Sequence[Task], num_trials: int, seed: int, shuffled: Sequence[str] | None = None
 ) -> EpisodeSpec:
     """Episode `number` of an evaluation of `num_trials` per task: task by task, initial states in order.
 
@@ -47,32 +52,40 @@ def episode_spec(
     other episodes as they are.
 
     Args:
-        instructions: `own`, or `shuffled`: the other instructions of the task's suite in turn, trial by trial.
+        shuffled: all instructions of the suite, of which the policy is told another than the task's, in turn; by
+            default it is told the task's own.
     """
     task, trial = tasks[number // num_trials], number % num_trials
     (episode_seed,) = np.random.SeedSequence([seed, task.index, trial]).generate_state(1)
     told = task.instruction
-    if instructions == "shuffled":
-        others = [other.instruction for other in suite_tasks(task.suite) if other.instruction != told]
+    if shuffled is not None:
+        others = [other for other in shuffled if other != told]
         told = others[(task.index + trial) % len(others)]
-    return EpisodeSpec(number, task, trial, trial % num_states, int(episode_seed), told)
+    state = trial % task.num_init_states if task.num_init_states else None
+    return EpisodeSpec(number, task, trial, state, int(episode_seed), told)
 
 
 def plan_episodes(
-    tasks: Sequence[TaskSpec], num_trials: int, init_states: str, seed: int, instructions: str = "own"
+    suite: Suite, tasks: Sequence[Task], num_trials: int, seed: int, instructions: str = "own"
 ) -> list[EpisodeSpec]:
-    """All episodes of an evaluation; arguments as in `episode_spec`.
+    """All episodes of an evaluation.
+
+    Args:
+        suite: the suite of the tasks.
+        tasks: those that are evaluated.
+        num_trials: per task.
+        seed: base of all seeds.
+        instructions: `own`, or `shuffled`: the other instructions of the suite in turn, trial by trial.
 
     Raises:
-        UserError: no trials, or a task has no such initial states.
+        UserError: no trials, or there is no other instruction.
     """
     if num_trials < 1:
         raise UserError(f"num_trials: expected at least 1, got {num_trials}; the published protocol takes 50")
-    counts = [len(load_init_states(task, init_states)) for task in tasks]
-    return [
-        episode_spec(number, tasks, num_trials, counts[number // num_trials], seed, instructions)
-        for number in range(len(tasks) * num_trials)
-    ]
+    shuffled = [task.instruction for task in suite.tasks] if instructions == "shuffled" else None
+    if shuffled is not None and len(set(shuffled)) < 2:
+        raise UserError(f"instructions 'shuffled': world '{suite.name}' has one instruction only; leave the option out")
+    return [episode_spec(number, tasks, num_trials, seed, shuffled) for number in range(len(tasks) * num_trials)]
 
 
 class Schedule:

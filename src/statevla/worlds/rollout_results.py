@@ -28,7 +28,7 @@ class EpisodeResult:
 
     Attributes:
         task, trial: name the episode.
-        task_name, instruction, init_state_index, seed: what it was.
+        task_name, instruction, init_state_index, seed: what it was; no index where the seed drew the initial state.
         success: None where an error ended it.
         error: what went wrong with the simulator or its process; not the policy's failure.
         num_steps: control steps executed.
@@ -46,7 +46,7 @@ class EpisodeResult:
     trial: int
     task_name: str
     instruction: str
-    init_state_index: int
+    init_state_index: int | None
     seed: int
     success: bool | None
     error: str | None
@@ -112,8 +112,13 @@ def read_results(folder: Path) -> dict[tuple[int, int], EpisodeResult]:
     return found
 
 
-def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+def claim_folder(folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Make a results folder, or check that the results in it come from the same settings.
+
+    Args:
+        folder: the folder.
+        settings: what the results depend on.
+        facts: what follows from the settings and is stored with them for readers; not compared.
 
     Raises:
         UserError: they do not; the first difference is named.
@@ -126,13 +131,13 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         except ValueError:
             raise UserError(f"results {path}: not readable as JSON; choose another --out") from None
         for key in dict.fromkeys([*wanted, *present]):
-            if present.get(key) != wanted.get(key):
+            if key not in facts and present.get(key) != wanted.get(key):
                 raise UserError(
                     f"results {folder}: were made with {key} = {present.get(key)!r}, now it is {wanted.get(key)!r}; "
                     "give the same settings to continue, or another --out"
                 )
         return
-    write_json(path, wanted)
+    write_json(path, {**wanted, **facts})
 
 
 def write_json(path: Path, tree: Any) -> None:

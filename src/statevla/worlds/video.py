@@ -1,25 +1,24 @@
-"""What an episode looked like: frames from recorded states, an MP4 with a caption, a contact sheet."""
+"""What an episode looked like: frames of it, an MP4 with a caption, a contact sheet."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from statevla.errors import UserError
-from statevla.types import CONTROL_FREQ_HZ
+from statevla.worlds.protocol import ReplayableWorld, ScalableWorld, World
 
-if TYPE_CHECKING:
-    from statevla.worlds.libero.env import LiberoEnv
-
-FRAME_SIZE = 256
-STEPS_PER_FRAME = 2
+FRAME_SIZE, ONLY_FRAME_SIZE = 256, 384
+"""Height of the frames (pixels) where there are several cameras, and where one alone has to leave room for words."""
+MAX_FRAMES_HZ = 10.0
 STRIP_FRAMES = 6
 _BAR, _INK, _PAPER = 44, (235, 235, 235), (24, 26, 30)
 # Okabe & Ito's blue and vermilion: told apart without red-green vision.
@@ -48,42 +47,81 @@ class SurpriseTrace:
         return f"surprise {before[-1] / self.threshold:.2f} of threshold", max(before) > self.threshold
 
 
-def save_episode(
-    env: LiberoEnv,
-    states: Sequence[np.ndarray],
-    success: bool,
-    video: Path,
-    strip: Path,
-    instruction: str,
-    surprise: SurpriseTrace,
-) -> None:
-    """Show recorded states again; write the video and a strip of a few frames for the contact sheet.
+class Film:
+    """Moments of an episode, kept while it runs, about `MAX_FRAMES_HZ` of them a second and the last one.
+
+    Where a world can show its moments again, frames are drawn when `frames` asks for them, before the world's next
+    reset; else they are taken on the way.
 
     Args:
-        env: the environment that the episode ran in, before its next reset (which moves fixtures).
-        states: one per control step, the first from before the first action.
+        world: the world, just reset.
+        cameras: whose frames to show, side by side.
+    """
+
+    def __init__(self, world: World, cameras: Sequence[str]) -> None:
+        self._world, self._cameras = world, tuple(cameras)
+        self._replays = isinstance(world, ReplayableWorld)
+        self.steps_per_frame = max(1, round(world.robot.control_freq_hz / MAX_FRAMES_HZ))
+        self.num_steps = 0
+        self._moments: list[tuple[int, Any]] = []
+
+    @property
+    def freq_hz(self) -> float:
+        """Frames per second of the world's time."""
+        return self._world.robot.control_freq_hz / self.steps_per_frame
+
+    def note(self, step: int, is_last: bool) -> None:
+        """Take down the moment after `step` control steps."""
+        self.num_steps = step
+        if is_last or step % self.steps_per_frame == 0:
+            world = self._world
+            moment = world.state() if isinstance(world, ReplayableWorld) else world.observe().images
+            self._moments.append((step, moment))
+
+    def frames(self) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """Control step and frames of the cameras, uint8 `[H, W, 3]` of equal height."""
+        for step, moment in self._moments:
+            yield step, self._drawn(moment) if self._replays else self._views(moment)
+
+    @property
+    def _size(self) -> int:
+        return FRAME_SIZE if len(self._cameras) > 1 else ONLY_FRAME_SIZE
+
+    def _drawn(self, state: np.ndarray) -> list[np.ndarray]:
+        world = self._world
+        assert isinstance(world, ReplayableWorld)
+        world.set_state(state)
+        if isinstance(world, ScalableWorld):
+            return [world.draw(camera, self._size) for camera in self._cameras]
+        return self._views(world.observe().images)
+
+    def _views(self, images: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return [_at_height(images[camera], self._size) for camera in self._cameras]
+
+
+def save_episode(
+    film: Film, success: bool, video: Path, strip: Path, instruction: str, surprise: SurpriseTrace
+) -> None:
+    """Write the video of an episode and a strip of a few frames for the contact sheet.
+
+    Args:
+        film: of the episode.
         success: whether it succeeded.
         video: MP4 to write, at real speed.
         strip: PNG to write.
         instruction: what the policy was told, written into the frames.
         surprise: written into the frames.
     """
-    num_steps = len(states) - 1
-    chosen = list(range(0, len(states), STEPS_PER_FRAME))
-    if chosen[-1] != len(states) - 1:
-        chosen.append(len(states) - 1)
-    frames = []
-    for step in chosen:
-        env.set_state(states[step])
-        views = [env.simulation.render(camera, FRAME_SIZE) for camera in env.cameras]
-        verdict = None if step < len(states) - 1 else success
+    frames, width = [], 0
+    for step, views in film.frames():
+        verdict = None if step < film.num_steps else success
+        width = views[0].shape[1]
         picture = np.concatenate(views, axis=1)
-        frames.append(caption(picture, instruction, step, num_steps, verdict, *surprise.at(step)))
+        frames.append(caption(picture, instruction, step, film.num_steps, verdict, *surprise.at(step)))
     # The last frame stays for a second, so that the outcome can be read.
-    freq_hz = CONTROL_FREQ_HZ / STEPS_PER_FRAME
-    write_mp4(video, frames + [frames[-1]] * round(freq_hz), freq_hz)
+    write_mp4(video, frames + [frames[-1]] * round(film.freq_hz), film.freq_hz)
     picks = np.linspace(0, len(frames) - 1, STRIP_FRAMES).round().astype(int)
-    _save_picture(strip, np.concatenate([frames[i][_BAR:, :FRAME_SIZE] for i in picks], axis=1))
+    _save_picture(strip, np.concatenate([frames[i][_BAR:, :width] for i in picks], axis=1))
 
 
 def caption(
@@ -134,7 +172,7 @@ def write_mp4(path: Path, frames: Sequence[np.ndarray], freq_hz: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=round(freq_hz))
+        stream = container.add_stream("libx264", rate=Fraction(freq_hz).limit_denominator(1000))
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "26", "preset": "veryfast"}
         stream.thread_count = 1
@@ -174,6 +212,12 @@ def contact_sheet(strips: Sequence[tuple[str, bool, Path]], out: Path, max_width
         return False
     _save_picture(out, np.concatenate([np.asarray(row) for row in rows], axis=0))
     return True
+
+
+def _at_height(picture: np.ndarray, height: int) -> np.ndarray:
+    """A frame uint8 `[H, W, 3]` at another height, its sides in proportion."""
+    width = max(1, round(picture.shape[1] * height / picture.shape[0]))
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _save_picture(path: Path, picture: np.ndarray) -> None:

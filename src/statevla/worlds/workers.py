@@ -1,7 +1,7 @@
-"""Processes that hold environments. The policy stays in the main process and serves them all.
+"""Processes that hold worlds. The policy stays in the main process and serves them all.
 
 A worker executes a whole chunk per message and renders only when the policy is to look again. It is spawned, runs on
-one thread, keeps its environment from episode to episode of a task, and ends when the main process does.
+one thread, keeps its world from episode to episode of a task, and ends when the main process does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -23,27 +23,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from statevla.errors import UserError
-from statevla.types import Observation, Rendering, RobotStateLayout
+from statevla.types import Observation
 from statevla.worlds.child_threads import single_threaded_children
+from statevla.worlds.protocol import EndingWorld, Suite, Task, World
+from statevla.worlds.registry import open_suite
 from statevla.worlds.rollout_plan import EpisodeSpec
 
 if TYPE_CHECKING:
-    from statevla.worlds.libero.env import LiberoEnv
-    from statevla.worlds.video import SurpriseTrace
+    from statevla.worlds.video import Film, SurpriseTrace
 
 REPLY_TIMEOUT_S = 600.0
-"""A worker that has said nothing for so long is taken for dead. Building an environment takes seconds."""
+"""A worker that has said nothing for so long is taken for dead. Building a world takes seconds."""
 
 
 @dataclass(frozen=True)
-class EnvSettings:
-    """What every environment of an evaluation has in common."""
+class WorldSettings:
+    """What every world of an evaluation has in common.
 
+    Attributes:
+        name, options: of the suite, as `registry.open_suite` takes them.
+        image_size: side of the frames (pixels).
+        cameras: that the policy looks through.
+    """
+
+    name: str
+    options: Mapping[str, Any]
     image_size: int
     cameras: tuple[str, ...]
-    robot_state_layout: RobotStateLayout
-    init_states: str
-    rendering: Rendering
 
 
 # To a worker ----------------------------------------------------------------------------------------------------------
@@ -51,7 +57,7 @@ class EnvSettings:
 
 @dataclass(frozen=True)
 class Start:
-    """Begin an episode; with `record`, keep its states so that a video can be made afterwards."""
+    """Begin an episode; with `record`, keep what a video of it takes."""
 
     episode: EpisodeSpec
     record: bool
@@ -59,7 +65,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Execute:
-    """Run these actions, float32 `[k, 7]`, one control step each."""
+    """Run these actions, float32 `[k, A]`, one control step each."""
 
     actions: np.ndarray
 
@@ -119,7 +125,7 @@ class Died:
 class Worker:
     """The main process's end of one worker."""
 
-    def __init__(self, number: int, settings: EnvSettings) -> None:
+    def __init__(self, number: int, settings: WorldSettings) -> None:
         self.number = number
         self.task_index: int | None = None
         self.episode: EpisodeSpec | None = None
@@ -127,7 +133,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(
-            target=_serve, args=(theirs, settings), name=f"environment {number}", daemon=True
+            target=_serve, args=(theirs, settings), name=f"world {number}", daemon=True
         )
         with single_threaded_children(), _main_not_imported():
             self.process.start()
@@ -149,7 +155,7 @@ class Worker:
             return self.connection.recv()
         except (EOFError, ConnectionResetError, OSError):
             self.process.join(10)
-            return Died(f"the environment's process ended (exit status {self.process.exitcode})")
+            return Died(f"the world's process ended (exit status {self.process.exitcode})")
 
     @property
     def is_silent(self) -> bool:
@@ -170,7 +176,7 @@ class Worker:
 class WorkerPool:
     """A number of workers, used as a context manager; dead ones are replaced by `replace`."""
 
-    def __init__(self, num_workers: int, settings: EnvSettings) -> None:
+    def __init__(self, num_workers: int, settings: WorldSettings) -> None:
         self._settings = settings
         self.workers = [Worker(number, settings) for number in range(num_workers)]
 
@@ -189,7 +195,7 @@ class WorkerPool:
         for worker in busy.values():
             if worker.connection not in ready and worker.is_silent:
                 worker.process.kill()
-                found.append((worker, Died(f"no answer from the environment's process in {REPLY_TIMEOUT_S:.0f} s")))
+                found.append((worker, Died(f"no answer from the world's process in {REPLY_TIMEOUT_S:.0f} s")))
         return found
 
     def replace(self, worker: Worker) -> Worker:
@@ -204,12 +210,17 @@ class WorkerPool:
 
 
 class _Stage:
-    """One environment and the episode in it."""
+    """One world and the episode in it."""
 
-    def __init__(self, settings: EnvSettings) -> None:
+    def __init__(self, settings: WorldSettings) -> None:
         self._settings = settings
-        self._env: LiberoEnv | None = None
+        self._suite: Suite | None = None
+        self._world: World | None = None
+        self._task: Task | None = None
+        self._film: Film | None = None
+        self._max_steps = self._num_steps = 0
         self._success = False
+        self._setup_s = self._physics_s = self._render_s = 0.0
 
     def handle(self, message: Any) -> Any:
         if isinstance(message, Start):
@@ -219,79 +230,78 @@ class _Stage:
         return self._save_video(message)
 
     def discard(self) -> None:
-        """After an exception the environment may be in any state."""
-        self._env = None
+        """After an exception the world may be in any state."""
+        self._world = self._film = None
 
     def _start(self, message: Start) -> Any:
         began = time.perf_counter()
         episode = message.episode
-        env = self._environment(episode)
-        options = {"init_state_index": episode.init_state_index, "init_states": self._settings.init_states}
-        _, info = env.reset(seed=episode.seed, options=options)
-        self._states = [env.get_state()] if message.record else None
-        self._success, self._physics_s, self._render_s = bool(info["success"]), 0.0, 0.0
+        world = self._make(episode.task)
+        world.reset(episode.seed, episode.reset_options)
+        self._max_steps, self._num_steps, self._success = episode.task.max_steps, 0, world.success()
+        self._physics_s = self._render_s = 0.0
+        self._film = self._new_film(world) if message.record else None
+        if self._film is not None:
+            self._film.note(0, is_last=self._success)
         self._setup_s = time.perf_counter() - began
         return self._ended() if self._success else self._look()
 
-    def _environment(self, episode: EpisodeSpec) -> LiberoEnv:
-        from statevla.worlds.libero.env import LiberoEnv
+    def _make(self, task: Task) -> World:
+        """The world of a task: the present one, if it is that."""
+        if self._world is not None and self._task == task:
+            return self._world
+        settings = self._settings
+        if self._suite is None:
+            self._suite = open_suite(settings.name, **settings.options)
+        if self._world is not None:
+            self._world.close()
+            self._world = None
+        self._world, self._task = self._suite.make(task, settings.image_size, settings.cameras), task
+        return self._world
 
-        if self._env is not None and self._env.task != episode.task:
-            self._env.close()
-            self._env = None
-        if self._env is None:
-            settings = self._settings
-            self._env = LiberoEnv(
-                episode.task,
-                settings.image_size,
-                settings.cameras,
-                settings.robot_state_layout,
-                rendering=settings.rendering,
-            )
-        return self._env
+    def _new_film(self, world: World) -> Film:
+        from statevla.worlds.video import Film
+
+        return Film(world, self._settings.cameras)
 
     def _execute(self, actions: np.ndarray) -> Any:
-        assert self._env is not None
-        began = time.perf_counter()
-        truncated = False
+        world, over = self._world, False
+        assert world is not None
+        ending = world if isinstance(world, EndingWorld) else None
         for action in actions:
-            _, _, self._success, truncated, _ = self._env.step(action)
-            if self._states is not None:
-                self._states.append(self._env.get_state())
-            if self._success or truncated:
+            began = time.perf_counter()
+            world.step(action)
+            self._num_steps += 1
+            self._success = world.success()
+            over = self._success or self._num_steps >= self._max_steps or (ending is not None and ending.over())
+            self._physics_s += time.perf_counter() - began
+            if self._film is not None:
+                began = time.perf_counter()
+                self._film.note(self._num_steps, is_last=over)
+                self._render_s += time.perf_counter() - began
+            if over:
                 break
-        self._physics_s += time.perf_counter() - began
-        return self._ended() if self._success or truncated else self._look()
+        return self._ended() if over else self._look()
 
     def _look(self) -> Look:
-        assert self._env is not None
+        assert self._world is not None
         began = time.perf_counter()
-        observation = self._env.observe(render=True)
+        observation = self._world.observe()
         self._render_s += time.perf_counter() - began
         return Look(observation)
 
     def _ended(self) -> Ended:
-        assert self._env is not None
-        return Ended(self._success, self._env.num_steps, self._setup_s, self._physics_s, self._render_s)
+        return Ended(self._success, self._num_steps, self._setup_s, self._physics_s, self._render_s)
 
     def _save_video(self, message: SaveVideo) -> VideoSaved:
         from statevla.worlds.video import save_episode
 
-        assert self._env is not None
-        assert self._states is not None
-        save_episode(
-            self._env,
-            self._states,
-            self._success,
-            message.video,
-            message.strip,
-            message.instruction,
-            message.surprise,
-        )
+        assert self._film is not None
+        save_episode(self._film, self._success, message.video, message.strip, message.instruction, message.surprise)
         return VideoSaved()
 
 
-def _serve(connection: Connection, settings: EnvSettings) -> None:
+def _serve(connection: Connection, settings: WorldSettings) -> None:
     """A worker's life: answer messages until the main process goes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
     stage = _Stage(settings)

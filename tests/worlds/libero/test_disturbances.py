@@ -10,7 +10,7 @@ from statevla.errors import UserError
 pytest.importorskip("libero")
 
 from statevla.worlds.libero.disturbances import COVER_VALUE, Disturbance, target_of_goal
-from statevla.worlds.libero.env import LiberoEnv
+from statevla.worlds.libero.env import LiberoWorld
 from statevla.worlds.libero.tasks import find_task
 
 ONSET = 5
@@ -18,25 +18,25 @@ CLOSE, OPEN = np.array([0.0] * 6 + [1.0]), np.array([0.0] * 6 + [-1.0])
 
 
 @pytest.fixture(scope="module")
-def env() -> LiberoEnv:
-    return LiberoEnv(find_task("libero_object", 0), image_size=32)
+def world() -> LiberoWorld:
+    return LiberoWorld(find_task("libero_object", 0), image_size=32)
 
 
-def run(env: LiberoEnv, kind: str, action: np.ndarray, num_steps: int = 40) -> tuple[Disturbance, list[np.ndarray]]:
+def run(world: LiberoWorld, kind: str, action: np.ndarray, num_steps: int = 40) -> tuple[Disturbance, list[np.ndarray]]:
     """Positions of the target object before every step and after the last."""
-    env.reset(seed=0, options={"init_state_index": 0})
+    world.reset(0, {"init_state_index": 0})
     disturbance = Disturbance(kind, ONSET)  # type: ignore[arg-type]
-    name, places = target_of_goal(env.simulation), []
+    name, places = target_of_goal(world.simulation), []
     for step in range(num_steps):
-        places.append(env.object_poses()[name][:3])
-        env.step(disturbance.act(env.simulation, step, action))
-    return disturbance, [*places, env.object_poses()[name][:3]]
+        places.append(world.object_poses()[name][:3])
+        world.step(disturbance.act(world.simulation, step, action))
+    return disturbance, [*places, world.object_poses()[name][:3]]
 
 
 @pytest.mark.slow
-def test_moved_object_lies_elsewhere_on_the_table(env: LiberoEnv) -> None:
-    still, calm = run(env, "none", OPEN)
-    disturbance, moved = run(env, "moved", OPEN)
+def test_moved_object_lies_elsewhere_on_the_table(world: LiberoWorld) -> None:
+    still, calm = run(world, "none", OPEN)
+    disturbance, moved = run(world, "moved", OPEN)
     assert still.visible_from is None
     assert disturbance.visible_from == ONSET + 1
     np.testing.assert_array_equal(moved[: ONSET + 1], calm[: ONSET + 1])
@@ -46,16 +46,16 @@ def test_moved_object_lies_elsewhere_on_the_table(env: LiberoEnv) -> None:
 
 
 @pytest.mark.slow
-def test_blocked_fingers_stay_open(env: LiberoEnv) -> None:
-    run(env, "none", CLOSE)
-    closed = np.abs(env.simulation.finger_positions()).max()
-    disturbance, _ = run(env, "blocked", OPEN)
+def test_blocked_fingers_stay_open(world: LiberoWorld) -> None:
+    run(world, "none", CLOSE)
+    closed = np.abs(world.simulation.finger_positions()).max()
+    disturbance, _ = run(world, "blocked", OPEN)
     assert disturbance.visible_from is None  # never told to close: nothing to be seen
-    open_ = np.abs(env.simulation.finger_positions()).max()
-    disturbance, _ = run(env, "blocked", CLOSE)
+    open_ = np.abs(world.simulation.finger_positions()).max()
+    disturbance, _ = run(world, "blocked", CLOSE)
     assert disturbance.visible_from == ONSET + 1
     assert closed < 0.5 * open_
-    assert np.abs(env.simulation.finger_positions()).max() > 0.9 * open_
+    assert np.abs(world.simulation.finger_positions()).max() > 0.9 * open_
 
 
 def test_covered_camera_sees_nothing_from_the_onset_on() -> None:

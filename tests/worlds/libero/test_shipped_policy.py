@@ -1,11 +1,13 @@
-"""The trained policy in `models/` is whole, says what it needs, answers as it always did, and works in the simulator."""
+"""The trained policy in `models/` is whole, answers as it always did, and works in the simulator."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from statevla.policy import StateVLAPolicy
 from statevla.processor import processor_field
@@ -24,6 +26,16 @@ def recorded_observations(policy: StateVLAPolicy, answers: dict[str, np.ndarray]
     ]
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """As many as at the recording: sums are split among them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_it_answers_as_recorded(precision: str) -> None:
     with np.load(ANSWERS) as loaded:

@@ -1,4 +1,4 @@
-"""The environment: exact fast steps, complete snapshots, culled rendering, determinism, observations."""
+"""The world: exact fast steps, complete snapshots, culled rendering, determinism, observations."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ import pytest
 pytest.importorskip("libero")
 
 from statevla.errors import UserError
-from statevla.types import RobotStateLayout
-from statevla.worlds.libero.env import LiberoEnv
+from statevla.robots import LIBERO, LIBERO_HAND
+from statevla.worlds.gym import as_gymnasium
+from statevla.worlds.libero.env import LiberoWorld
 from statevla.worlds.libero.replay import fixture_poses_of_xml
 from statevla.worlds.libero.simulation import Simulation
 from statevla.worlds.libero.tasks import find_task, load_init_states
+from statevla.worlds.protocol import EndingWorld, ReplayableWorld, ScalableWorld, WorldWithObjects
+from statevla.worlds.registry import make_world
 
 pytestmark = pytest.mark.slow
 
@@ -147,46 +150,45 @@ def test_culling_changes_no_pixel(simulation: Simulation, camera: str) -> None:
 
 FIRST_OBSERVATION = """
 import hashlib
-from statevla.worlds.libero.env import LiberoEnv
-from statevla.worlds.libero.tasks import find_task
-env = LiberoEnv(find_task("libero_object", 6), image_size=64)
-env.reset(seed=2, options={"init_state_index": 5})
-seen = env.observe()
-digest = hashlib.sha256(seen.robot_state.tobytes())
-for image in seen.images.values():
-    digest.update(image.tobytes())
+from statevla.worlds import make_world
+world = make_world("libero_object", task=6, image_size=64)
+world.reset(2, {"init_state_index": 5})
+seen = world.observe()
+digest = hashlib.sha256()
+for values in (*seen.robot_state.values(), *seen.images.values()):
+    digest.update(values.tobytes())
 print("digest", digest.hexdigest())
 """
 
 
 @pytest.fixture(scope="module")
-def env() -> Iterator[LiberoEnv]:
-    env = LiberoEnv(find_task("libero_object", 6), image_size=64)
-    yield env
-    env.close()
+def world() -> Iterator[LiberoWorld]:
+    world = LiberoWorld(find_task("libero_object", 6), image_size=64)
+    yield world
+    world.close()
 
 
 @pytest.mark.ci
-def test_first_observation_is_the_same_in_another_process(env: LiberoEnv) -> None:
-    env.reset(seed=1)
+def test_first_observation_is_the_same_in_another_process(world: LiberoWorld) -> None:
+    world.reset(1)
     for action in random_actions(10, seed=5):
-        env.step(action)
-    env.reset(seed=2, options={"init_state_index": 5})
-    seen = env.observe()
-    digest = hashlib.sha256(seen.robot_state.tobytes())
-    for image in seen.images.values():
-        digest.update(image.tobytes())
+        world.step(action)
+    world.reset(2, {"init_state_index": 5})
+    seen = world.observe()
+    digest = hashlib.sha256()
+    for values in (*seen.robot_state.values(), *seen.images.values()):
+        digest.update(values.tobytes())
     done = subprocess.run([sys.executable, "-c", FIRST_OBSERVATION], capture_output=True, text=True, check=True)
     assert f"digest {digest.hexdigest()}" in done.stdout
 
 
 @pytest.mark.ci
-def test_observation_is_named_and_upright(env: LiberoEnv) -> None:
-    observation, info = env.reset(seed=0, options={"init_state_index": 0})
-    assert info == {"success": False}
+def test_observation_is_named_and_upright(world: LiberoWorld) -> None:
+    observation = world.reset(0, {"init_state_index": 0})
+    assert not world.success()
     assert not observation.images
     assert observation.instruction == "pick up the butter and place it in the basket"
-    seen = env.observe()
+    seen = world.observe()
     assert {name: image.shape for name, image in seen.images.items()} == {
         "agentview": (64, 64, 3),
         "eye_in_hand": (64, 64, 3),
@@ -198,35 +200,71 @@ def test_observation_is_named_and_upright(env: LiberoEnv) -> None:
     assert wrist[-4:].mean() < wrist[:4].mean()
 
 
-def test_robot_state_layouts(env: LiberoEnv) -> None:
-    env.reset(seed=0, options={"init_state_index": 0})
-    joints = env.robot_state()
-    assert joints.shape == (9,)
-    env.simulation.ee_position()  # brings positions up to the state; robosuite's are one substep behind
-    robosuite_sees = env.simulation.robosuite_env._get_observations(force_update=True)
-    np.testing.assert_allclose(joints[:7], robosuite_sees["robot0_joint_pos"])
-    np.testing.assert_allclose(joints[7:], robosuite_sees["robot0_gripper_qpos"])
-    env.robot_state_layout = RobotStateLayout.EE_GRIPPER
-    hand = env.robot_state()
-    env.robot_state_layout = RobotStateLayout.JOINT_GRIPPER
-    assert hand.shape == (8,)
-    np.testing.assert_allclose(hand[:3], robosuite_sees["robot0_eef_pos"], atol=1e-9)
-    np.testing.assert_allclose(np.linalg.norm(hand[3:6]), np.pi, atol=0.2)  # it points down
+def test_it_reports_every_declared_state_field(world: LiberoWorld) -> None:
+    seen = world.reset(0, {"init_state_index": 0}).robot_state
+    assert {name: values.shape for name, values in seen.items()} == {
+        field.name: (field.size,) for field in LIBERO.state
+    }
+    world.simulation.ee_position()  # brings positions up to the state; robosuite's are one substep behind
+    robosuite_sees = world.simulation.robosuite_env._get_observations(force_update=True)
+    np.testing.assert_allclose(seen["joint_positions"], robosuite_sees["robot0_joint_pos"])
+    np.testing.assert_allclose(seen["finger_positions"], robosuite_sees["robot0_gripper_qpos"])
+    np.testing.assert_allclose(seen["hand_position"], robosuite_sees["robot0_eef_pos"], atol=1e-9)
+    np.testing.assert_allclose(np.linalg.norm(seen["hand_orientation"]), np.pi, atol=0.2)  # it points down
+    # Two policies see their parts of it.
+    assert LIBERO.policy_state(seen, "test").shape == (9,)
+    hand = LIBERO_HAND.policy_state(seen, "test")
+    np.testing.assert_array_equal(
+        hand, np.r_[seen["hand_position"], seen["hand_orientation"], seen["finger_positions"]]
+    )
 
 
-def test_step_limit_truncates(env: LiberoEnv) -> None:
-    env.reset(seed=0, options={"init_state_index": 0})
-    env.num_steps = env.task.max_steps - 1
+def test_it_offers_what_a_world_may_offer(world: LiberoWorld) -> None:
+    assert isinstance(world, ReplayableWorld)
+    assert isinstance(world, ScalableWorld)
+    assert isinstance(world, WorldWithObjects)
+    assert not isinstance(world, EndingWorld)
+    world.reset(3, {"init_state_index": 1})
+    first, state = world.observe(), world.state()
+    for action in random_actions(10, seed=6):
+        world.step(action)
+    moved = world.observe()
+    assert not np.array_equal(moved.images["agentview"], first.images["agentview"])
+    world.set_state(state)
+    again = world.observe()
+    for camera in LIBERO.camera_names:
+        np.testing.assert_array_equal(again.images[camera], first.images[camera])
+    assert world.draw("agentview", 96).shape == (96, 96, 3)
+    assert world.object_poses()["butter_1"].shape == (7,)
+
+
+def test_it_is_a_gymnasium_environment(world: LiberoWorld) -> None:
+    env = as_gymnasium(world, images=False)
+    seen, info = env.reset(seed=0, options={"init_state_index": 0})
+    assert env.observation_space.contains(seen)
+    assert info == {"success": False, "num_steps": 0}
+    assert (env.action_space.low.tolist(), env.action_space.high.tolist()) == ([-1.0] * 7, [1.0] * 7)
+    env.num_steps = world.max_steps - 1
     _, reward, terminated, truncated, info = env.step(np.zeros(7))
-    assert (reward, terminated, truncated, info["num_steps"]) == (0.0, False, True, env.task.max_steps)
+    assert (reward, terminated, truncated, info["num_steps"]) == (0.0, False, True, world.max_steps)
+    assert env.render().shape == (64, 64, 3)
 
 
-def test_wrong_options(env: LiberoEnv) -> None:
+def test_wide_states_are_chosen_when_the_world_is_made(world: LiberoWorld) -> None:
+    wide = make_world("libero_object", task=6, image_size=32, init_states="wide")
+    places = [w.reset(0, {"init_state_index": 4}) and w.object_poses()["butter_1"] for w in (wide, world)]
+    told = world.reset(0, {"init_state_index": 4, "init_states": "wide"}) and world.object_poses()["butter_1"]
+    np.testing.assert_array_equal(places[0], told)
+    assert np.abs(places[0] - places[1]).max() > 0.01
+    wide.close()
+
+
+def test_wrong_options(world: LiberoWorld) -> None:
     with pytest.raises(UserError, match="states 0 to 49"):
-        env.reset(options={"init_state_index": 50})
+        world.reset(0, {"init_state_index": 50})
     with pytest.raises(UserError, match="'init_index'"):
-        env.reset(options={"init_index": 3})
+        world.reset(0, {"init_index": 3})
     with pytest.raises(UserError, match="got shape \\[5\\]"):
-        env.reset(options={"init_state": np.zeros(5)})
+        world.reset(0, {"init_state": np.zeros(5)})
     with pytest.raises(UserError, match="camera 'front'"):
-        LiberoEnv(env.task, cameras=("front",))
+        LiberoWorld(world.task, cameras=("front",))

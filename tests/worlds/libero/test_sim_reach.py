@@ -22,8 +22,9 @@ from statevla.data import (
     split_episodes,
 )
 from statevla.errors import UserError
+from statevla.robots.libero import Gripper
 from statevla.transforms import Transform
-from statevla.types import Gripper, ReachKind, RobotStateLayout
+from statevla.types import ReachKind
 from statevla.worlds.collect import collect
 from statevla.worlds.libero.episodes import CollectSettings, make_simulation, run_episode
 from statevla.worlds.libero.placement import eccentricity
@@ -174,7 +175,7 @@ def test_reaches_are_windows_to_train_on(tmp_path: Path, monkeypatch: pytest.Mon
     cache = open_frame_cache(config, progress=False)
     assert split_episodes(cache, 0.9, 0) == ([], [])
     assert partial_episodes(cache) == [0, 1]
-    transform = Transform(config.model, cache.statistics([0, 1]))
+    transform = Transform(config.model, cache.statistics([0, 1]), cache.robot)
     table = torch.zeros(len(cache.instructions), 4)
     windows = TransitionDataset(cache, [0, 1], config.training.phase1, transform, table)
     starts = torch.tensor([episode.start for episode in cache.episodes])
@@ -183,7 +184,7 @@ def test_reaches_are_windows_to_train_on(tmp_path: Path, monkeypatch: pytest.Mon
     batch = windows.gather(torch.arange(2))
     assert batch.keyframe_is_known is not None
     assert batch.keyframe_is_known.all()
-    hand = cache.robot_states[RobotStateLayout.EE_GRIPPER][:, :3]
+    hand = cache.robot_states["hand_position"]
     for row, episode in enumerate(cache.episodes):
         closing = episode.start + int(np.argmax(cache.actions[episode.start : episode.stop, -1] > 0))
         np.testing.assert_allclose(batch.keyframe[row, 0], (hand[closing] - hand[episode.start]) / 0.1, atol=1e-5)  # type: ignore[index]

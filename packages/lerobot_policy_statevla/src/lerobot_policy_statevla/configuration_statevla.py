@@ -1,4 +1,4 @@
-"""Configuration: which phase, from which StateVLA settings, on which features of a LeRobot data set."""
+"""Configuration: which phase, from which StateVLA settings, for which robot."""
 
 from __future__ import annotations
 
@@ -13,23 +13,15 @@ from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import NormalizationMode
 from lerobot.optim.optimizers import AdamWConfig
 from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
-from lerobot.utils.constants import OBS_IMAGES
 
-from statevla.config import Config, config_from_dict, load_config
+from lerobot_policy_statevla.robot import robot_of_dataset, same_robot
+from statevla.config import Config, config_from_dict, fit_to_robot, load_config
 from statevla.errors import UserError
-from statevla.training.checkpoint import resolve_checkpoint
-from statevla.types import RobotStateLayout
+from statevla.robots import ImageOrientation, RobotSpec, load_robot
+from statevla.training.checkpoint import check_format, resolve_checkpoint
 
 PHASES = ("1", "2", "bc")
-ORIENTATIONS: Mapping[str, tuple[int, ...]] = {
-    "upright": (),
-    "flipped_vertically": (-2,),
-    "rotated_180": (-2, -1),
-    "mirrored": (-1,),
-}
-"""How pictures are stored → dims of `[..., 3, H, W]` to flip so that they stand upright."""
-CAMERA_NAMES = {"image": "agentview", "image2": "eye_in_hand", "wrist_image": "eye_in_hand"}
-"""LIBERO's cameras on the hub → StateVLA's names; others keep theirs."""
+ORIENTATIONS = tuple(orientation.value for orientation in ImageOrientation)
 
 
 @PreTrainedConfig.register_subclass("statevla")
@@ -42,20 +34,25 @@ class StateVLAConfig(PreTrainedConfig):
         phase1_checkpoint: for phase 2, a `pretrained_model` folder of a phase-1 run, or a checkpoint of StateVLA's own.
         config_file: StateVLA's YAML configuration; None is the spec's. Phase 2 takes phase 1's instead.
         overrides: dotted keys over it, such as `training.phase1.frame_skip=4`.
+        robot: what actions, state and cameras mean: the name of a known robot or a YAML file; `auto` believes the data
+            set's `info.json`, else the names of its features.
         n_action_steps: actions executed per chunk; None is the whole chunk.
-        image_orientation: a key of `ORIENTATIONS`; `auto` believes the data set's `info.json`, else `upright`.
+        image_orientation: one of `ORIENTATIONS`; `auto` believes the robot's cameras.
         training_steps: length of the learning-rate and EMA schedules; give what `--steps` says.
         settings: the whole resolved StateVLA configuration as JSON; written by the policy, not by hand.
+        robot_settings: the robot as JSON, with the data set's features as keys; likewise.
     """
 
     phase: str = "2"
     phase1_checkpoint: str | None = None
     config_file: str | None = None
     overrides: list[str] = field(default_factory=list)
+    robot: str = "auto"
     n_action_steps: int | None = None
     image_orientation: str = "auto"
     training_steps: int = 100_000
     settings: str | None = None
+    robot_settings: str | None = None
 
     # Everything passes through LeRobot's normaliser: what a trained encoder was fed with is part of its weights, while
     # lerobot-train replaces a loaded normaliser's statistics by those of whatever data set it sees next.
@@ -123,19 +120,11 @@ class StateVLAConfig(PreTrainedConfig):
         )
 
     def validate_features(self) -> None:
-        """Raise a ValueError unless the data set has pictures, a known robot state and actions."""
+        """Raise a ValueError unless the data set has pictures and actions; the robot says the rest."""
         if not self.image_features:
             raise ValueError("statevla: expected at least one camera (observation.images.*) in the data set, got none")
-        state, action = self.robot_state_feature, self.action_feature
-        dims = {layout.dim: layout for layout in RobotStateLayout}
-        if state is None or len(state.shape) != 1 or state.shape[0] not in dims:
-            known = " or ".join(f"{layout.dim} ({layout.value})" for layout in RobotStateLayout)
-            raise ValueError(
-                f"statevla: expected observation.state of {known} numbers, got "
-                f"{'none' if state is None else list(state.shape)}"
-            )
-        if action is None or len(action.shape) != 1 or action.shape[0] < 2:
-            raise ValueError("statevla: expected action of continuous numbers and a gripper, last, at -1 or +1")
+        if self.action_feature is None:
+            raise ValueError("statevla: expected a feature 'action' in the data set, got none")
 
     # StateVLA's side --------------------------------------------------------------------------------------------------
 
@@ -148,35 +137,56 @@ class StateVLAConfig(PreTrainedConfig):
         if self.settings is not None:
             return config_from_dict(json.loads(self.settings), "policy.settings")
         if self.phase == "2" and self.phase1_checkpoint is not None:
-            return _overridden(read_phase1_config(self.phase1_checkpoint).model_dump(mode="json"), self.overrides)
+            return _overridden(read_phase1(self.phase1_checkpoint)[0].model_dump(mode="json"), self.overrides)
         if self.config_file is not None:
             return load_config(self.config_file, self.overrides)
         return _overridden({"language": {"zero_pad": True}}, self.overrides)
 
-    def resolve(self) -> Config:
-        """`statevla()` with cameras, robot state and action of the features; kept in `settings` from now on."""
-        if self.settings is None:
-            self.validate_features()
-            state, action = self.robot_state_feature, self.action_feature
-            assert state is not None and action is not None  # noqa: PT018
-            layout = next(known for known in RobotStateLayout if known.dim == state.shape[0])
-            tree = self.statevla().model_dump(mode="json")
-            tree["model"] |= {
-                "cameras": list(self.cameras()),
-                "robot_state_layout": layout.value,
-                "robot_state_dim": layout.dim,
-                "action_dim": action.shape[0],
-            }
-            self.settings = json.dumps(config_from_dict(tree, "policy").model_dump(mode="json"))
-        return self.statevla()
+    def resolve(self, dataset_meta: Any = None) -> tuple[Config, RobotSpec]:
+        """`statevla()` and the robot, each with what the other says; kept in `settings` and `robot_settings`.
 
-    def cameras(self) -> dict[str, str]:
-        """StateVLA's camera names, sorted → keys of the data set."""
-        names = {}
-        for key in self.image_features:
-            suffix = key.removeprefix(OBS_IMAGES + ".")
-            names[CAMERA_NAMES.get(suffix, suffix)] = key
-        return dict(sorted(names.items()))
+        Args:
+            dataset_meta: LeRobot's metadata of the data set; needed the first time, checked against later.
+
+        Raises:
+            UserError: settings, phase-1 checkpoint and data set do not fit each other.
+            ValueError: the data set lacks pictures or actions.
+        """
+        if self.settings is not None:
+            robot = _read_robot(self.robot_settings, "policy.robot_settings")
+            if dataset_meta is not None:
+                robot_of_dataset(dataset_meta.root, _seen(robot))
+            return self.statevla(), robot
+        self.validate_features()
+        if dataset_meta is None:
+            raise UserError(
+                "statevla: no data set to learn the robot from; make the policy with one, or load a trained one"
+            )
+        tree = self.statevla().model_dump(mode="json")
+        if self.phase == "2" and self.phase1_checkpoint is not None:
+            robot = self._robot_of_phase1(dataset_meta, self.phase1_checkpoint)
+        else:
+            robot = self._robot_of(dataset_meta)
+            tree["model"] |= dict.fromkeys(("cameras", "robot_state_dim", "action_dim"), "auto")
+        config, robot = fit_to_robot(config_from_dict(tree, "policy"), robot)
+        self.settings = json.dumps(config.model_dump(mode="json"))
+        self.robot_settings = json.dumps(robot.to_dict())
+        return config, robot
+
+    def _robot_of(self, dataset_meta: Any, otherwise: RobotSpec | None = None) -> RobotSpec:
+        """The data set's robot, as `policy.robot` declares it, or `otherwise`."""
+        declared = otherwise if self.robot == "auto" else load_robot(self.robot)
+        orientation = None if self.image_orientation == "auto" else ImageOrientation(self.image_orientation)
+        return robot_of_dataset(dataset_meta.root, declared, orientation)
+
+    def _robot_of_phase1(self, dataset_meta: Any, path: str) -> RobotSpec:
+        """Phase 1's robot, bound to the data set; a data set that does not declare its robot is taken for phase 1's."""
+        _, trained = read_phase1(path)
+        robot = self._robot_of(dataset_meta)
+        # The keys of StateVLA's own checkpoints are those of its own data sets, these are LeRobot's.
+        if self.robot == "auto" and robot.assumed and is_lerobot_checkpoint(path):
+            robot = self._robot_of(dataset_meta, _seen(trained))
+        return same_robot(trained, robot, f"policy.phase1_checkpoint {path}")
 
     def _phase_section(self) -> Any:
         training = self.statevla().training
@@ -189,8 +199,8 @@ def is_lerobot_checkpoint(path: str) -> bool:
     return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("type") == "statevla"
 
 
-def read_phase1_config(path: str) -> Config:
-    """The configuration that a phase-1 run ended with.
+def read_phase1(path: str) -> tuple[Config, RobotSpec]:
+    """The configuration that a phase-1 run ended with, and its robot.
 
     Raises:
         UserError: there is no such checkpoint.
@@ -199,9 +209,23 @@ def read_phase1_config(path: str) -> Config:
         saved = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
         if not saved.get("settings"):
             raise UserError(f"policy.phase1_checkpoint {path}: its config.json has no settings; it was not trained")
-        return config_from_dict(json.loads(saved["settings"]), path)
+        robot = _read_robot(saved.get("robot_settings"), f"policy.phase1_checkpoint {path}")
+        return config_from_dict(json.loads(saved["settings"]), path), robot
     folder = resolve_checkpoint(path)
-    return config_from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")), str(folder))
+    check_format(folder)
+    config = config_from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")), str(folder))
+    return config, RobotSpec.from_dict(json.loads((folder / "robot.json").read_text(encoding="utf-8")), str(folder))
+
+
+def _seen(robot: RobotSpec) -> RobotSpec:
+    """The robot without the state that the policy does not see, which no data set needs to have."""
+    return robot.model_copy(update={"state": robot.policy_fields})
+
+
+def _read_robot(text: str | None, source: str) -> RobotSpec:
+    if text is None:
+        raise UserError(f"{source}: it declares no robot, an older version wrote it; train it again")
+    return RobotSpec.from_dict(json.loads(text), source)
 
 
 def _overridden(tree: Mapping[str, Any], overrides: list[str]) -> Config:

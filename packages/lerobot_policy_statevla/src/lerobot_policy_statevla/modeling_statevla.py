@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lerobot.policies.pretrained import PreTrainedPolicy
-from lerobot.utils.constants import ACTION, OBS_STATE
+from lerobot.utils.constants import ACTION
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn import functional
 
-from lerobot_policy_statevla.configuration_statevla import ORIENTATIONS, StateVLAConfig, is_lerobot_checkpoint
+from lerobot_policy_statevla.configuration_statevla import StateVLAConfig, is_lerobot_checkpoint, read_phase1
+from lerobot_policy_statevla.robot import actions_of_batch, frames_of_batch, state_of_batch
+from lerobot_policy_statevla.statistics import FIELDS, relative_target_statistics, stacked, tensor_of, unstacked
+from statevla.data.keys import split_key
 from statevla.errors import UserError
 from statevla.language import build_language_encoder
 from statevla.statevla_model import StateVLA
@@ -28,12 +29,12 @@ from statevla.training.checkpoint import (
     load_strict,
     save_checkpoint,
 )
-from statevla.transforms import FieldStatistics, Statistics, Transform
+from statevla.training.sources import relative_groups
+from statevla.transforms import RelativeActions, Statistics, Transform
 from statevla.types import ChunkBatch, ModelInput, TransitionBatch
 
-FIELDS = tuple(FieldStatistics.__dataclass_fields__)
 ENCODER, MODEL_FILE = "model.state_encoder.", "model.safetensors"
-STATISTICS_BUFFERS = ("action_statistics", "state_statistics")
+STATISTICS_BUFFERS = ("action_statistics", "state_statistics", "target_statistics")
 
 
 class StateVLAPolicy(PreTrainedPolicy):
@@ -42,7 +43,11 @@ class StateVLAPolicy(PreTrainedPolicy):
     Args:
         config: its features are the data set's; it is resolved here.
         dataset_stats: LeRobot's statistics of the data set; needed to train, not to load a trained policy.
-        dataset_meta: LeRobot's metadata, asked for a declared picture orientation.
+        dataset_meta: LeRobot's metadata, asked for the robot; likewise.
+
+    Attributes:
+        settings: StateVLA's configuration.
+        robot: whose data these are; keys of its state fields and cameras are LeRobot's features.
 
     Raises:
         UserError: settings, phase-1 checkpoint and features do not fit each other.
@@ -61,14 +66,9 @@ class StateVLAPolicy(PreTrainedPolicy):
     ) -> None:
         super().__init__(config)
         fresh = config.settings is None
-        self.settings = config.resolve()
-        self._cameras = config.cameras()
-        if config.image_orientation == "auto":
-            config.image_orientation = _declared_orientation(dataset_meta)
-        self.model = StateVLA(self.settings)
-        action_dim, state_dim = self.settings.model.action_dim, self.settings.model.robot_state_dim
-        self.register_buffer("action_statistics", _stacked(dataset_stats, ACTION, action_dim))
-        self.register_buffer("state_statistics", _stacked(dataset_stats, OBS_STATE, state_dim))
+        self.settings, self.robot = config.resolve(dataset_meta)
+        self.model = StateVLA(self.settings, self.robot)
+        self._register_statistics(dataset_stats)
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         self._transform: Transform | None = None
         self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "_transform", None))
@@ -77,6 +77,8 @@ class StateVLAPolicy(PreTrainedPolicy):
         self._embeddings: dict[str, Tensor] = {}
         if fresh and config.phase == "2":
             self._take_phase1(config.phase1_checkpoint)
+        elif fresh:
+            self._measure_targets(dataset_meta)
         self._choose_trained(config.phase)
         self.reset()
 
@@ -93,15 +95,17 @@ class StateVLAPolicy(PreTrainedPolicy):
             batch: in phase 1 with `T` frames per sample (`observation_delta_indices`), else with one; `action`
                 `[B, T, A]`; `action_is_pad` `[B, T]`; `task`, one string per sample.
         """
-        actions = self.transform.normalize_actions(batch[ACTION])
+        actions, state = actions_of_batch(self.robot, batch), state_of_batch(self.robot, batch)
+        observation = self._observation(batch, state)
         if self.config.phase == "1":
             frames = len(self.config.observation_delta_indices or ())
-            blocks = actions.reshape(len(actions), frames - 1, -1)
-            losses = self.model.jepa_loss(TransitionBatch(self._observation(batch), blocks))._asdict()
+            blocks = self.transform.normalize_actions(actions).reshape(len(actions), frames - 1, -1)
+            losses = self.model.jepa_loss(TransitionBatch(observation, blocks))._asdict()
         else:
+            targets = self.transform.chunks_to_targets(actions, state)
             is_pad = batch.get("action_is_pad")
-            is_pad = torch.zeros_like(actions[..., 0], dtype=torch.bool) if is_pad is None else is_pad
-            losses = self.model.action_loss(ChunkBatch(self._observation(batch), actions, is_pad))._asdict()
+            is_pad = torch.zeros_like(targets[..., 0], dtype=torch.bool) if is_pad is None else is_pad
+            losses = self.model.action_loss(ChunkBatch(observation, targets, is_pad))._asdict()
         terms = {name: float(value.detach()) for name, value in losses.items() if name != "total"}
         return losses["total"], terms
 
@@ -121,13 +125,15 @@ class StateVLAPolicy(PreTrainedPolicy):
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Any], noise: Tensor | None = None, **_: Any) -> Tensor:
-        """Actions `[B, H, A]` in the robot's units, gripper -1 or +1; `noise` is `[B, H, A-1]`."""
+        """Actions `[B, H, A]` in the robot's units, binary ones one of their commands; `noise` is `[B, H, C]`."""
         self.eval()
-        sampled = self.model.sample_actions(self._observation(batch), noise=noise)
-        actions = self.transform.denormalize_actions(sampled)
-        low, high = (self.action_statistics[FIELDS.index(name)][:-1].float() for name in ("min", "max"))
-        # Never ask a robot for more than any demonstration did.
-        return torch.cat([torch.minimum(torch.maximum(actions[..., :-1], low), high), actions[..., -1:]], dim=-1)
+        state = state_of_batch(self.robot, batch)
+        sampled = self.model.sample_actions(self._observation(batch, state), noise=noise)
+        actions = self.transform.targets_to_chunks(sampled, state)
+        low, high = (self.action_statistics[FIELDS.index(name)].float() for name in ("min", "max"))
+        # Never ask a robot for more than any demonstration did; binary commands are exact already.
+        bounded = torch.minimum(torch.maximum(actions, low), high)
+        return torch.where(torch.from_numpy(self.robot.is_binary).to(actions.device), actions, bounded)
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any], noise: Tensor | None = None, **_: Any) -> Tensor:
@@ -143,7 +149,7 @@ class StateVLAPolicy(PreTrainedPolicy):
     def transform(self) -> Transform:
         """StateVLA's own transform, with the statistics that live in the weights."""
         if self._transform is None:
-            self._transform = Transform(self.settings.model, self.statistics())
+            self._transform = Transform(self.settings.model, self.statistics(), self.robot)
         return self._transform
 
     def statistics(self) -> Statistics:
@@ -154,31 +160,21 @@ class StateVLAPolicy(PreTrainedPolicy):
         """
         if not bool(torch.isfinite(self.action_statistics).all()):
             raise UserError("statevla: no statistics; make the policy with a data set, or load a trained one")
-        actions, states = (_unstacked(getattr(self, name)) for name in STATISTICS_BUFFERS)
-        normalization = self.settings.data.action_normalization
-        return Statistics(actions, {self.settings.model.robot_state_layout: states}, normalization)
+        actions, states, targets = (unstacked(getattr(self, name)) for name in STATISTICS_BUFFERS)
+        normalization, groups = self.settings.data.action_normalization, self._relative_groups()
+        return Statistics(actions, states, normalization, groups, targets if groups else None)
 
     @property
     def language_info(self) -> LanguageInfo:
         return LanguageInfo(self._language.name, self._language.dim, self._language.fingerprint())
 
-    def _observation(self, batch: Mapping[str, Any]) -> ModelInput:
-        states = self.transform.normalize_robot_state(batch[OBS_STATE])
-        frames = torch.stack([self._frames(batch[key]) for key in self._cameras.values()], dim=-4)
-        language = self._embed(batch.get("task"), len(states)).to(states.device)
-        if states.ndim == 3:  # [B, T, S]
-            language = language[:, None].expand(-1, states.shape[1], -1)
-        return ModelInput(images=frames, robot_state=states, language=language)
-
-    def _frames(self, images: Tensor) -> Tensor:
-        """LeRobot's float `[..., 3, H, W]` in [0, 1] → `[..., 3, P, P]` in [-1, 1], as `statevla.transforms` has it."""
-        size = self.settings.model.image_size
-        upright = (images.flip(ORIENTATIONS[self.config.image_orientation]) * 255).round()
-        if upright.shape[-2:] != (size, size):
-            flat = upright.flatten(0, -4)
-            resized = functional.interpolate(flat, (size, size), mode="bilinear", antialias=True, align_corners=False)
-            upright = resized.round().clamp(0, 255).unflatten(0, upright.shape[:-3])
-        return upright / 127.5 - 1
+    def _observation(self, batch: Mapping[str, Any], state: Tensor) -> ModelInput:
+        """What the model takes; `state` `[..., S]` is the batch's, raw."""
+        language = self._embed(batch.get("task"), len(state)).to(state.device)
+        if state.ndim == 3:  # [B, T, S]
+            language = language[:, None].expand(-1, state.shape[1], -1)
+        frames = frames_of_batch(self.robot, batch, self.settings.model.image_size)
+        return ModelInput(images=frames, robot_state=self.transform.normalize_robot_state(state), language=language)
 
     def _embed(self, tasks: Any, count: int) -> Tensor:
         if isinstance(tasks, str):
@@ -188,6 +184,24 @@ class StateVLAPolicy(PreTrainedPolicy):
         for task in set(tasks) - self._embeddings.keys():
             self._embeddings[task] = torch.as_tensor(self._language.encode([task]))[0].float()
         return torch.stack([self._embeddings[task] for task in tasks])
+
+    def _register_statistics(self, stats: Mapping[str, Mapping[str, Any]] | None) -> None:
+        actions = stacked(stats, [(ACTION, slice(None))], self.robot.action_dim)
+        fields = [split_key(str(field.key)) for field in self.robot.policy_fields]
+        states = stacked(stats, fields, self.robot.state_dim)
+        for name, rows in zip(STATISTICS_BUFFERS, (actions, states, actions.clone())):
+            self.register_buffer(name, rows)
+
+    def _relative_groups(self) -> tuple[str, ...]:
+        return relative_groups(self.robot, self.settings.data.relative_actions)
+
+    def _measure_targets(self, dataset_meta: Any) -> None:
+        """Statistics of relative targets, which a first look at the data set tells; others are the actions'."""
+        relative = RelativeActions(self.robot, self._relative_groups())
+        if relative:
+            horizon = self.settings.model.action_seq_len
+            measured = relative_target_statistics(dataset_meta.root, self.robot, relative, horizon)
+            self.target_statistics = tensor_of(measured)
 
     def _choose_trained(self, phase: str) -> None:
         trained = {name for name, _ in self.model.phase_parameters(phase)}
@@ -204,18 +218,20 @@ class StateVLAPolicy(PreTrainedPolicy):
             tensors = load_file(Path(path) / MODEL_FILE)
             encoder = {name.removeprefix(ENCODER): t for name, t in tensors.items() if name.startswith(ENCODER)}
             statistics = {name: tensors[name] for name in STATISTICS_BUFFERS}
+            trained = read_phase1(path)[0].data.relative_actions
         else:
             loaded = load_checkpoint(path)
             if loaded.language.fingerprint != self.language_info.fingerprint:
                 raise UserError(f"policy.phase1_checkpoint {path}: trained with another language encoder; use its own")
             encoder = loaded.model.state_encoder.state_dict()
-            states = loaded.statistics.robot_states.get(self.settings.model.robot_state_layout)
-            if states is None:
-                raise UserError(
-                    f"policy.phase1_checkpoint {path}: trained on another robot-state layout than this data"
-                )
-            fields = (loaded.statistics.actions, states)
-            statistics = {name: _tensor_of(field) for name, field in zip(STATISTICS_BUFFERS, fields)}
+            own, trained = loaded.statistics, loaded.config.data.relative_actions
+            fields = (own.actions, own.robot_state, own.targets or own.actions)
+            statistics = {name: tensor_of(field) for name, field in zip(STATISTICS_BUFFERS, fields)}
+        if (here := self._relative_groups()) != (there := relative_groups(self.robot, trained)):
+            raise UserError(
+                f"policy.phase1_checkpoint {path}: data.relative_actions {list(there)}, here {list(here)}; use the "
+                "same, statistics are part of a checkpoint"
+            )
         load_strict(self.model.state_encoder, encoder, f"policy.phase1_checkpoint {path}")
         for name, tensor in statistics.items():
             setattr(self, name, tensor)
@@ -235,30 +251,8 @@ def export_checkpoint(policy: StateVLAPolicy, run: str | Path) -> Path:
     tensors = {name: tensor.detach().cpu() for name, tensor in policy.model.state_dict().items()}
     data = DataInfo(cache="", train_split=policy.settings.data.train_split, split_seed=policy.settings.seed)
     metrics = {"phase": policy.config.phase, "step": int(policy.num_updates)}
-    contents = Contents(tensors, policy.settings, policy.statistics(), policy.language_info, data, metrics)
+    contents = Contents(
+        tensors, policy.settings, policy.robot, policy.statistics(), policy.language_info, data, metrics
+    )
     save_checkpoint(Path(run), contents, TrainingState({}, {}), is_best=True)
     return Path(run) / "best"
-
-
-def _declared_orientation(meta: Any) -> str:
-    declared = getattr(meta, "info", {}).get("statevla", {}).get("image_orientation", "upright")
-    if declared not in ORIENTATIONS:
-        raise UserError(f"data set: image_orientation '{declared}', expected one of {', '.join(ORIENTATIONS)}")
-    return str(declared)
-
-
-def _stacked(stats: Mapping[str, Mapping[str, Any]] | None, key: str, dim: int) -> Tensor:
-    """LeRobot's statistics of a feature, float32 `[6, D]` in the order of `FIELDS`; NaN where there are none."""
-    if stats is None or key not in stats:
-        return torch.full((len(FIELDS), dim), torch.nan)
-    fallback = {"q01": "min", "q99": "max"}  # older data sets have no quantiles
-    names = [name if name in stats[key] else fallback.get(name, name) for name in FIELDS]
-    return torch.stack([torch.as_tensor(stats[key][name], dtype=torch.float32).reshape(dim) for name in names])
-
-
-def _tensor_of(field: FieldStatistics) -> Tensor:
-    return torch.from_numpy(np.stack([getattr(field, name) for name in FIELDS])).float()
-
-
-def _unstacked(rows: Tensor) -> FieldStatistics:
-    return FieldStatistics(*rows.cpu().double().numpy())

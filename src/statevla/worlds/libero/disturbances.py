@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from statevla.errors import UserError
-from statevla.types import Gripper
+from statevla.robots.libero import Gripper
 from statevla.worlds.libero.moved_objects import free_shift, object_joint
 from statevla.worlds.libero.simulation import Simulation
 

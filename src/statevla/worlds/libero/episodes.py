@@ -1,4 +1,7 @@
-"""Collected episodes: each a pure function of settings, task and index; physics first, frames from the states after."""
+"""LIBERO's collected episodes: pure functions of settings, task and index; physics first, frames from the states after.
+
+`CollectSettings` is the collector's `Recipe`; a worker loads the simulator when it opens a task.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,15 @@ import numpy as np
 
 from statevla.data.libero import INSTRUCTION_ATTRIBUTE, IS_SEEN_KEY
 from statevla.types import ReachKind, Rendering
-from statevla.worlds.libero.demo_file import FIXTURES_ATTRIBUTE, HIDDEN_ATTRIBUTE, INDEX_ATTRIBUTE, EpisodeRecord
+from statevla.worlds.demo_file import INDEX_ATTRIBUTE, EpisodeRecord
+from statevla.worlds.libero.backend import prepare
+from statevla.worlds.libero.demo_file import FIXTURES_ATTRIBUTE, HIDDEN_ATTRIBUTE, file_attributes
 from statevla.worlds.libero.placement import wide_init_state
 from statevla.worlds.libero.play import PLAY_INSTRUCTION
 from statevla.worlds.libero.reach import afforded_tasks, run_reach
 from statevla.worlds.libero.rollout import Episode, run_expert, run_play
 from statevla.worlds.libero.simulation import Simulation
-from statevla.worlds.libero.tasks import TaskSpec, parse_task_indices
+from statevla.worlds.libero.tasks import TaskSpec, find_task, parse_task_indices, suite_tasks
 
 START_POSTURE_NOISE = 0.02
 """Standard deviation (rad) of the arm's joints at the start, as in LIBERO's demonstrations."""
@@ -57,6 +62,36 @@ class CollectSettings:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def defaults(self) -> dict[str, Any]:
+        return CollectSettings(self.suite).as_dict()
+
+    def prepare(self) -> None:
+        prepare()
+
+    def tasks(self) -> list[TaskSpec]:
+        return suite_tasks(self.suite)
+
+    def open(self, index: int) -> EpisodeMaker:
+        return EpisodeMaker(self, make_simulation(find_task(self.suite, index), self.rendering))
+
+    def file_attributes(self, index: int) -> dict[str, Any]:
+        return file_attributes(find_task(self.suite, index), self.as_dict())
+
+
+class EpisodeMaker:
+    """Makes the episodes of one task."""
+
+    def __init__(self, settings: CollectSettings, simulation: Simulation) -> None:
+        self._settings, self._simulation = settings, simulation
+
+    def record(self, index: int) -> EpisodeRecord | None:
+        """Episode number `index`, or None where the expert failed."""
+        episode = run_episode(self._simulation, self._settings, index)
+        return record_episode(self._simulation, episode, self._settings, index) if episode.is_kept else None
+
+    def close(self) -> None:
+        self._simulation.close()
 
 
 def make_simulation(task: TaskSpec, rendering: Rendering = "fast") -> Simulation:

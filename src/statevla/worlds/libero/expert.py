@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from statevla.types import CONTINUOUS_DIM
+from statevla.robots import LIBERO
 from statevla.worlds.libero.motion import Arm, Command, Motion, Style
 from statevla.worlds.libero.scene import Scene
 from statevla.worlds.libero.simulation import Simulation
@@ -168,5 +168,6 @@ class ExecutionNoise:
         self._value = 0.8 * self._value + 0.6 * self._rng.standard_normal(3)
         executed = command.action.copy()
         executed[:3] += self.scale * self._value * (1.0 if command.free else 0.25)
-        executed[:CONTINUOUS_DIM] = np.clip(executed[:CONTINUOUS_DIM], -1.0, 1.0)
+        pose = slice(LIBERO.num_continuous)
+        executed[pose] = np.clip(executed[pose], -1.0, 1.0)
         return executed

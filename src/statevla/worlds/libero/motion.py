@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
-from statevla.types import ACTION_DIM, Gripper
+from statevla.robots import LIBERO
+from statevla.robots.libero import Gripper
 from statevla.worlds.libero.scene import Scene
 
 DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
@@ -125,7 +126,7 @@ class Arm:
         if length > limit:
             translation *= limit / length
         turn = np.clip(ROTATION_GAIN * rotation_vector(rotation @ facing.T), -MAX_ROTATION_ACTION, MAX_ROTATION_ACTION)
-        action = np.zeros(ACTION_DIM)
+        action = np.zeros(LIBERO.action_dim)
         action[:3], action[3:6], action[6] = translation, turn, float(gripper)
         return Command(action, free)
 

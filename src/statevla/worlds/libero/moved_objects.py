@@ -22,7 +22,8 @@ from statevla.diagnostics.object_surprise import Exchanged, Transitions
 from statevla.diagnostics.probes import episode_of, target_object, thin
 from statevla.diagnostics.sequences import Subject, encode_frames
 from statevla.types import Rendering
-from statevla.worlds.libero.demo_file import FIXTURES_ATTRIBUTE, HIDDEN_ATTRIBUTE, SETTINGS_ATTRIBUTE
+from statevla.worlds.demo_file import SETTINGS_ATTRIBUTE
+from statevla.worlds.libero.demo_file import FIXTURES_ATTRIBUTE, HIDDEN_ATTRIBUTE
 from statevla.worlds.libero.replay import start_episode, task_of_file
 from statevla.worlds.libero.simulation import Simulation
 

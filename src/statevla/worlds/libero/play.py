@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from statevla.types import Gripper
+from statevla.robots.libero import Gripper
 from statevla.worlds.libero.motion import Arm, Motion, facing_down
 from statevla.worlds.libero.skills.pick_place import Destination, PickPlace
 

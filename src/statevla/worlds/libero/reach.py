@@ -18,7 +18,8 @@ from itertools import islice
 
 import numpy as np
 
-from statevla.types import Gripper, ReachKind
+from statevla.robots.libero import Gripper
+from statevla.types import ReachKind
 from statevla.worlds.libero.expert import ExecutionNoise, destination_of, plan_goals
 from statevla.worlds.libero.motion import Arm, Motion, Style
 from statevla.worlds.libero.placement import eccentricity

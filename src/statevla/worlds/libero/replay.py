@@ -17,7 +17,8 @@ import numpy as np
 
 from statevla.data.libero import list_files, open_hdf5
 from statevla.errors import UserError
-from statevla.worlds.libero.demo_file import FIXTURES_ATTRIBUTE, HIDDEN_ATTRIBUTE, SETTINGS_ATTRIBUTE, stored_settings
+from statevla.worlds.demo_file import SETTINGS_ATTRIBUTE, stored_settings
+from statevla.worlds.libero.demo_file import FIXTURES_ATTRIBUTE, HIDDEN_ATTRIBUTE
 from statevla.worlds.libero.simulation import Simulation, Snapshot
 from statevla.worlds.libero.tasks import TaskSpec, suite_tasks
 

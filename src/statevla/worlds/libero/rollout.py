@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from statevla.types import ACTION_DIM, Gripper
+from statevla.robots import LIBERO
+from statevla.robots.libero import Gripper
 from statevla.worlds.libero.expert import ExecutionNoise, Expert
 from statevla.worlds.libero.motion import Arm, Motion, Style
 from statevla.worlds.libero.play import PLAY_NOISE_FACTOR, PLAY_STEPS, play
@@ -113,7 +114,7 @@ def _run(
     return Rollout(
         start,
         np.array(states).reshape(len(states), -1),
-        np.array(clean).reshape(-1, ACTION_DIM),
-        np.array(executed).reshape(-1, ACTION_DIM),
+        np.array(clean).reshape(-1, LIBERO.action_dim),
+        np.array(executed).reshape(-1, LIBERO.action_dim),
         simulation.success(),
     )

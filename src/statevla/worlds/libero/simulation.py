@@ -1,6 +1,6 @@
 """One LIBERO scene: exact resets, fast steps, complete snapshots, object poses, success, frames.
 
-The scripted expert and the collector work on this class; `env.LiberoEnv` gives it the gymnasium interface.
+The scripted expert and the collector work on this class; `env.LiberoWorld` is this as a world to act in.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from libero.libero.envs.bddl_utils import robosuite_parse_problem  # noqa: E402
 from libero.libero.envs.env_wrapper import ControlEnv  # noqa: E402
 from robosuite.utils import transform_utils  # noqa: E402
 
-from statevla.types import ACTION_DIM, Gripper, Rendering  # noqa: E402
+from statevla.robots import LIBERO  # noqa: E402
+from statevla.robots.libero import Gripper  # noqa: E402
+from statevla.types import Rendering  # noqa: E402
 from statevla.worlds.libero.rendering import Renderer  # noqa: E402
 from statevla.worlds.libero.stepping import FastStepper  # noqa: E402
 from statevla.worlds.libero.tasks import TaskSpec  # noqa: E402
 
 SETTLE_STEPS = 10
 """Official initial states start with objects in the floor; they come to rest within 6 to 10 steps."""
-IDLE_ACTION = np.array([0.0] * (ACTION_DIM - 1) + [float(Gripper.OPEN)])
+IDLE_ACTION = np.array([0.0] * (LIBERO.action_dim - 1) + [float(Gripper.OPEN)])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ import mujoco
 import numpy as np
 from robosuite.utils.control_utils import nullspace_torques, opspace_matrices, orientation_error
 
-from statevla.types import ACTION_DIM, CONTINUOUS_DIM
+from statevla.robots import LIBERO
+
+_NUM_DIMS, _NUM_POSE_DIMS = LIBERO.action_dim, LIBERO.num_continuous
 
 
 class FastStepper:
@@ -51,7 +53,7 @@ class FastStepper:
         Args:
             action: `[7]`, six OSC_POSE deltas in [-1, 1] and the gripper.
         """
-        assert action.shape == (ACTION_DIM,), action.shape
+        assert action.shape == (_NUM_DIMS,), action.shape
         model, data, controller = self._model, self._data, self._controller
         for substep in range(self._num_substeps):
             mujoco.mj_step1(model, data)
@@ -62,9 +64,9 @@ class FastStepper:
                 mujoco.mj_fwdConstraint(model, data)
                 self._measure()
             if substep == 0:
-                controller.set_goal(action[:CONTINUOUS_DIM])
+                controller.set_goal(action[:_NUM_POSE_DIMS])
             data.ctrl[self._arm_actuators] = np.clip(self._torques(), self._torque_low, self._torque_high)
-            fingers = self._gripper.format_action(action[CONTINUOUS_DIM:])
+            fingers = self._gripper.format_action(action[_NUM_POSE_DIMS:])
             data.ctrl[self._finger_actuators] = self._finger_bias + self._finger_weight * fingers
             controller.new_update = True
             mujoco.mj_step2(model, data)

@@ -13,6 +13,7 @@ import numpy as np
 
 from statevla.errors import UserError
 from statevla.worlds.libero.backend import versions
+from statevla.worlds.task_indices import check_index, parse_indices
 
 STANDARD_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 MAX_STEPS = {
@@ -48,9 +49,8 @@ class TaskSpec:
 
     @property
     def num_init_states(self) -> int:
-        """Number of official initial states (read from the file's header); 0 if the suite has none."""
-        path = _official_path(self)
-        return _num_rows(path) if path.is_file() else 0
+        """Number of official initial states; 0 if the suite has none."""
+        return num_init_states(self)
 
     @property
     def goal(self) -> list[list[str]]:
@@ -72,6 +72,11 @@ def suite_names() -> list[str]:
     """All suites whose tasks are installed, the standard five first."""
     names = [name for name, tasks in _task_map().items() if all(_bddl_path(name, t).is_file() for t in tasks)]
     return sorted(names, key=lambda name: (name not in STANDARD_SUITES, name))
+
+
+def known_names() -> list[str]:
+    """All suites that LIBERO-PRO lists, the standard five first; the tasks of some are not installed."""
+    return sorted(_task_map(), key=lambda name: (name not in STANDARD_SUITES, name))
 
 
 @cache
@@ -107,9 +112,7 @@ def find_task(suite: str, index: int) -> TaskSpec:
         UserError: unknown suite, or the index is out of range.
     """
     tasks = suite_tasks(suite)
-    if not 0 <= index < len(tasks):
-        raise UserError(f"task {index} of suite '{suite}': it has tasks 0 to {len(tasks) - 1}; choose one of them")
-    return tasks[index]
+    return tasks[check_index(index, len(tasks), suite)]
 
 
 def parse_task_indices(suite: str, text: str) -> list[int]:
@@ -118,16 +121,7 @@ def parse_task_indices(suite: str, text: str) -> list[int]:
     Raises:
         UserError: the text cannot be read, or an index is out of range.
     """
-    if text.strip().lower() == "all":
-        return [task.index for task in suite_tasks(suite)]
-    indices: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
-        if match is None:
-            raise UserError(f"tasks: expected 'all' or indices such as '0,3,5' or '0-4', got '{text}'; name indices")
-        first = int(match[1])
-        indices += range(first, int(match[2] or first) + 1)
-    return [find_task(suite, index).index for index in dict.fromkeys(indices)]
+    return parse_indices(text, len(suite_tasks(suite)), suite)
 
 
 def load_init_states(task: TaskSpec, kind: str = "official") -> np.ndarray:
@@ -140,12 +134,7 @@ def load_init_states(task: TaskSpec, kind: str = "official") -> np.ndarray:
     Raises:
         UserError: this task has no such states.
     """
-    if kind == "official":
-        path = _official_path(task)
-    elif kind == "wide":
-        path = WIDE_STATES / task.suite / f"{task.name}.npz"
-    else:
-        raise UserError(f"init_states: expected 'official' or 'wide', got '{kind}'; choose one of them")
+    path = _states_path(task, kind)
     if not path.is_file():
         raise UserError(
             f"task {task.index} of suite '{task.suite}' has no {kind} initial states; "
@@ -153,6 +142,12 @@ def load_init_states(task: TaskSpec, kind: str = "official") -> np.ndarray:
         )
     with np.load(path, allow_pickle=False) as archive:
         return np.asarray(archive["states"], dtype=np.float64)
+
+
+def num_init_states(task: TaskSpec, kind: str = "official") -> int:
+    """How many states `load_init_states` would load, read from the file's header; 0 if there are none."""
+    path = _states_path(task, kind)
+    return _num_rows(path) if path.is_file() else 0
 
 
 @lru_cache(maxsize=1)
@@ -175,8 +170,12 @@ def _bddl_path(suite: str, name: str) -> Path:
     return _package_dir() / "bddl_files" / suite / f"{name}.bddl"
 
 
-def _official_path(task: TaskSpec) -> Path:
-    return _package_dir() / "init_files" / task.suite / f"{task.name}.pruned_init.npz"
+def _states_path(task: TaskSpec, kind: str) -> Path:
+    if kind == "official":
+        return _package_dir() / "init_files" / task.suite / f"{task.name}.pruned_init.npz"
+    if kind == "wide":
+        return WIDE_STATES / task.suite / f"{task.name}.npz"
+    raise UserError(f"init_states: expected 'official' or 'wide', got '{kind}'; choose one of them")
 
 
 def _max_steps(suite: str) -> int:

@@ -38,6 +38,7 @@ _MAX_TARGET_STEP_RAD = np.array([0.07] * 5 + [0.06])  # per control step
 _MAX_TURN_RAD = np.array([0.018, 0.05])  # tilt and roll, per control step
 _GAIN = 0.2
 _END_STEPS = 10  # of holding, after success
+_ASTRAY_RAD = np.array([0.10, 0.08, 0.08, 0.05, 0.10])  # how far a lapse leads, per joint
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,35 @@ class ExecutionNoise:
         executed = action.copy()
         executed[:5] += self._scale_rad * self._value * (0.25 if self._world.hand_distance() < 0.07 else 1.0)
         return self._world.clipped(executed)
+
+
+class Lapse:
+    """A mistake that an expert does not make and a policy does: near the cube the hand goes astray for some steps, and
+    mostly the jaw closes. What the expert answers meanwhile, and after, is the way back.
+
+    Args:
+        world: tells how near the cube is.
+        rng: draws when it begins, how long it lasts and where it leads.
+    """
+
+    def __init__(self, world: So101LiftWorld, rng: np.random.Generator) -> None:
+        self._world = world
+        self._begins_within_m = rng.uniform(0.015, 0.09)
+        self._steps_left = int(rng.integers(10, 26))
+        self._astray_rad = np.append(rng.normal(0.0, _ASTRAY_RAD), 0.0)
+        self._closes = bool(rng.random() < 0.7)
+        self._has_begun = False
+
+    def apply(self, action: np.ndarray) -> np.ndarray:
+        """The action `[6]` to execute for the one that would be."""
+        self._has_begun = self._has_begun or self._world.hand_distance() < self._begins_within_m
+        if not self._has_begun or self._steps_left == 0:
+            return action
+        self._steps_left -= 1
+        astray = action + self._astray_rad
+        if self._closes:
+            astray[5] = max(0.0, self._world.joints()[5] - SQUEEZE_RAD)
+        return self._world.clipped(astray)
 
 
 @dataclass(frozen=True)

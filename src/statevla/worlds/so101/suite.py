@@ -17,6 +17,8 @@ from statevla.worlds.so101.backend import versions
 INSTRUCTION, MAX_STEPS = "pick up the cube", 300
 NOISE_RAD = 0.03
 """Of the joint targets in demonstrations: so that they show the way back."""
+LAPSE_SHARE = 0.4
+"""Share of the demonstrations in which the hand once goes astray near the cube."""
 
 
 class So101Suite:
@@ -57,8 +59,10 @@ class So101Suite:
 
 
 def _disturbed_expert(world: Any, rng: np.random.Generator) -> Iterator[ExpertStep]:
-    from statevla.worlds.so101.expert import ExecutionNoise, expert
+    from statevla.worlds.so101.expert import ExecutionNoise, Lapse, expert
 
     noise = ExecutionNoise(world, NOISE_RAD, rng)
+    lapse = Lapse(world, rng) if rng.random() < LAPSE_SHARE else None
     for action in expert(world, rng):
-        yield ExpertStep(action, noise.apply(action))
+        executed = noise.apply(action)
+        yield ExpertStep(action, executed if lapse is None else lapse.apply(executed))

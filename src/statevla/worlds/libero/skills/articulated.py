@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from statevla.types import Gripper
+from statevla.robots.libero import Gripper
 from statevla.worlds.libero.motion import (
     DOWN,
     Arm,

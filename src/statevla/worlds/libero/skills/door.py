@@ -7,7 +7,7 @@ from collections.abc import Callable
 import mujoco
 import numpy as np
 
-from statevla.types import Gripper
+from statevla.robots.libero import Gripper
 from statevla.worlds.libero.motion import DOWN, Arm, Motion, rotation_about_z
 from statevla.worlds.libero.skills.articulated import nearest_to_down
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from statevla.types import Gripper
+from statevla.robots.libero import Gripper
 from statevla.worlds.libero.grasp import FINGER_TIP_M, MAX_OPENING_M, Grasp, is_rim_object, plan_grasp
 from statevla.worlds.libero.motion import Arm, Motion, facing_down, rotation_about_z, wrap_half_turn
 from statevla.worlds.libero.scene import highest_along

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from statevla.types import Gripper
+from statevla.robots.libero import Gripper
 from statevla.worlds.libero.grasp import FINGER_TIP_M
 from statevla.worlds.libero.motion import Arm, Motion, facing_down
 

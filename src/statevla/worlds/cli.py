@@ -1,0 +1,152 @@
+"""The command `statevla collect`: demonstrations in any world that has an expert."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from statevla.config import home_dir
+from statevla.errors import UserError
+from statevla.types import ReachKind, Rendering
+from statevla.worlds.collect import Recipe, TaskSummary, summary_table
+from statevla.worlds.collect import collect as run
+from statevla.worlds.recording import WorldRecipe
+from statevla.worlds.registry import is_libero
+from statevla.worlds.task_indices import parse_indices
+
+LIBERO_NOISE = 0.1
+_LIBERO_FLAGS = ("noise", "wide", "play", "reaches", "reach_tasks")
+
+
+@dataclass(frozen=True)
+class CollectArgs:
+    """Collect demonstrations."""
+
+    world: Annotated[str, tyro.conf.arg(aliases=["--suite"])] = "libero_object"
+    """A suite of LIBERO or LIBERO-PRO, another world (`so101`), or your own as `module:factory`."""
+    expert: str | None = None
+    """Who shows the tasks, `module:function` (see docs/worlds.md); by default the world's own scripted expert."""
+    out: Path | None = None
+    """Folder for `<task>_demo.hdf5`, where an interrupted run goes on; $STATEVLA_HOME/datasets/<world> by default, and
+    .../<world>_play for `--play`, .../<world>_reach for `--reaches`."""
+    tasks: str = "all"
+    """Task indices: `all`, `0,3,5` or `0-4`."""
+    demos: int = 50
+    """Successful episodes per task."""
+    workers: int = 1
+    """Worker processes; each takes a core and, in LIBERO, about 1.8 GB. The result does not depend on their number."""
+    image_size: int = 128
+    """Side of the frames (pixels)."""
+    format: Literal["libero", "lerobot"] = "libero"
+    """`libero`: HDF5 files in `out`. `lerobot`: those in `out/libero`, then a LeRobotDataset v3 in `out/lerobot`."""
+    seed: int = 0
+    """Base of all random draws."""
+    rendering: Rendering | None = None
+    """LIBERO, so101: `exact`: full meshes, 3 and more times slower on a CPU; `fast` (default): simplified meshes,
+    smoothed by supersampling."""
+    noise: float | None = None
+    """LIBERO: execution noise in units of action, 0.1 by default; the clean action is what `actions` stores."""
+    wide: bool = False
+    """LIBERO: spread the objects over the whole reachable table instead of the official regions."""
+    play: bool = False
+    """LIBERO: unlabelled noisy interaction instead of the task, for `data.play_path`."""
+    reaches: ReachKind | None = None
+    """LIBERO: a few frames of the way to any object of the scene that the suite has a task for: quicker than
+    demonstrations; for a folder beside theirs below `data.path`. `start`: up to the grasp, frames at the start, where
+    the instruction matters; `outer`: the same, to what lies near the rim of the table; `any`: up to the grasp, frames
+    anywhere; `mixed`: to the goal, frames at the start, before the grasp and after it, a third of them from where a
+    grasp was missed; `missed`: from such a place up to the grasp."""
+    reach_tasks: str = "all"
+    """LIBERO: task indices of the objects that reaches may go to, beside the scene's own: fewer are learned sooner."""
+
+
+def collect(args: CollectArgs) -> int:
+    """Collect demonstrations of an expert; resumable, and the same whatever the number of workers."""
+    if args.image_size < 16:
+        raise UserError(f"--image_size: expected at least 16, got {args.image_size}")
+    recipe = _libero_recipe(args) if is_libero(args.world) and args.expert is None else _world_recipe(args)
+    tasks = parse_indices(args.tasks, len(recipe.tasks()), args.world)
+    # Play beside demonstrations would be imitated: a data set is a folder.
+    suffix = "" if recipe.kind == "demo" else f"_{recipe.kind}"
+    out = args.out or home_dir() / "datasets" / (re.sub(r"[^A-Za-z0-9_.-]+", "_", args.world) + suffix)
+    converted = out / "lerobot"
+    if args.format == "lerobot" and converted.exists():
+        raise UserError(f"{converted}: exists already; remove it to convert again, or choose another --out folder")
+    folder = out / "libero" if args.format == "lerobot" else out
+    console = Console()
+    summaries = run(recipe, tasks, args.demos, folder, args.workers, console)
+    console.print(summary_table(summaries))
+    if args.format == "lerobot":
+        from statevla.data.convert import convert
+
+        console.print(f"written: {convert(folder, converted, 'lerobot', progress=True)}", soft_wrap=True)
+    return _tell_of_counts(summaries, args.demos, console)
+
+
+def _tell_of_counts(summaries: list[TaskSummary], num_demos: int, console: Console) -> int:
+    """Say where there are fewer episodes than asked for, or more; the exit status."""
+    short = [summary.task.name for summary in summaries if summary.num_demos < num_demos]
+    if short:
+        console.print(f"the expert fails too often on: {', '.join(short)}")
+    long = [summary.task.name for summary in summaries if summary.num_demos > num_demos]
+    if long:
+        console.print(
+            f"more than {num_demos} episodes, kept from an earlier collection: {', '.join(long)}; training takes all "
+            "of them: for fewer, collect into another --out folder"
+        )
+    return 1 if short else 0
+
+
+def _world_recipe(args: CollectArgs) -> Recipe:
+    """Of any world that is not LIBERO with its own expert.
+
+    Raises:
+        UserError: a flag is LIBERO's alone.
+    """
+    for field in fields(CollectArgs):
+        if field.name in _LIBERO_FLAGS and getattr(args, field.name) != field.default:
+            raise UserError(
+                f"--{field.name}: is for LIBERO's scripted expert alone; leave it out for world '{args.world}'"
+            )
+    options = {} if args.rendering is None else {"rendering": args.rendering}
+    return WorldRecipe(args.world, options, args.expert, args.seed, args.image_size)
+
+
+def _libero_recipe(args: CollectArgs) -> Recipe:
+    """Of LIBERO's scripted expert.
+
+    Raises:
+        UserError: flags contradict one another.
+    """
+    from statevla.worlds.libero.episodes import CollectSettings
+    from statevla.worlds.libero.tasks import parse_task_indices
+
+    noise = LIBERO_NOISE if args.noise is None else args.noise
+    if noise < 0:
+        raise UserError(f"--noise: expected at least 0, got {noise}")
+    if args.play and args.reaches:
+        raise UserError("--play and --reaches: expected one of them; collect each into a folder of its own")
+    if args.reaches and args.format == "lerobot":
+        raise UserError("--reaches: lack frames, which LeRobotDataset cannot say; leave out --format")
+    if args.reach_tasks != "all" and not args.reaches:
+        raise UserError(
+            "--reach-tasks: says where reaches go, and none were asked for; give --reaches, or leave it out"
+        )
+    # In one spelling: files of one folder are collected with the same settings.
+    among = parse_task_indices(args.world, args.reach_tasks)
+    return CollectSettings(
+        args.world,
+        args.seed,
+        noise,
+        args.wide,
+        args.play,
+        args.reaches,
+        "all" if args.reach_tasks == "all" else ",".join(map(str, sorted(among))),
+        args.image_size,
+        args.rendering or "fast",
+    )
