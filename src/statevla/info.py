@@ -11,8 +11,7 @@ from rich.table import Table
 
 from statevla.config import Config, config_from_dict, fit_to_robot, load_config
 from statevla.errors import UserError
-from statevla.robot_text import camera_text, field_text, group_text
-from statevla.robots import LIBERO, RobotSpec, load_robot
+from statevla.robots import LIBERO, ActionGroup, Camera, RobotSpec, StateField, load_robot
 from statevla.statevla_model import StateVLA
 from statevla.training.checkpoint import check_format, resolve_checkpoint
 from statevla.training.storage import read_json
@@ -82,6 +81,36 @@ def robot_table(robot: RobotSpec) -> Table:
             table.add_row("" if number else what, name, escape(text))
         table.add_section()
     return table
+
+
+def group_text(group: ActionGroup) -> str:
+    """`x, y, z: continuous, delta, -1 to 1`."""
+    if group.kind == "binary":
+        off, on = group.values
+        parts = [f"binary, {off:g} (off) or {on:g} (on)"]
+    else:
+        parts = ["continuous", group.mode]
+        if group.low is not None or group.high is not None:
+            low, high = ("any" if bound is None else f"{bound:g}" for bound in (group.low, group.high))
+            parts.append(f"{low} to {high}")
+    parts += [group.role] if group.role else []
+    parts += [f"measured by {group.state}"] if group.state else []
+    return f"{', '.join(group.dims)}: {', '.join(parts)}"
+
+
+def field_text(field: StateField) -> str:
+    """`left, right (m): gripper opening`."""
+    units = f" ({field.units})" if field.units else ""
+    parts = [field.role.replace("_", " ")] if field.role else []
+    parts += [] if field.policy else ["not seen by the policy"]
+    return f"{', '.join(field.dims)}{units}" + (f": {', '.join(parts)}" if parts else "")
+
+
+def camera_text(camera: Camera) -> str:
+    """`stored upright; a frame that is not square gets bars`."""
+    fits = {"pad": "gets bars", "crop": "is cropped to its middle", "stretch": "is stretched"}
+    stored = camera.orientation.value.replace("_", " ")
+    return f"stored {stored}; a frame that is not square {fits[camera.fit]}"
 
 
 def _parameters(name: str, parts: list[tuple[str, int]]) -> Table:

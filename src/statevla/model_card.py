@@ -11,7 +11,7 @@ from typing import Any
 
 from statevla.config import home_dir
 from statevla.diagnostics.comparisons import binary_lines, comparisons
-from statevla.robot_text import camera_text, field_text, group_text
+from statevla.info import camera_text, field_text, group_text
 from statevla.robots import RobotSpec
 from statevla.training.checkpoint import ROUNDED_FROM, RUN_FILE, VERSION_FILE, weights_hash
 

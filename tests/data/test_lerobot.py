@@ -163,9 +163,9 @@ def test_known_robots_read_what_was_written(own: Path) -> None:
     rows = pq.read_table(own / "data/chunk-000/file-000.parquet").to_pydict()
     chosen = np.array(rows["episode_index"]) == 1
     np.testing.assert_array_equal(state, np.array(rows["observation.state"], np.float32)[chosen])
-    # As on the hub: nothing is declared, the frequency is 10 Hz.
-    rewrite_info(own, statevla=None)
-    with pytest.raises(UserError, match=r"'libero_hub' declares 10 Hz, fps is 20; declare 'control_freq_hz: 20'"):
+    # As on the hub: nothing is declared, the frequency is said to be 10 Hz.
+    rewrite_info(own, statevla=None, fps=30)
+    with pytest.raises(UserError, match=r"'libero_hub' declares 20 Hz, fps is 30; declare 'control_freq_hz: 30'"):
         open_reader(own, robot="libero_hub")
 
 

@@ -70,7 +70,7 @@ def open_frame_cache(
     data = config.data
     with open_reader(data.path, data.format, data.orientation, data.robot) as reader:
         _, robot = fit_to_robot(config, reader.robot)
-        if same_as is not None and (difference := same_as.difference(robot)):
+        if same_as is not None and (difference := same_as.difference(robot, in_data=True)):
             raise UserError(
                 f"data {data.path}: of another robot than '{same_as.name}'; {difference}; declare it (robot: ...), or "
                 "train on it by itself"
@@ -243,8 +243,7 @@ def _finish(job: _Job, starts: Sequence[int]) -> None:
         for info, start, part in zip(infos, starts, parts)
     ]
     # A field that only some episodes have serves nothing; those that the policy sees are in all of them.
-    state = tuple(field for field in job.robot.state if field.policy or STATE_PREFIX + field.name in arrays)
-    robot = job.robot.model_copy(update={"state": state})
+    robot = job.robot.with_state(field for field in job.robot.state if STATE_PREFIX + field.name in arrays)
     write_index(job.folder, episodes, instructions, robot, job.image_size, arrays)
 
 

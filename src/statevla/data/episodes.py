@@ -22,7 +22,6 @@ from statevla.robots import ImageOrientation, RobotSpec, load_robot
 
 _MAX_NAME = 100
 _COMMAND_TOLERANCE = 1e-3
-_RATE_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -203,11 +202,6 @@ def open_reader(
         f"data {resolved}: the {kind}; expected HDF5 files of LIBERO or robomimic (*.hdf5), or a LeRobotDataset "
         "(meta/info.json)"
     )
-
-
-def same_rate(one_hz: float, other_hz: float) -> bool:
-    """Whether two control frequencies mean the same one; cameras of 29.97 Hz are said to have 30."""
-    return abs(one_hz - other_hz) <= _RATE_TOLERANCE * other_hz
 
 
 def check_cameras(wanted: Sequence[str], present: Sequence[str], source: str) -> None:

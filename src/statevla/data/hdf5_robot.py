@@ -10,7 +10,6 @@ from typing import Any
 import h5py
 import numpy as np
 
-from statevla.data.episodes import same_rate
 from statevla.data.hdf5_keys import camera_key, camera_names, field_key, is_libero_layout
 from statevla.errors import UserError
 from statevla.robots import LIBERO, ActionGroup, Camera, ImageOrientation, RobotSpec, StateField
@@ -58,15 +57,15 @@ def robot_of_file(
     if declared is None and not is_libero_layout(present):
         raise _undeclared(data, present, file)
     robot = declared or LIBERO.model_copy(update={"control_freq_hz": freq_hz or LIBERO.control_freq_hz})
-    if freq_hz is not None and not same_rate(robot.control_freq_hz, freq_hz):
+    if freq_hz is not None and not robot.may_say(freq_hz):
         raise UserError(
             f"data {file}: robot '{robot.name}' declares {robot.control_freq_hz:g} Hz, env_args say {freq_hz:g} Hz; "
             f"declare 'control_freq_hz: {freq_hz:g}' in a YAML file"
         )
     cameras = _cameras(robot, declared is not None, everywhere, file)
     cameras = _oriented(cameras, data, file, orientation, is_libero_layout(present), notes)
-    state = tuple(field for field in robot.state if field.policy or field_key(field, everywhere))
-    return robot.model_copy(update={"cameras": cameras, "state": state})
+    state = (field for field in robot.state if field.policy or field_key(field, everywhere))
+    return robot.with_state(state).model_copy(update={"cameras": cameras})
 
 
 def joined_robot(robots: Sequence[RobotSpec], files: Sequence[Path], path: Path) -> RobotSpec:

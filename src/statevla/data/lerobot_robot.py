@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from statevla.data.episodes import same_rate
 from statevla.data.keys import split_key
 from statevla.data.lerobot_frames import is_depth
 from statevla.data.lerobot_meta import Metadata
@@ -137,19 +136,16 @@ def _fit(robot: RobotSpec, features: _Features, own: Binding | None, notes: list
             f"data {features.file}: '{features.action_key}' has {_described(features, features.action_key)}, robot "
             f"'{robot.name}' declares {robot.action_dim}: {robot.describe_actions()}; declare the robot that made them"
         )
-    if not same_rate(robot.control_freq_hz, features.meta.fps):
+    if not robot.may_say(features.meta.fps):
         raise UserError(
             f"data {features.file}: robot '{robot.name}' declares {robot.control_freq_hz:g} Hz, fps is "
             f"{features.meta.fps:g}; declare 'control_freq_hz: {features.meta.fps:g}' in a YAML file"
         )
     fields = _fit_fields(robot, features, own)
     cameras = _fit_cameras(robot, features, own, notes)
-    update = {
-        "state": tuple(field for field in robot.state if field.name in fields),
-        "cameras": tuple(camera for camera, _ in cameras),
-    }
+    fitted = robot.with_state(field for field in robot.state if field.name in fields)
     return Binding(
-        robot.model_copy(update=update),
+        fitted.model_copy(update={"cameras": tuple(camera for camera, _ in cameras)}),
         features.action_key,
         fields,
         {camera.name: key for camera, key in cameras},

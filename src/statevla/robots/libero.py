@@ -44,7 +44,8 @@ LIBERO_HAND = LIBERO.model_copy(update={"name": "libero_hand", "state": (_HAND, 
 LIBERO_HUB = LIBERO_HAND.model_copy(
     update={
         "name": "libero_hub",
-        "control_freq_hz": 10.0,
+        # Its metadata say 10 Hz, but a step is the simulator's.
+        "recorded_freq_hz": 10.0,
         "state": (_HAND, _TURN, _FINGERS),
         "cameras": (
             Camera(name="agentview", key="observation.images.image", orientation=ImageOrientation.MIRRORED),

@@ -17,7 +17,7 @@ one, from a data set's metadata or from a user's YAML; it is stored in the frame
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Annotated, Any, Literal
 
@@ -72,6 +72,7 @@ class ActionGroup(_Declared):
 
     @model_validator(mode="after")
     def _consistent(self) -> ActionGroup:
+        _check_different(self.name, self.dims)
         if self.values[0] == self.values[1]:
             raise ValueError(f"values {list(self.values)}: the two commands of a binary group must differ")
         if self.state is not None and (self.kind, self.mode) != ("continuous", "absolute"):
@@ -98,6 +99,7 @@ class StateField(_Declared):
 
     @model_validator(mode="after")
     def _consistent(self) -> StateField:
+        _check_different(self.name, self.dims)
         if self.role == "hand_position" and len(self.dims) != 3:
             raise ValueError(f"role hand_position takes 3 numbers (x, y, z in metres), '{self.name}' has {self.size}")
         return self
@@ -123,6 +125,8 @@ class RobotSpec(_Declared):
 
     name: Name
     control_freq_hz: Annotated[float, Field(gt=0, le=10_000)]
+    recorded_freq_hz: Annotated[float, Field(gt=0, le=10_000)] | None = None
+    """What the data set says instead, where that is wrong: `lerobot/libero` says 10, and was recorded at 20."""
     actions: Annotated[tuple[ActionGroup, ...], Field(min_length=1)]
     """In the order of the action's numbers."""
     state: tuple[StateField, ...] = ()
@@ -272,6 +276,15 @@ class RobotSpec(_Declared):
             )
         return {name: values[..., part] for name, part in self.state_slices().items()}
 
+    def with_state(self, fields: Iterable[StateField]) -> RobotSpec:
+        """The same robot with these state fields; what named one that is not among them names none."""
+        state = tuple(fields)
+        names = {field.name for field in state}
+        actions = tuple(
+            group if group.state in names else group.model_copy(update={"state": None}) for group in self.actions
+        )
+        return self.model_copy(update={"state": state, "actions": actions})
+
     def describe_state(self) -> str:
         """The state that the policy sees, for people: `arm (5), gripper (1)`."""
         return ", ".join(f"{field.name} ({field.size})" for field in self.policy_fields) or "no state"
@@ -314,12 +327,20 @@ class RobotSpec(_Declared):
         cameras = tuple(camera.model_copy(update={"orientation": orientation}) for camera in self.cameras)
         return self.model_copy(update={"cameras": cameras})
 
+    def may_say(self, freq_hz: float) -> bool:
+        """Whether a data set of this robot may say this rate; cameras of 29.97 Hz are said to have 30."""
+        rates = (self.control_freq_hz, self.recorded_freq_hz or self.control_freq_hz)
+        return any(abs(freq_hz - rate) <= 0.01 * rate for rate in rates)
+
     # Comparison and storage -------------------------------------------------------------------------------------------
 
-    def difference(self, other: RobotSpec) -> str | None:
+    def difference(self, other: RobotSpec, in_data: bool = False) -> str | None:
         """Why a policy of `self` cannot act for `other`, or data of both be mixed; None where it can.
 
         Names of the robots, cameras that only one has, and what the policy does not see may differ.
+
+        Args:
+            in_data: `other` is a data set's: its frames become square as it declares, so that must not differ either.
         """
         pairs = (
             ("action groups", self.describe_actions(), other.describe_actions()),
@@ -333,6 +354,9 @@ class RobotSpec(_Declared):
         for what, here, there in pairs:
             if here != there:
                 return f"{what}: {here} against {there}"
+        for camera in self.cameras:
+            if in_data and camera.name in other.camera_names and camera.fit != other.camera(camera.name).fit:
+                return f"fit of camera '{camera.name}': {camera.fit} against {other.camera(camera.name).fit}"
         return None
 
     def to_dict(self) -> dict[str, Any]:
@@ -367,6 +391,12 @@ def _first_problem(error: ValidationError) -> str:
     else:
         found = f", got {problem['input']!r}"[:120]
     return f"{key}: {message[0].lower()}{message[1:]}{found}" if key else f"{message}{found}"
+
+
+def _check_different(owner: str, dims: tuple[str, ...]) -> None:
+    for dim in dims:
+        if dims.count(dim) > 1:
+            raise ValueError(f"dims: two numbers of '{owner}' are called '{dim}'; names must differ")
 
 
 def _binary_commands(robot: RobotSpec) -> list[list[float]]:

@@ -107,11 +107,11 @@ def measure_statistics(config: Config, robot: RobotSpec, sources: Sequence[Sourc
 def relative_groups(robot: RobotSpec, chosen: str | list[str]) -> tuple[str, ...]:
     """The action groups that `data.relative_actions` means."""
     if chosen == "all":
-        return tuple(group.name for group in robot.actions if group.state is not None)
+        return tuple(group.name for group in robot.actions if group.state in robot.state_slices())
     return () if chosen == "none" else tuple(chosen)
 
 
 def check_robot(robot: RobotSpec, other: RobotSpec, source: str) -> None:
     """Raise a UserError unless a checkpoint's robot `other` is the data's; `source` names the checkpoint."""
-    if difference := robot.difference(other):
+    if difference := other.difference(robot, in_data=True):
         raise UserError(f"{source}: of another robot than the data; {difference}; use data of the same robot")

@@ -54,7 +54,7 @@ class CollectArgs:
     wide: bool = False
     """LIBERO: spread the objects over the whole reachable table instead of the official regions."""
     play: bool = False
-    """LIBERO: unlabelled noisy interaction instead of the task, for `data.play_path`."""
+    """LIBERO: unlabelled noisy interaction instead of the task, for `data.sources`."""
     reaches: ReachKind | None = None
     """LIBERO: a few frames of the way to any object of the scene that the suite has a task for: quicker than
     demonstrations; for a folder beside theirs below `data.path`. `start`: up to the grasp, frames at the start, where

