@@ -167,6 +167,9 @@ def run(name: str, known: Experiments, args: Args, console: Console) -> None:
         folder = experiment_folder(source, args.seed)
         console.rule(f"{folder.name}, phase 1")
         run_stages(phase1_stages(known, source, args), folder, console)
+    for part, data in collections(known, experiment.data).items():
+        if data.elsewhere is not None and not data_folder(part).is_dir():
+            raise UserError(f"data {data_folder(part)}: not there; get it from {data.elsewhere} and put it there")
     folder = experiment_folder(name, args.seed)
     console.rule(folder.name)
     run_stages(list(stages(known, name, args, folder)), folder, console)
@@ -254,18 +257,12 @@ def data_folder(name: str) -> Path:
 
 
 def collection(data: Data, name: str, image_size: int, workers: int) -> Stage:
-    """The stage that collects a data set, or finds that it is there.
-
-    Raises:
-        UserError: it comes from elsewhere and is not there.
-    """
+    """The stage that collects a data set, or looks at one from elsewhere."""
     folder, label = data_folder(name), f"collect_{name.replace('/', '_')}"
     if data.human is not None:
         file = folder / f"{data.human}_demo.hdf5"
         return Stage(label, "data", ["draw", data.human, "--out", str(file), "--image-size", str(image_size)])
     if data.suite is None:
-        if not folder.is_dir():
-            raise UserError(f"data {folder}: not there; get it from {data.elsewhere} and put it there")
         return Stage(label, "data", ["inspect", str(folder)])
     words = ["--out", str(folder), "--world", data.suite, "--tasks", data.tasks, "--demos", str(data.demos)]
     words += ["--image-size", str(image_size)]

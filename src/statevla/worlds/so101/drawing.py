@@ -8,12 +8,14 @@
 from __future__ import annotations
 
 import copy
+import importlib
+from typing import Any
 
 import numpy as np
 
 from statevla.types import Rendering
 from statevla.worlds.libero.mesh_detail import coarse_copy
-from statevla.worlds.so101.scene import mujoco
+from statevla.worlds.so101.scene import BACKEND, mujoco
 
 _CELL_TIMES_SIZE = 0.5  # m: meshes for a frame of 128 pixels are simplified to cells of 4 mm
 
@@ -35,7 +37,7 @@ class Drawing:
         self._option = mujoco.MjvOption()
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._contexts: dict[int, tuple[mujoco.GLContext, mujoco.MjrContext]] = {}  # by the side of the frame
+        self._contexts: dict[int, tuple[Any, mujoco.MjrContext]] = {}  # by the side of the frame
 
     def frame(self, camera: str, size: int) -> np.ndarray:
         """An upright RGB frame, uint8 `[size, size, 3]`, of the current state."""
@@ -66,14 +68,14 @@ class Drawing:
             window.free()
         self._contexts.clear()
 
-    def _context(self, size: int) -> tuple[mujoco.GLContext, mujoco.MjrContext]:
+    def _context(self, size: int) -> tuple[Any, mujoco.MjrContext]:
         if size not in self._contexts:
             model = coarse_copy(self._model, _CELL_TIMES_SIZE / size) if self._fast else copy.copy(self._model)
             side = 2 * size if self._fast else size
             model.vis.global_.offwidth = model.vis.global_.offheight = side
             if self._fast:
                 model.vis.quality.offsamples = 0
-            window = mujoco.GLContext(side, side)
+            window = _new_window(side)
             window.make_current()
             self._contexts[size] = (window, mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100))
         return self._contexts[size]
@@ -83,3 +85,11 @@ def _halved(frame: np.ndarray) -> np.ndarray:
     """The means, rounded, of 2 x 2 samples: uint8 `[2H, 2W, 3]` → uint8 `[H, W, 3]`."""
     rows = np.add(frame[::2], frame[1::2], dtype=np.uint16)
     return ((rows[:, ::2] + rows[:, 1::2] + 2) >> 2).astype(np.uint8)
+
+
+def _new_window(side: int) -> Any:
+    """An off-screen OpenGL context. By the backend's own module: `mujoco.GLContext` is fixed when MuJoCo is imported,
+    which another world may have done before a backend was chosen."""
+    if BACKEND in ("egl", "osmesa"):
+        return importlib.import_module(f"mujoco.{BACKEND}").GLContext(side, side)
+    return mujoco.GLContext(side, side)
