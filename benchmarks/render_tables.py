@@ -50,6 +50,11 @@ METRICS = {
         "the same policy with the objects all over the table, 10 tasks x 50 fixed states",
         "%",
     ),
+    "so101_lift_success": (
+        "another robot: an SO-101 lifts a cube by absolute joint targets, one camera, 100 places never trained on, a "
+        "shorter `conf/compact.yaml`",
+        "%",
+    ),
     "libero_spatial_success": (
         "success on `libero_spatial`, 10 tasks x 50 official initial states, another policy by the same "
         "`conf/compact.yaml`",
