@@ -173,24 +173,6 @@ def test_convert_and_cache_commands(libero_dir: Path, tmp_path: Path, capsys: py
         cli.cache(cli.CacheArgs(overrides, config, num_processes=0))
 
 
-G1 = Path("/work/shared/data/unitree_g1_bottle")
-
-
-@pytest.mark.skipif(not G1.exists(), reason="the data set is not on this machine")
-def test_a_humanoid(capsys: pytest.CaptureFixture[str]) -> None:
-    """26 joints, no gripper, AV1, version 2.1: nothing about it is an anomaly."""
-    assert cli.inspect(cli.InspectArgs(G1, max_episodes=1)) == 0
-    text = capsys.readouterr().out
-    for part in (
-        "unitree_g1, 30 Hz",
-        "left_arm (7 continuous, absolute)",
-        "right_arm kRightElbow (rad)",
-        "cam_high 640x480 px, stored upright, fit pad",
-        "no anomalies",
-    ):
-        assert part in text, part
-
-
 def test_two_values_and_their_declaration(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A continuous group with two values: the line that is printed, put into the YAML, declares it."""
     written = tmp_path / "robots" / "mine.yaml"
