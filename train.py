@@ -1,6 +1,6 @@
 """Train StateVLA: `python train.py --config conf/config.yaml --phase 1` (see --help)."""
 
-from statevla.training.cli import main
+from statevla.commands.train import main
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""What keeping freed memory is worth: training steps with and without `statevla.allocator.keep_freed_memory`.
+"""What keeping freed memory is worth: training steps with and without `statevla.machine.allocator.keep_freed_memory`.
 
     python benchmarks/bench_allocator.py [--preset compact] [--rounds 5]
 
@@ -20,8 +20,8 @@ import tyro
 
 from bench_model import CONF, PRESETS, training_case
 from harness import environment, print_table, run_child, update_summary, write_results
-from statevla.allocator import keep_freed_memory
 from statevla.config import load_config
+from statevla.machine.allocator import keep_freed_memory
 
 KINDS = ("given back", "kept")
 

@@ -23,7 +23,7 @@ import tyro
 from torch import Tensor, nn
 
 from harness import alternate, environment, median_ms, print_table, update_summary, write_results
-from statevla.mamba import MambaStack, RMSNorm, prepare_for_inference
+from statevla.model.mamba import MambaStack, RMSNorm, prepare_for_inference
 
 DIM, DEPTH, TOKENS, HEADS = 256, 12, 395, 8
 EQUAL_PARAMETERS_HIDDEN = 229  # gated: 3 * 256 * 229 = 175,872 next to attention's 262,144: 438,016, a Mamba block's

@@ -19,10 +19,10 @@ import torch
 import tyro
 
 from harness import alternate, environment, median_ms, of_host, print_table, run_child, update_summary, write_results
-from statevla.allocator import keep_freed_memory
 from statevla.config import Config, load_config
-from statevla.device import autocast
-from statevla.statevla_model import StateVLA
+from statevla.machine.allocator import keep_freed_memory
+from statevla.machine.device import autocast
+from statevla.model.statevla_model import StateVLA
 from statevla.types import ModelInput, TransitionBatch
 
 CONF = Path(__file__).parents[1] / "conf"

@@ -23,12 +23,13 @@ import torch
 
 from bench_loader import make_cache
 from harness import environment, update_summary, write_results
+from statevla.checkpoints.checkpoint import DataInfo
 from statevla.config import Config, fit_to_robot, load_config
 from statevla.data import ChunkDataset
+from statevla.machine.processes import Processes
+from statevla.model.language import LanguageInfo
+from statevla.model.statevla_model import StateVLA
 from statevla.robots import LIBERO, RobotSpec
-from statevla.statevla_model import StateVLA
-from statevla.training.checkpoint import DataInfo, LanguageInfo
-from statevla.training.distributed import Processes
 from statevla.training.latents import LatentSamples, open_latents
 from statevla.training.run_log import LOG_FILE
 from statevla.training.setup import Setup

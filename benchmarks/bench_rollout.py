@@ -24,12 +24,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from statevla.command import run_command
+from statevla.checkpoints.checkpoint import Contents, DataInfo, TrainingState, save_checkpoint
+from statevla.commands.entry import run_command
 from statevla.config import load_config
-from statevla.language import build_language_encoder
+from statevla.model.language import build_language_encoder
+from statevla.model.statevla_model import StateVLA
 from statevla.robots import RobotSpec
-from statevla.statevla_model import StateVLA
-from statevla.training.checkpoint import Contents, DataInfo, LanguageInfo, TrainingState, save_checkpoint
 from statevla.transforms import FieldStatistics, Statistics
 from statevla.worlds.evaluate import RolloutArgs, evaluate
 from statevla.worlds.registry import open_suite
@@ -70,7 +70,7 @@ def untrained(args: Args, robot: RobotSpec, folder: Path) -> Path:
         FieldStatistics.of(rng.normal(size=(1000, robot.state_dim))),
     )
     encoder = build_language_encoder(config.language, config.model.language_dim)
-    language = LanguageInfo(encoder.name, encoder.dim, encoder.fingerprint())
+    language = encoder.info
     weights = model.state_dict()
     contents = Contents(weights, config, model.robot, statistics, language, DataInfo("", 0.9, 0), {"phase": "2"})
     save_checkpoint(folder, contents, TrainingState({}, {}), is_best=True)

@@ -31,9 +31,9 @@ import tyro
 from torch import Tensor
 
 from harness import alternate, environment, of_host, print_table, run_child, update_summary, write_results
-from statevla.mamba import selective_scan
-from statevla.mamba.backends import ScanInputs
-from statevla.mamba.scan_reference import scan_sequential
+from statevla.model.mamba import selective_scan
+from statevla.model.mamba.backends import ScanInputs
+from statevla.model.mamba.scan_reference import scan_sequential
 
 INNER, STATES = 512, 16
 AVX2_CPU = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma"}
@@ -233,8 +233,8 @@ def roofline(args: Args, training_ms: float, forward_ms: float) -> dict[str, flo
     """How near the kernel comes to the time that its exponentials alone need (forward one, training two per state)."""
     from numba import njit
 
-    from statevla.mamba.kernel_call import LANES
-    from statevla.mamba.kernels import exponential, simd
+    from statevla.model.mamba.kernel_call import LANES
+    from statevla.model.mamba.kernels import exponential, simd
 
     @njit
     def exponentials(source, target, vectors, repeats):  # type: ignore[no-untyped-def]

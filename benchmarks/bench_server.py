@@ -33,14 +33,14 @@ from rich.console import Console
 from rich.table import Table
 
 from harness import environment, write_results
-from statevla.command import run_command
+from statevla.checkpoints.checkpoint import Contents, DataInfo, TrainingState, save_checkpoint
+from statevla.commands.entry import run_command
 from statevla.config import load_config
 from statevla.errors import UserError
-from statevla.language import build_language_encoder
+from statevla.model.language import build_language_encoder
+from statevla.model.statevla_model import StateVLA
 from statevla.robots import RobotSpec, load_robot
 from statevla.serving.client import PolicyClient
-from statevla.statevla_model import StateVLA
-from statevla.training.checkpoint import Contents, DataInfo, LanguageInfo, TrainingState, save_checkpoint
 from statevla.transforms import FieldStatistics, Statistics
 from statevla.types import Observation
 
@@ -76,7 +76,7 @@ def untrained(config_file: str, robot: RobotSpec, folder: Path, seed: int) -> Pa
         FieldStatistics.of(rng.normal(size=(200, robot.state_dim))),
     )
     encoder = build_language_encoder(config.language, config.model.language_dim)
-    language = LanguageInfo(encoder.name, encoder.dim, encoder.fingerprint())
+    language = encoder.info
     contents = Contents(
         model.state_dict(), config, model.robot, statistics, language, DataInfo("", 0.9, 0), {"phase": "2"}
     )

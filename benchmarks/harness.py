@@ -18,8 +18,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from statevla.processor import processor_field
-from statevla.training.provenance import git_commit, versions
+from statevla.checkpoints.provenance import git_commit, versions
+from statevla.machine.processor import processor_field
 
 RESULTS = Path(__file__).parent / "results"
 INTERESTING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")

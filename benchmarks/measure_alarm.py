@@ -26,10 +26,10 @@ import tyro
 from rich.progress import track
 
 from harness import environment, print_table, write_results
-from statevla.alarm import SCORES, conformal_threshold
-from statevla.command import run_command
+from statevla.acting.alarm import SCORES, conformal_threshold
+from statevla.acting.policy import StateVLAPolicy
+from statevla.commands.entry import run_command
 from statevla.errors import UserError
-from statevla.policy import StateVLAPolicy
 from statevla.types import Rendering
 from statevla.worlds.fitting import check_fit
 from statevla.worlds.libero.disturbances import Disturbance, Kind

@@ -29,7 +29,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from statevla.command import run_command
+from statevla.commands.entry import run_command
 from statevla.errors import UserError
 from statevla.worlds.libero.backend import versions
 from statevla.worlds.libero.tasks import TaskSpec, find_task, load_init_states, parse_task_indices

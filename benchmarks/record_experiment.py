@@ -18,11 +18,11 @@ from typing import Any
 import tyro
 
 from harness import update_summary
-from statevla.command import run_command
+from statevla.checkpoints.checkpoint import BEST, LAST
+from statevla.commands.entry import run_command
 from statevla.config import Config, config_from_dict, load_config, portable_text
 from statevla.errors import UserError
-from statevla.training.checkpoint import BEST, LAST
-from statevla.training.storage import read_json, write_json_atomically
+from statevla.machine.storage import read_json, write_json_atomically
 from statevla.worlds.rollout_results import read_results
 
 ROOT = Path(__file__).parents[1]

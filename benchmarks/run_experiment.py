@@ -26,11 +26,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from statevla.command import run_command
+from statevla.checkpoints.checkpoint import RUN_FOLDERS
+from statevla.commands.entry import run_command
+from statevla.commands.stages import Stage, read_mark, run_stages, set_aside, training_stage
 from statevla.config import home_dir, load_config
 from statevla.errors import UserError
-from statevla.stages import Stage, read_mark, run_stages, set_aside, training_stage
-from statevla.training.checkpoint import RUN_FOLDERS
 from statevla.types import ReachKind
 
 ROOT = Path(__file__).parents[1]

@@ -13,10 +13,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "docs" / "api.md"
 MODULES = [
-    "policy", "session", "types", "robots.spec", "robots.registry", "statevla_model", "alarm", "transforms", "language",
-    "data.episodes", "data.build_cache", "training.run", "training.checkpoint", "diagnostics.offline", "serving.client",
-    "worlds.protocol", "worlds.registry", "worlds.gym", "worlds.experts", "worlds.libero.env",
-    "worlds.libero.disturbances", "share", "errors",
+    "acting.policy", "acting.session", "types", "robots.spec", "robots.registry", "model.statevla_model", "acting.alarm",
+    "transforms", "model.language", "data.episodes", "data.formats", "data.build_cache", "training.run",
+    "checkpoints.checkpoint", "checkpoints.share", "diagnostics.offline", "serving.client", "worlds.protocol",
+    "worlds.registry", "worlds.gym", "worlds.experts", "worlds.libero.env", "worlds.libero.disturbances", "errors",
 ]  # fmt: skip
 MAX_LINE = 90
 HEAD = """# Python interface

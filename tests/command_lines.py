@@ -18,9 +18,9 @@ if sys.version_info >= (3, 11):
 else:
     tomllib = pytest.importorskip("tomli")
 
-from statevla.cli import COMMANDS
+from statevla.commands.table import COMMANDS
+from statevla.commands.train import TrainArgs, parse_overrides
 from statevla.config import load_config
-from statevla.training.cli import TrainArgs, parse_overrides
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {"train.py": "train", "eval.py": "eval", "run_libero_eval.py": "rollout"}
@@ -42,7 +42,7 @@ def check(words: list[str]) -> str | None:
     if head in ("pip", "python") and "pip" in words[:3]:
         check_install(words)
         return None
-    if head == "python" and rest[:2] == ["-m", "statevla.mamba"]:
+    if head == "python" and rest[:2] == ["-m", "statevla.model.mamba"]:
         return None  # run below
     if head == "python" and rest[0] in SCRIPTS:
         return check_statevla(SCRIPTS[rest[0]].split(), rest[1:])

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from command_lines import ROOT, check
-from statevla.cli import COMMANDS
+from statevla.commands.table import COMMANDS
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("packages/*/README.md"))]
 EXECUTED_BY = {
-    "demo": "test_demo.py",
-    "doctor": "test_doctor.py",
-    "info": "test_cli.py",
+    "demo": "commands/test_demo.py",
+    "doctor": "commands/test_doctor.py",
+    "info": "commands/test_cli.py",
     "collect": "worlds/test_collect.py",
     "replay": "worlds/libero/test_sim_collect.py",
     "data inspect": "test_docs.py",
@@ -33,9 +33,9 @@ EXECUTED_BY = {
     "probe": "diagnostics/test_object_surprise.py",
     "rollout": "worlds/test_own_world.py",
     "calibrate": "diagnostics/test_calibrate.py",
-    "report": "test_report.py",
-    "view": "test_view.py",
-    "share": "test_share.py",
+    "report": "report/test_report.py",
+    "view": "commands/test_view.py",
+    "share": "checkpoints/test_share.py",
     "serve": "serving/test_serve_command.py",
 }
 

@@ -46,8 +46,8 @@ SMALL = {
     "view": "--out recording.rrd",
 }
 LEFT_OUT = (
-    "make demo",  # tests/test_demo.py runs it, small
-    "--push",  # tests/test_share.py, with a folder in place of the hub
+    "make demo",  # tests/commands/test_demo.py runs it, small
+    "--push",  # tests/checkpoints/test_share.py, with a folder in place of the hub
 )
 PAGES = ["README.md", "docs/quickstart.md", "docs/alarm.md", "docs/deploying.md", "docs/index.md"]
 

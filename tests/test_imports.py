@@ -1,8 +1,12 @@
-"""The arrows between modules (CONTRIBUTING.md) hold, and each simulator stays in its own world."""
+"""The arrows between modules (CONTRIBUTING.md) hold, none runs in a circle, and simulators stay in their worlds."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,65 +16,108 @@ import statevla
 SOURCE = Path(statevla.__file__).parent
 SIMULATORS = {"libero", "robosuite", "mujoco", "gymnasium", "bddl", "lerobot_env_so101"}
 
-# A module may import only from layers before its own, or from its own.
+# A module may import from rooms before its own, from rooms beside it, and from its own.
 LAYERS = [
     {"errors"},
-    {"robots"},
-    {"types", "config", "processor", "device", "allocator", "command"},
-    {"mamba", "flow", "transforms", "language"},
-    {"jepa", "data"},
-    {"state_encoder", "action_policy"},
-    {"statevla_model"},
-    {"policy", "session", "alarm", "share", "model_card", "training", "diagnostics", "info"},
-    {"worlds", "serving", "report"},
-    {"doctor", "stages", "demo", "probe", "view", "cli", "__main__"},
+    {"robots", "machine"},
+    {"types"},
+    {"config"},
+    {"transforms", "model"},
+    {"data", "checkpoints"},
+    {"acting"},
+    {"report", "serving", "diagnostics"},
+    {"training"},
+    {"worlds"},
+    {"commands"},
 ]
+RANK = {room: i for i, layer in enumerate(LAYERS) for room in layer}
 # data reads files and never sees a model.
-FORBIDDEN = {"data": {"jepa", "mamba", "flow"}, "transforms": {"mamba", "flow"}, "language": {"mamba", "flow"}}
+FORBIDDEN = {"data": {"model"}, "transforms": {"model"}}
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+# The front door: `import statevla` offers names from every room.
+FILES = {module_of(path): path for path in sorted(SOURCE.rglob("*.py")) if path != SOURCE / "__init__.py"}
 
 
 def imports_of(path: Path) -> set[str]:
+    """Modules, and names taken from modules, that a file imports anywhere."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}: relative import"
-            if node.module == "statevla":
-                found |= {f"statevla.{alias.name}" for alias in node.names}
-            found.add(node.module)
+            # `from package import module` needs the module, whatever else the package offers.
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= full if full <= FILES.keys() else {node.module, *full}
     return found
 
 
-def part_of(path: Path) -> str:
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+def room_of(module: str) -> str:
+    return module.split(".")[1]
 
 
-FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
+def circle(arrows: Mapping[str, Iterable[str]]) -> list[str]:
+    """One circle of a graph, or nothing."""
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_arrows(path: Path) -> None:
-    rank = {part: i for i, layer in enumerate(LAYERS) for part in layer}
-    part = part_of(path)
-    assert part in rank, f"add '{part}' to LAYERS"
-    for name in imports_of(path):
-        top, _, rest = name.partition(".")
-        if top in SIMULATORS:
-            assert part == "worlds", f"{path} imports {name}: only worlds/ may"
-        if top == "statevla" and rest and rest != "__version__":
-            other = rest.partition(".")[0]
-            if other == "__version__":
-                continue
-            assert other in rank, f"{path}: unknown part {other}"
-            assert rank[other] <= rank[part], f"{path} imports {name}, which lies above it"
-            assert other not in FORBIDDEN.get(part, set()), f"{path} must not import {name}"
+ARROWS = {
+    name: {other for other in imports_of(path) if other in FILES and other != name} for name, path in FILES.items()
+}
 
 
-def test_the_walk_sees_violations(tmp_path: Path) -> None:
-    """Positive control: the walker does find plain, from- and nested imports."""
+@pytest.mark.parametrize("module", [name for name in FILES if name != "statevla.__main__"])
+def test_arrows(module: str) -> None:
+    room = room_of(module)
+    assert room in RANK, f"add '{room}' to LAYERS"
+    for name in imports_of(FILES[module]):
+        top = name.partition(".")[0]
+        assert top not in SIMULATORS or room == "worlds", f"{module} imports {name}: only worlds/ may"
+    for other in ARROWS[module]:
+        assert RANK[room_of(other)] <= RANK[room], f"{module} imports {other}, which lies above it"
+        assert room_of(other) not in FORBIDDEN.get(room, set()), f"{module} must not import {other}"
+
+
+def test_no_circle_of_modules() -> None:
+    assert circle(ARROWS) == []
+
+
+def test_no_circle_of_rooms() -> None:
+    rooms: dict[str, set[str]] = {}
+    for name, others in ARROWS.items():
+        rooms.setdefault(room_of(name), set()).update(room_of(other) for other in others)
+    assert circle({room: others - {room} for room, others in rooms.items()}) == []
+
+
+def test_circles_and_imports_are_seen(tmp_path: Path) -> None:
+    """Positive control: a circle is found, and so are plain, from- and nested imports."""
+    assert sorted(circle({"a": ["b"], "b": ["c"], "c": ["a"], "d": ["a"]})[1:]) == ["a", "b", "c"]
     file = tmp_path / "x.py"
     file.write_text(
-        "import mujoco\nfrom statevla import training\ndef f():\n    from statevla.worlds.libero.env import x\n"
+        "import mujoco\nfrom statevla import data\ndef f():\n    from statevla.worlds.libero.env import x\n"
     )
-    assert {"mujoco", "statevla.training", "statevla.worlds.libero.env"} <= imports_of(file)
+    assert {"mujoco", "statevla.data", "statevla.worlds.libero.env"} <= imports_of(file)
+
+
+def test_the_front_hall_is_small() -> None:
+    entries = [path for path in SOURCE.iterdir() if not path.name.startswith(("__", "py."))]
+    assert len(entries) <= 18, sorted(path.name for path in entries)
+
+
+def test_the_public_face_is_light_and_complete() -> None:
+    code = (
+        "import sys, statevla\n"
+        "assert 'torch' not in sys.modules\n"
+        "from statevla import StateVLA, load_config, load_policy, make_world\n"
+        "assert all(hasattr(statevla, name) for name in statevla.__all__)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

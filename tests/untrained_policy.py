@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from statevla.checkpoints.checkpoint import Contents, DataInfo, TrainingState, save_checkpoint
 from statevla.config import Config
+from statevla.model.language import LanguageInfo
+from statevla.model.statevla_model import StateVLA
 from statevla.robots import RobotSpec
-from statevla.statevla_model import StateVLA
-from statevla.training.checkpoint import Contents, DataInfo, LanguageInfo, TrainingState, save_checkpoint
 from statevla.transforms import FieldStatistics, Statistics
 
 

@@ -1,5 +1,5 @@
 """`python -m statevla` is the `statevla` command."""
 
-from statevla.cli import main
+from statevla.commands.table import main
 
 main()

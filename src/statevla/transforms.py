@@ -355,3 +355,15 @@ def _shift_and_scale(
     off, on = robot.binary_values()
     shift[robot.is_binary], scale[robot.is_binary] = (off + on) / 2, (on - off) / 2
     return torch.tensor(shift, dtype=torch.float32), torch.tensor(scale, dtype=torch.float32)
+
+
+def normalize_instruction(text: str) -> str:
+    """Strip an instruction and collapse its white space, in data sets, simulator and server alike.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    normal = " ".join(text.split())
+    if not normal:
+        raise UserError("instruction: it is empty; say what to do, as in the training data")
+    return normal

@@ -12,8 +12,8 @@ from types import ModuleType
 import pytest
 import yaml
 
+from statevla.commands.eval import EvalArgs, offline
 from statevla.config import Config
-from statevla.diagnostics.cli import EvalArgs, offline
 from statevla.worlds.rollout_results import EpisodeLog, EpisodeResult, success_interval, summarize, write_json
 
 ROOT = Path(__file__).parents[2]

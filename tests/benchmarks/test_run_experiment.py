@@ -12,8 +12,8 @@ import tyro
 import yaml
 
 from command_lines import check
+from statevla.commands.stages import mark_path, write_mark
 from statevla.errors import UserError
-from statevla.stages import mark_path, write_mark
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,8 +48,8 @@ def test_stages_are_commands_that_would_run(name: str, tmp_path: Path, monkeypat
 
 
 def test_overrides_reach_the_command_as_they_stand_in_the_list(tmp_path: Path) -> None:
+    from statevla.commands.train import parse_overrides
     from statevla.config import load_config
-    from statevla.training.cli import parse_overrides
 
     known = script.read_experiments(script.LIST)
     stage = next(s for s in script.stages(known, "short-faithful", script.Args(), tmp_path) if s.command == "train")

@@ -15,7 +15,7 @@ import yaml
 
 from lerobot_files import Dataset, Episode, write_dataset
 from libero_files import smooth_episode, write_official_file
-from statevla.data import cli
+from statevla.commands import data as commands
 from statevla.data.convert import convert
 from statevla.data.inspect import inspect_dataset
 from statevla.errors import UserError
@@ -35,7 +35,7 @@ def change_actions(folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> 
 
 
 def test_a_sound_data_set(libero_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.inspect(cli.InspectArgs(libero_dir)) == 0
+    assert commands.inspect(commands.InspectArgs(libero_dir)) == 0
     text = capsys.readouterr().out
     for part in (
         "9, 2",
@@ -52,7 +52,7 @@ def test_a_sound_data_set(libero_dir: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_json(libero_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.inspect(cli.InspectArgs(libero_dir, json=True)) == 0
+    assert commands.inspect(commands.InspectArgs(libero_dir, json=True)) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["num_episodes"] == found["num_episodes_read"] == 9
     assert found["num_steps"] == sum(sum(task["lengths"]) for task in found["tasks"])
@@ -65,7 +65,7 @@ def test_json(libero_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_page_is_self_contained(libero_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "pages" / "report.html"
-    assert cli.inspect(cli.InspectArgs(libero_dir, report=page)) == 0
+    assert commands.inspect(commands.InspectArgs(libero_dir, report=page)) == 0
     text = page.read_text()
     assert text.count("data:image/png;base64,") == 2 * 2 + 2  # cameras of two tasks, two pages of histograms
     assert not re.search(r"(src|href)='?\"?(http|/|\.)", text)
@@ -101,7 +101,7 @@ def test_odd_actions(own: Path, change: Callable[[np.ndarray], np.ndarray], word
     change_actions(own, change)
     found = [f"{a.where}: {a.message}" for a in inspect_dataset(own).anomalies]
     assert any(re.search(words, line) for line in found), found
-    assert cli.inspect(cli.InspectArgs(own)) == 1
+    assert commands.inspect(commands.InspectArgs(own)) == 1
 
 
 def test_odd_pictures(own: Path) -> None:
@@ -130,7 +130,7 @@ def test_damaged_files_do_not_hide_the_others(own: Path, capsys: pytest.CaptureF
     assert (result.num_episodes, result.num_read) == (4, 3)
     assert [a.where for a in result.anomalies] == [first.name, f"{second.name}/demo_1"]
     assert "truncated" in result.anomalies[0].message
-    assert cli.inspect(cli.InspectArgs(own)) == 1
+    assert commands.inspect(commands.InspectArgs(own)) == 1
     assert "2 anomalies" in capsys.readouterr().out
 
 
@@ -156,34 +156,34 @@ def test_a_single_broken_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         inspect_dataset(tmp_path / "absent")
     with pytest.raises(UserError, match="--max-episodes 0: expected at least 1"):
-        cli.inspect(cli.InspectArgs(tmp_path, max_episodes=0))
+        commands.inspect(commands.InspectArgs(tmp_path, max_episodes=0))
 
 
 def test_convert_and_cache_commands(libero_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "converted"
-    assert cli.convert(cli.ConvertArgs(libero_dir, target, "lerobot")) == 0
+    assert commands.convert(commands.ConvertArgs(libero_dir, target, "lerobot")) == 0
     assert str(target) in capsys.readouterr().out
     config = tmp_path / "config.yaml"
     config.write_text("model: {image_size: 32, stem: {kind: patch, patch_size: 8}}\n")
     overrides = (f"data.path={target}", f"data.cache_dir={tmp_path / 'cache'}")
-    assert cli.cache(cli.CacheArgs(overrides, config)) == 0
+    assert commands.cache(commands.CacheArgs(overrides, config)) == 0
     assert "9 episodes" in capsys.readouterr().out
     assert [p.name for p in (tmp_path / "cache").iterdir() if not p.name.startswith(".")]
     with pytest.raises(UserError, match="--num-processes 0"):
-        cli.cache(cli.CacheArgs(overrides, config, num_processes=0))
+        commands.cache(commands.CacheArgs(overrides, config, num_processes=0))
 
 
 def test_two_values_and_their_declaration(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A continuous group with two values: the line that is printed, put into the YAML, declares it."""
     written = tmp_path / "robots" / "mine.yaml"
-    assert cli.inspect(cli.InspectArgs(own, write_robot=written)) == 0
+    assert commands.inspect(commands.InspectArgs(own, write_robot=written)) == 0
     tree = yaml.safe_load(written.read_text())
     assert tree["cameras"][0] == {"name": "agentview", "orientation": "flipped_vertically"}
     tree["actions"] = [{"name": "action", "dims": [*"abcdef", "jaw grip"], "mode": "delta"}]
     loose = tmp_path / "loose.yaml"
     loose.write_text(yaml.safe_dump(tree))
     capsys.readouterr()
-    assert cli.inspect(cli.InspectArgs(own, robot=str(loose))) == 0
+    assert commands.inspect(commands.InspectArgs(own, robot=str(loose))) == 0
     line = "- {name: jaw_grip, dims: [jaw grip], kind: binary, values: [-1, 1]}"
     assert line in capsys.readouterr().out
     tree["actions"] = [{"name": "action", "dims": [*"abcdef"], "mode": "delta"}, *yaml.safe_load(line)]
@@ -192,7 +192,7 @@ def test_two_values_and_their_declaration(own: Path, tmp_path: Path, capsys: pyt
     assert (result.binary_hints, result.anomalies) == ([], [])
     assert load_robot(loose).is_binary.tolist() == [False] * 6 + [True]
     with pytest.raises(UserError, match=r"mine\.yaml: exists already"):
-        cli.inspect(cli.InspectArgs(own, write_robot=written))
+        commands.inspect(commands.InspectArgs(own, write_robot=written))
 
 
 def test_what_is_assumed_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,7 +200,7 @@ def test_what_is_assumed_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
     actions = np.linspace(50, 170, 20)[:, None] * [1, -1, 0]
     columns = {"observation.state": actions[:, :2], "action": actions}
     root = write_dataset(tmp_path / "x", Dataset({"action": ["pan", "tilt", "lock"]}, [Episode(columns)], cameras=()))
-    assert cli.inspect(cli.InspectArgs(root)) == 0
+    assert commands.inspect(commands.InspectArgs(root)) == 0
     text = capsys.readouterr().out
     for part in (
         "note: actions are taken as absolute targets (mode: absolute)",
@@ -217,6 +217,6 @@ def test_names_out_of_the_data_are_only_text(own: Path, tmp_path: Path, capsys: 
         with h5py.File(path, "a") as file:
             file["data"].attrs["problem_info"] = json.dumps({"language_instruction": "go [/red] <script>$x$</script>"})
     page = tmp_path / "page.html"
-    assert cli.inspect(cli.InspectArgs(own, report=page)) == 0
+    assert commands.inspect(commands.InspectArgs(own, report=page)) == 0
     assert "go [/red] <script>" in capsys.readouterr().out
     assert "<script>" not in page.read_text()

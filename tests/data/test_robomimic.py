@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from statevla.data import cli, open_reader
+from statevla.commands import data as commands
+from statevla.data import open_reader
 from statevla.data.inspect import inspect_dataset
 from statevla.errors import UserError
 from statevla.robots import ImageOrientation, load_robot
@@ -99,7 +100,7 @@ def test_without_a_declaration_it_says_what_to_do(tmp_path: Path, capsys: pytest
     assert "\n" not in message
     for part in ("lift.hdf5", "robot0_joint_pos [7]", "agentview_image [16, 24, 3]", f"data inspect {path} --write-"):
         assert part in message
-    assert cli.inspect(cli.InspectArgs(path, write_robot=written)) == 0
+    assert commands.inspect(commands.InspectArgs(path, write_robot=written)) == 0
     text = capsys.readouterr().out
     assert "- {name: gripper, dims: [gripper], kind: binary, values: [-1, 1], role: gripper}" in text
     assert "note: actions: deltas of the hand and a continuous gripper" in text
@@ -117,7 +118,7 @@ def test_proposals_for_two_arms_and_for_other_controllers(tmp_path: Path) -> Non
     write_robomimic(two, arms=2, controller=[OSC_POSE, OSC_POSE])  # type: ignore[arg-type]
     write_robomimic(other, controller={"type": "JOINT_POSITION"})
     for path, groups in ((two, "hand0 (6 continuous, delta), gripper0 (1"), (other, "action (7 continuous, absolute)")):
-        assert cli.inspect(cli.InspectArgs(path, write_robot=path.with_suffix(".yaml"))) == 0
+        assert commands.inspect(commands.InspectArgs(path, write_robot=path.with_suffix(".yaml"))) == 0
         reader = open_reader(path, robot=str(path.with_suffix(".yaml")))
         assert reader.robot.describe_actions().startswith(groups)
         assert reader.read(0).actions.shape == (5, reader.robot.action_dim)

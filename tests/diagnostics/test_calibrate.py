@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from statevla.alarm import ALARM_FILE, MEMORY_FILE, novelty_of
+from statevla.acting.alarm import novelty_of
+from statevla.acting.policy import StateVLAPolicy
+from statevla.checkpoints.checkpoint import ALARM_FILE, MEMORY_FILE, load_checkpoint, resolve_checkpoint
+from statevla.commands.calibrate import CalibrateArgs, calibrate
 from statevla.config import Config
 from statevla.data import FrameCache, open_frame_cache, split_episodes
-from statevla.diagnostics.calibrate import CalibrateArgs, calibrate, encode_cached, score_episodes
+from statevla.diagnostics.calibrate import encode_cached, score_episodes
 from statevla.errors import UserError
-from statevla.policy import StateVLAPolicy
-from statevla.training.checkpoint import load_checkpoint, resolve_checkpoint
 from statevla.training.run import train
 from statevla.types import Observation
 

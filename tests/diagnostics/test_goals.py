@@ -12,12 +12,12 @@ import torch
 import statevla.diagnostics.goals as diagnostics_goals
 from statevla.config import Config
 from statevla.data.keyframes import UNIT_M, next_keyframes
-from statevla.diagnostics.cli import result_tables
 from statevla.diagnostics.goals import SQUARE_M, STEPS, measure_goal_places, measure_goals
 from statevla.diagnostics.offline import measure_state
 from statevla.diagnostics.plots import draw_all
 from statevla.diagnostics.sequences import Subject
-from statevla.training.distributed import Processes
+from statevla.diagnostics.tables import result_tables
+from statevla.machine.processes import Processes
 from statevla.training.setup import prepare
 
 

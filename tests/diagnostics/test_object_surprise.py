@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from libero_files import smooth_episode, write_official_file
+from statevla.commands.probe import ProbeArgs, choose_exchange, probe
 from statevla.config import Config
 from statevla.diagnostics.object_surprise import NO_PAIRS, NO_POSES, measure_object_surprise
 from statevla.diagnostics.offline import measure_state
 from statevla.diagnostics.probes import beats_baselines
 from statevla.diagnostics.sequences import Subject, encode_frames
 from statevla.errors import UserError
-from statevla.probe import ProbeArgs, choose_exchange, probe
-from statevla.training.distributed import Processes
+from statevla.machine.processes import Processes
 from statevla.training.run import train
 from statevla.training.setup import prepare
 

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
+from statevla.checkpoints.checkpoint import load_checkpoint
 from statevla.config import Config
 from statevla.data import open_frame_cache, split_episodes
 from statevla.diagnostics.actions import ChunkSamples, action_metrics, binary_metrics
 from statevla.diagnostics.offline import evaluate
 from statevla.diagnostics.sequences import Subject, encode_sequences
 from statevla.errors import UserError
+from statevla.model.language import build_language_encoder
 from statevla.robots import RobotSpec
-from statevla.training.checkpoint import load_checkpoint
 from statevla.training.run import train
-from statevla.training.sources import embed_instructions
 from statevla.transforms import Transform
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,8 @@ def runs(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> dict[
 def make_subject(run: Path) -> Subject:
     loaded = load_checkpoint(run)
     cache = open_frame_cache(loaded.config, progress=False)
-    table, _ = embed_instructions(loaded.config, cache)
+    encoder = build_language_encoder(loaded.config.language, loaded.config.model.language_dim)
+    table = encoder.encode(list(cache.instructions))
     transform = Transform(loaded.config.model, loaded.statistics, loaded.robot)
     return Subject(loaded.model, loaded.config, cache, transform, table, torch.device("cpu"))
 

@@ -13,16 +13,17 @@ import torch
 from PIL import Image
 
 from robot_files import BENCH, write_bench_file
+from statevla.checkpoints.comparisons import comparisons
+from statevla.commands.calibrate import CalibrateArgs, calibrate
+from statevla.commands.eval import EvalArgs, offline
 from statevla.config import Config, ModelConfig, config_from_dict
 from statevla.data import CachedEpisode, compute_statistics, open_frame_cache, split_episodes
 from statevla.diagnostics.actions import ChunkSamples, action_metrics
-from statevla.diagnostics.calibrate import CalibrateArgs, calibrate
-from statevla.diagnostics.cli import EvalArgs, offline, result_tables
-from statevla.diagnostics.comparisons import comparisons
 from statevla.diagnostics.object_surprise import NO_POSES
 from statevla.diagnostics.offline import evaluate, open_subject
 from statevla.diagnostics.plots import draw_all
 from statevla.diagnostics.probes import missing_roles, probe_targets
+from statevla.diagnostics.tables import result_tables
 from statevla.errors import UserError
 from statevla.robots import KNOWN_ROBOTS, LIBERO, ActionGroup, RobotSpec, StateField
 from statevla.training.run import train

@@ -23,10 +23,10 @@ sys.path.insert(0, str(HERE.parent))
 from lerobot_data import INSTRUCTION, relative_targets, write_arm_data, write_libero_data  # noqa: E402
 
 from libero_files import TASKS  # noqa: E402
+from statevla.checkpoints.checkpoint import LoadedCheckpoint, load_checkpoint  # noqa: E402
 from statevla.data import open_reader  # noqa: E402
-from statevla.language import build_language_encoder  # noqa: E402
+from statevla.model.language import build_language_encoder  # noqa: E402
 from statevla.robots import LIBERO, ImageOrientation, RobotSpec, load_robot  # noqa: E402
-from statevla.training.checkpoint import LoadedCheckpoint, load_checkpoint  # noqa: E402
 from statevla.transforms import Transform, to_upright  # noqa: E402
 from statevla.types import Observation  # noqa: E402
 

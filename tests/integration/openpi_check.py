@@ -18,7 +18,7 @@ sys.path.insert(0, str(HERE.parent / "serving"))
 
 from tiny_server import HORIZON, INSTRUCTIONS, save_tiny_checkpoint  # noqa: E402
 
-from statevla.policy import StateVLAPolicy  # noqa: E402
+from statevla.acting.policy import StateVLAPolicy  # noqa: E402
 from statevla.robots import LIBERO_HAND  # noqa: E402
 from statevla.types import Observation  # noqa: E402
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_server import INSTRUCTIONS, save_tiny_checkpoint
 
-from statevla.policy import StateVLAPolicy
+from statevla.acting.policy import StateVLAPolicy
 from statevla.robots import LIBERO, LIBERO_HAND, RobotSpec
 from statevla.types import Observation
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tiny_server import HORIZON, save_tiny_checkpoint, serving, tiny_statistics
 
+from statevla.acting.policy import StateVLAPolicy
 from statevla.errors import UserError
-from statevla.policy import StateVLAPolicy
 from statevla.robots import ActionGroup, Camera, RobotSpec, StateField
 from statevla.serving.client import PolicyClient, request_of
 from statevla.types import Observation

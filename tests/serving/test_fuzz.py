@@ -15,7 +15,7 @@ from tiny_server import HORIZON, serving
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from statevla.policy import StateVLAPolicy
+from statevla.acting.policy import StateVLAPolicy
 from statevla.serving.client import PolicyClient, request_of
 from statevla.serving.wire import pack, unpack
 from statevla.types import Observation

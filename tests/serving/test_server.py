@@ -18,8 +18,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from statevla import __version__
+from statevla.acting.policy import StateVLAPolicy
 from statevla.errors import UserError
-from statevla.policy import StateVLAPolicy
 from statevla.robots import LIBERO, LIBERO_HAND
 from statevla.serving.auth import ApiKey, read_api_key
 from statevla.serving.client import PolicyClient, request_of

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from statevla.acting.policy import StateVLAPolicy
+from statevla.checkpoints.checkpoint import Contents, DataInfo, TrainingState, save_checkpoint
 from statevla.config import Config, load_config
-from statevla.policy import StateVLAPolicy
+from statevla.model.language import LanguageInfo
+from statevla.model.statevla_model import StateVLA
 from statevla.robots import RobotSpec
 from statevla.serving.server import PolicyServer, ServerSettings
-from statevla.statevla_model import StateVLA
-from statevla.training.checkpoint import Contents, DataInfo, LanguageInfo, TrainingState, save_checkpoint
 from statevla.transforms import FieldStatistics, Statistics
 
 INSTRUCTIONS = ["push the red block", "open the drawer"]

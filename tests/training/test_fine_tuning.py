@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from libero_files import TASKS, smooth_episode, write_official_file
+from statevla.checkpoints.checkpoint import load_checkpoint
 from statevla.config import Config
 from statevla.errors import UserError
-from statevla.training.checkpoint import load_checkpoint
-from statevla.training.distributed import Processes
+from statevla.machine.processes import Processes
 from statevla.training.run import train
 from statevla.training.setup import Setup, prepare
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from statevla.config import Config, TrainingConfig
 from statevla.errors import UserError
-from statevla.statevla_model import StateVLA
-from statevla.training.distributed import Processes
+from statevla.machine.processes import Processes
+from statevla.model.statevla_model import StateVLA
 from statevla.training.optimization import (
     WeightAverage,
     build_optimizer,

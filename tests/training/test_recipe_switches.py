@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from libero_files import smooth_episode, write_official_file
+from statevla.checkpoints.checkpoint import PHASE_SECTIONS, load_checkpoint, load_training_state
 from statevla.config import Config, SourceConfig
 from statevla.data import open_frame_cache
 from statevla.data.datasets import ChunkDataset, TransitionDataset
 from statevla.errors import UserError
-from statevla.training.checkpoint import PHASE_SECTIONS, load_checkpoint, load_training_state
-from statevla.training.distributed import Processes
+from statevla.machine.processes import Processes
+from statevla.machine.storage import read_tensors
 from statevla.training.run import train
 from statevla.training.setup import prepare
-from statevla.training.storage import read_tensors
 from statevla.training.trainer import Trainer
 
 

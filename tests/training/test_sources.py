@@ -15,7 +15,7 @@ from libero_files import smooth_episode, write_official_file
 from statevla.config import Config, SourceConfig
 from statevla.data.joined import JoinedSamples
 from statevla.errors import UserError
-from statevla.training.distributed import Processes
+from statevla.machine.processes import Processes
 from statevla.training.run import train
 from statevla.training.setup import Setup, prepare
 

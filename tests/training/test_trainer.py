@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from statevla.checkpoints.checkpoint import load_checkpoint, load_training_state
 from statevla.config import Config, JepaLossConfig
 from statevla.data import BatchSampler, open_frame_cache, split_episodes
 from statevla.errors import UserError
-from statevla.training.checkpoint import load_checkpoint, load_training_state
-from statevla.training.distributed import Processes
+from statevla.machine.processes import Processes
+from statevla.machine.storage import read_tensors
 from statevla.training.phases import PhaseLoss
 from statevla.training.run import train
 from statevla.training.setup import prepare
-from statevla.training.storage import read_tensors
 from statevla.training.trainer import Trainer
 
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 pytest.importorskip("gymnasium")
 
 import toy_worlds
+from statevla.commands.collect import CollectArgs
+from statevla.commands.collect import collect as collect_command
 from statevla.data import open_reader
 from statevla.errors import UserError
 from statevla.robots import ImageOrientation, RobotSpec
-from statevla.worlds.cli import CollectArgs
-from statevla.worlds.cli import collect as collect_command
 from statevla.worlds.collect import TaskProgress, collect
 from statevla.worlds.demo_file import EpisodeRecord, write_episode
 from statevla.worlds.protocol import Task

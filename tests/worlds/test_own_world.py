@@ -38,7 +38,7 @@ def call(*words: str, cwd: Path, path: Path | None = None) -> str:
     """A command in a process that finds the file by its folder or by `PYTHONPATH`."""
     environment = {**os.environ, "PYTHONPATH": "" if path is None else str(path)}
     # As the installed command does, and python -m does not, it starts without the current folder in sys.path.
-    start = "import sys; sys.path.pop(0); from statevla.cli import main; main()"
+    start = "import sys; sys.path.pop(0); from statevla.commands.table import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", start, *words], cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )

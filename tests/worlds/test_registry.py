@@ -13,6 +13,7 @@ pytest.importorskip("gymnasium")
 from statevla.errors import UserError
 from statevla.worlds import registry
 from statevla.worlds.experts import find_expert
+from statevla.worlds.named import load_named
 from statevla.worlds.protocol import (
     EndingWorld,
     ReplayableWorld,
@@ -22,7 +23,7 @@ from statevla.worlds.protocol import (
     World,
     WorldWithObjects,
 )
-from statevla.worlds.registry import is_libero, load_named, make_world, open_suite
+from statevla.worlds.registry import is_libero, make_world, open_suite
 from toy_worlds import DOT, DotSuite, DotWorld, FallingDotWorld, ReplayableDotWorld, expert
 
 

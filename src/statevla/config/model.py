@@ -86,7 +86,8 @@ class MambaConfig(Section):
     mlp_hidden_dim: NonNegative = 0
     """Hidden size of a gated MLP after every block; 0 leaves it out, as in the spec."""
     scan_backend: str = "auto"
-    """`auto`, or a name that `python -m statevla.mamba` lists; `$STATEVLA_SCAN_BACKEND` serves where this says auto."""
+    """`auto`, or a name that `python -m statevla.model.mamba` lists; `$STATEVLA_SCAN_BACKEND` serves where this says
+    auto."""
 
 
 class ConditionConfig(Section):

@@ -31,7 +31,8 @@ from statevla.data.cache import (
     FrameCache,
     write_index,
 )
-from statevla.data.episodes import EpisodeArrays, EpisodeReader, open_reader
+from statevla.data.episodes import EpisodeArrays, EpisodeReader
+from statevla.data.formats import open_reader
 from statevla.errors import UserError
 from statevla.robots import RobotSpec
 from statevla.transforms import resize_frames, to_upright

@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.progress import track
 
 from statevla.config import expand_path
-from statevla.data.episodes import EpisodeArrays, EpisodeInfo, EpisodeReader, open_reader
+from statevla.data.episodes import EpisodeArrays, EpisodeInfo, EpisodeReader
+from statevla.data.formats import open_reader
 from statevla.data.write_lerobot import write_lerobot
 from statevla.data.write_libero import write_libero
 from statevla.errors import UserError

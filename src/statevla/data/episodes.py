@@ -1,4 +1,4 @@
-"""What an episode is, whatever file it comes from, and the registry of formats.
+"""What an episode is, whatever file it comes from, and what a reader of a format is.
 
 A reader lists episodes without loading them and reads one at a time; frames stay as the file stores them, with
 their orientation declared by the robot's cameras, until `statevla.transforms` turns them upright.
@@ -16,9 +16,8 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 
-from statevla.config import expand_path
 from statevla.errors import UserError
-from statevla.robots import ImageOrientation, RobotSpec, load_robot
+from statevla.robots import ImageOrientation, RobotSpec
 
 _MAX_NAME = 100
 _COMMAND_TOLERANCE = 1e-3
@@ -154,54 +153,6 @@ class DataFormat:
     name: str
     recognises: Callable[[Path], bool]
     open: Callable[[Path, RobotSpec | None, ImageOrientation | None], EpisodeReader] = field(repr=False)
-
-
-def _formats() -> dict[str, DataFormat]:
-    # Readers import this module for the interface, and their dependencies may be absent: bind them late.
-    from statevla.data import lerobot, libero
-
-    return {data_format.name: data_format for data_format in (lerobot.FORMAT, libero.FORMAT)}
-
-
-def open_reader(
-    path: str | Path,
-    data_format: str = "auto",
-    orientation: ImageOrientation | str = "auto",
-    robot: RobotSpec | str = "auto",
-) -> EpisodeReader:
-    """Open a data set.
-
-    Args:
-        path: file or folder; `~` and `$STATEVLA_HOME` are expanded.
-        data_format: `auto`, `libero` or `lerobot`.
-        orientation: how all frames are stored, where what the file or the robot says should be overruled.
-        robot: a declared robot, the name of a known one or a YAML file; `auto` believes what the file declares.
-
-    Raises:
-        UserError: no such path, unknown format, or nothing readable in it.
-    """
-    resolved = expand_path(path)
-    formats = _formats()
-    chosen: DataFormat | None
-    if not resolved.exists():
-        raise UserError(
-            f"data {resolved}: no such file or folder; set data.path to HDF5 files or the folder of a LeRobotDataset"
-        )
-    stored = None if orientation == "auto" else ImageOrientation(orientation)
-    declared = None if robot == "auto" else robot if isinstance(robot, RobotSpec) else load_robot(robot)
-    if data_format != "auto":
-        if data_format not in formats:
-            raise UserError(f"data.format '{data_format}': expected one of auto, {', '.join(formats)}")
-        chosen = formats[data_format]
-    else:
-        chosen = next((known for known in formats.values() if known.recognises(resolved)), None)
-    if chosen is not None:
-        return chosen.open(resolved, declared, stored)
-    kind = "folder holds neither *.hdf5 files nor meta/info.json" if resolved.is_dir() else "file is not *.hdf5"
-    raise UserError(
-        f"data {resolved}: the {kind}; expected HDF5 files of LIBERO or robomimic (*.hdf5), or a LeRobotDataset "
-        "(meta/info.json)"
-    )
 
 
 def check_cameras(wanted: Sequence[str], present: Sequence[str], source: str) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 from rich.progress import track
 
 from statevla.config import expand_path
-from statevla.data.episodes import EpisodeArrays, EpisodeInfo, EpisodeReader, check_actions, check_arrays, open_reader
+from statevla.data.episodes import EpisodeArrays, EpisodeInfo, EpisodeReader, check_actions, check_arrays
+from statevla.data.formats import open_reader
 from statevla.data.hdf5_robot import UndeclaredRobotError
 from statevla.data.inspect_checks import (
     GripperSigns,

@@ -19,8 +19,8 @@ from statevla.data.lerobot_frames import decode_frames, decode_pictures
 from statevla.data.lerobot_meta import INFO_PATH, EpisodeRow, Metadata, one_line
 from statevla.data.lerobot_robot import bind_robot
 from statevla.errors import UserError
-from statevla.language import normalize_instruction
 from statevla.robots import ImageOrientation, RobotSpec
+from statevla.transforms import normalize_instruction
 
 EXECUTED_KEY, OBJECTS_KEY = "executed_action", "object_states"
 _TIME, _FRAME, _TASK, _EPISODE = "timestamp", "frame_index", "task_index", "episode_index"

@@ -26,8 +26,8 @@ from statevla.data.hdf5_robot import ORIENTATION_ATTRIBUTE as ORIENTATION_ATTRIB
 from statevla.data.hdf5_robot import ROBOT_ATTRIBUTE as ROBOT_ATTRIBUTE
 from statevla.data.hdf5_robot import joined_robot, json_attribute, robot_of_file
 from statevla.errors import UserError
-from statevla.language import normalize_instruction
 from statevla.robots import ImageOrientation, RobotSpec
+from statevla.transforms import normalize_instruction
 
 TIMING_ATTRIBUTE = "observation_timing"
 INSTRUCTION_ATTRIBUTE = "language_instruction"

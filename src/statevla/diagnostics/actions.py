@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from statevla.data import ChunkDataset
-from statevla.device import autocast
 from statevla.diagnostics.sequences import Subject
+from statevla.machine.device import autocast
 from statevla.robots import RobotSpec
 
 BATCH = 64

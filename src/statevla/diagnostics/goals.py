@@ -16,7 +16,7 @@ import torch
 from statevla.data.keyframes import UNIT_M, next_keyframes
 from statevla.diagnostics.probes import hand_positions
 from statevla.diagnostics.sequences import Subject, encode_frames
-from statevla.jepa import KeyframeHead
+from statevla.model.jepa import KeyframeHead
 
 STEPS = (0, 4, 8, 12, 16, 20)
 """Control steps since the start of the episode."""

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from statevla.checkpoints.checkpoint import LoadedCheckpoint, check_language, check_robot, load_checkpoint
+from statevla.checkpoints.provenance import git_commit, versions
 from statevla.data import open_frame_cache, open_reader, split_episodes
-from statevla.device import resolve_device
 from statevla.diagnostics.actions import ChunkSamples, action_metrics, sample_chunks
 from statevla.diagnostics.goals import measure_goal_places, measure_goals
 from statevla.diagnostics.object_surprise import NO_PAIRS, NO_POSES, Exchange, measure_object_surprise
@@ -19,10 +20,8 @@ from statevla.diagnostics.probes import MAX_EPISODES, beats_baselines, missing_r
 from statevla.diagnostics.sequences import Subject
 from statevla.diagnostics.world_model import go_no_go, measure_world_model
 from statevla.errors import UserError
-from statevla.training.checkpoint import LoadedCheckpoint, load_checkpoint
-from statevla.training.provenance import git_commit, versions
-from statevla.training.setup import check_language
-from statevla.training.sources import check_robot, embed_instructions
+from statevla.machine.device import resolve_device
+from statevla.model.language import build_language_encoder
 from statevla.transforms import Transform
 
 QUICK_EPISODES = 12
@@ -186,7 +185,8 @@ def _subject(loaded: LoadedCheckpoint, data: str | None) -> Subject:
     with open_reader(settings.path, settings.format, settings.orientation, settings.robot) as reader:
         check_robot(reader.robot, loaded.robot, f"checkpoint {loaded.path}")  # before a cache is built in vain
     cache = open_frame_cache(config)
-    table, language = embed_instructions(config, cache)
+    encoder = build_language_encoder(config.language, config.model.language_dim)
+    table, language = encoder.encode(list(cache.instructions)), encoder.info
     check_language(language, loaded)
     device = next(loaded.model.parameters()).device
     return Subject(loaded.model, config, cache, Transform(config.model, loaded.statistics, loaded.robot), table, device)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from statevla.checkpoints.comparisons import names_with_units
 from statevla.diagnostics.actions import ChunkSamples
-from statevla.diagnostics.comparisons import names_with_units
-from statevla.training.storage import writing
+from statevla.machine.storage import writing
 
 NUM_CHUNKS, MAX_COLUMNS = 4, 4
 

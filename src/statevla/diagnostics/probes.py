@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from statevla.data import CachedEpisode, FrameCache
 from statevla.data.keyframes import UNIT_M, next_keyframes
 from statevla.diagnostics.sequences import Subject, encode_frames, retained_frames
+from statevla.model.statevla_model import StateVLA
 from statevla.robots import RobotSpec
-from statevla.statevla_model import StateVLA
 
 RIDGE_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Relative to the number of samples, on standardised features."""

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from statevla.config import Config
 from statevla.data import ChunkDataset, FrameCache
-from statevla.device import autocast
+from statevla.machine.device import autocast
+from statevla.model.statevla_model import StateVLA
 from statevla.robots import RobotSpec
-from statevla.statevla_model import StateVLA
 from statevla.transforms import Transform
 from statevla.types import ModelInput
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from statevla.alarm import Sighting
+from statevla.acting.alarm import Sighting
+from statevla.acting.policy import PolicySession, StateVLAPolicy
 from statevla.errors import UserError
-from statevla.policy import PolicySession, StateVLAPolicy
 from statevla.types import Observation
 
 logger = logging.getLogger(__name__)

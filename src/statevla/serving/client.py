@@ -42,7 +42,7 @@ class PolicyClient:
 
     Attributes:
         metadata: what the server says about itself, its model and the model's robot (`robot`).
-        surprise, alarm: of the last answer, as in `statevla.session.PolicySession`.
+        surprise, alarm: of the last answer, as in `statevla.acting.session.PolicySession`.
 
     Raises:
         UserError: no server is there, it refuses the client, or it speaks another protocol.

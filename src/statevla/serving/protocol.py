@@ -18,8 +18,8 @@ With either one a request may carry `mode`: "chunk" (default) is answered by `ac
 may be given as `episode` (it chooses the noise); a request that holds nothing else is answered by `{"reset": True}`.
 
 Answers with actions also carry `surprise` (a number) and `alarm` (a boolean) where there are such, see
-`statevla.alarm`. In mode "chunk" the server does not know what the client executed: there is a surprise where the
-request says so in `executed_actions`, float [n, A], the actions since the last look.
+`statevla.acting.alarm`. In mode "chunk" the server does not know what the client executed: there is a surprise where
+the request says so in `executed_actions`, float [n, A], the actions since the last look.
 
 Every error is one text frame. After it the connection stays open if the request was well formed but unfit, or the
 server busy; a malformed message, or a failure inside the server, closes it with code 1011.

@@ -18,8 +18,8 @@ from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
 from statevla import __version__
+from statevla.acting.policy import PolicySession, StateVLAPolicy
 from statevla.errors import UserError
-from statevla.policy import PolicySession, StateVLAPolicy
 from statevla.serving import protocol
 from statevla.serving.auth import ApiKey
 from statevla.serving.batching import Answer, Batcher, QueueFullError

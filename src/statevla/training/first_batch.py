@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from statevla.training.storage import writing
+from statevla.machine.storage import writing
 from statevla.types import ChunkBatch, ModelInput, TransitionBatch
 
 MAX_SAMPLES = 4

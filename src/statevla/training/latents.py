@@ -21,10 +21,10 @@ from torch import Tensor
 from statevla.config import Config, expand_path
 from statevla.data import ChunkDataset, FrameCache
 from statevla.data.pixels import item_draws
-from statevla.device import autocast, resolve_precision
-from statevla.statevla_model import StateVLA
-from statevla.training.distributed import Processes
-from statevla.training.storage import sync, writing
+from statevla.machine.device import autocast, resolve_precision
+from statevla.machine.processes import Processes
+from statevla.machine.storage import sync, writing
+from statevla.model.statevla_model import StateVLA
 from statevla.transforms import Transform
 from statevla.types import ChunkBatch, ModelInput
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from statevla.config import BcConfig, Config, Phase1Config, Phase2Config
 from statevla.errors import UserError
-from statevla.flow import FlowDraws
-from statevla.statevla_model import StateVLA
+from statevla.model.flow import FlowDraws
+from statevla.model.statevla_model import StateVLA
 from statevla.types import ChunkBatch, TransitionBatch
 
 Batch = TransitionBatch | ChunkBatch

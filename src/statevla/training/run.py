@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 
-from statevla.allocator import keep_freed_memory
+from statevla.checkpoints.checkpoint import ALIASES, BEST, LAST, RUN_FILE, RUN_FOLDERS
+from statevla.checkpoints.provenance import run_info
 from statevla.config import Config, expand_path
-from statevla.device import resolve_device, resolve_precision
 from statevla.diagnostics.offline import QUICK_EPISODES, finite_tree, measure_state
 from statevla.diagnostics.plots import draw_all
 from statevla.diagnostics.probes import thin
 from statevla.errors import UserError
-from statevla.training.checkpoint import ALIASES, BEST, LAST, RUN_FILE, RUN_FOLDERS
-from statevla.training.distributed import Processes, join_processes
-from statevla.training.provenance import run_info
+from statevla.machine.allocator import keep_freed_memory
+from statevla.machine.device import resolve_device, resolve_precision
+from statevla.machine.processes import Processes, join_processes
+from statevla.machine.storage import whole_folder, write_json_atomically
 from statevla.training.setup import Setup, prepare
-from statevla.training.storage import whole_folder, write_json_atomically
 from statevla.training.trainer import Trainer
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from statevla.errors import UserError
-from statevla.training.storage import writing
+from statevla.machine.storage import writing
 
 LOG_FILE = "log.jsonl"
 

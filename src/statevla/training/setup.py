@@ -11,25 +11,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from statevla.checkpoints.checkpoint import (
+    PHASE_SECTIONS,
+    DataInfo,
+    LoadedCheckpoint,
+    check_language,
+    check_robot,
+    load_checkpoint,
+    load_strict,
+)
 from statevla.config import Config, fit_to_robot
 from statevla.data import ChunkDataset, FrameCache, JoinedSamples, TransitionDataset, open_frame_cache
 from statevla.diagnostics.sequences import Subject
 from statevla.errors import UserError
-from statevla.statevla_model import StateVLA
-from statevla.training.checkpoint import (
-    PHASE_SECTIONS,
-    DataInfo,
-    LanguageInfo,
-    LoadedCheckpoint,
-    load_checkpoint,
-    load_strict,
-)
-from statevla.training.distributed import Processes
+from statevla.machine.processes import Processes
+from statevla.model.language import LanguageInfo, build_language_encoder
+from statevla.model.statevla_model import StateVLA
 from statevla.training.latents import LatentSamples, open_latents
 from statevla.training.sources import (
     Source,
-    check_robot,
-    language_encoder,
     measure_statistics,
     open_further_sources,
     open_main_source,
@@ -114,7 +114,8 @@ def prepare(
     if phase1 is not None:
         # Episodes that phase 1 held out stay held out.
         data = replace(phase1.data, cache=cache.folder.name, demos_per_task=data.demos_per_task)
-    encoder, language = language_encoder(config)
+    encoder = build_language_encoder(config.language, config.model.language_dim)
+    language = encoder.info
     main = open_main_source(config, cache, data, encoder)
     sources = [main, *open_further_sources(config, robot, data, encoder, phase == "1", processes.is_main)]
     data = replace(data, source_caches=tuple(source.cache.folder.name for source in sources[1:]))
@@ -286,17 +287,6 @@ def encoder_differences(config: Config, trained: Config) -> list[str]:
         return _flatten_tree({k: v for k, v in tree.items() if k not in left_out}, "model.")
 
     return _differences(kept(config), kept(trained))
-
-
-def check_language(language: LanguageInfo, checkpoint: LoadedCheckpoint) -> None:
-    """Raise a UserError unless instructions are embedded as they were for the checkpoint."""
-    trained = checkpoint.language
-    for key in ("dim", "fingerprint"):
-        if getattr(language, key) != getattr(trained, key):
-            raise UserError(
-                f"language {key}: this run has {getattr(language, key)}, {checkpoint.path} was trained with "
-                f"{getattr(trained, key)}; use the same language.encoder"
-            )
 
 
 def warn_of_other_data(statistics: Statistics, phase1: LoadedCheckpoint, say: Callable[[str], None]) -> None:

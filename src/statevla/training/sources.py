@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from statevla.checkpoints.checkpoint import DataInfo
 from statevla.config import Config
 from statevla.data import FrameCache, compute_statistics, open_frame_cache, partial_episodes, split_episodes
-from statevla.errors import UserError
-from statevla.language import LanguageEncoder, build_language_encoder
+from statevla.model.language import LanguageEncoder
 from statevla.robots import RobotSpec
-from statevla.training.checkpoint import DataInfo, LanguageInfo
 from statevla.transforms import RelativeActions, Statistics
 
 
@@ -42,7 +40,7 @@ class Source:
 def open_main_source(config: Config, cache: FrameCache, split: DataInfo, encoder: LanguageEncoder) -> Source:
     """The data set of `data.path`, whose cache is open already."""
     train, held_out = split_episodes(cache, split.train_split, split.split_seed, split.demos_per_task)
-    return Source(cache, embed(encoder, cache), train, held_out, partial_episodes(cache))
+    return Source(cache, encoder.encode(list(cache.instructions)), train, held_out, partial_episodes(cache))
 
 
 def open_further_sources(
@@ -67,26 +65,9 @@ def open_further_sources(
         its_config = config.model_copy(update={"data": config.data.model_copy(update=changes)})
         cache = open_frame_cache(its_config, progress, same_as=robot)
         train, held_out = split_episodes(cache, split.train_split if source.labelled else 1.0, split.split_seed)
-        table, reaches = embed(encoder, cache), partial_episodes(cache)
+        table, reaches = encoder.encode(list(cache.instructions)), partial_episodes(cache)
         found.append(Source(cache, table, train, held_out, reaches, source.weight, source.labelled))
     return found
-
-
-def embed(encoder: LanguageEncoder, cache: FrameCache) -> Tensor:
-    """Embeddings of all instructions of a cache, float32 `[instructions, E]`."""
-    return torch.as_tensor(encoder.encode(list(cache.instructions)), dtype=torch.float32)
-
-
-def language_encoder(config: Config) -> tuple[LanguageEncoder, LanguageInfo]:
-    """The configuration's text encoder, and what a checkpoint notes of it."""
-    encoder = build_language_encoder(config.language, config.model.language_dim)
-    return encoder, LanguageInfo(encoder.name, encoder.dim, encoder.fingerprint())
-
-
-def embed_instructions(config: Config, cache: FrameCache) -> tuple[Tensor, LanguageInfo]:
-    """`embed` with the configuration's text encoder, and what a checkpoint notes of it."""
-    encoder, info = language_encoder(config)
-    return embed(encoder, cache), info
 
 
 def measure_statistics(config: Config, robot: RobotSpec, sources: Sequence[Source]) -> Statistics:
@@ -109,9 +90,3 @@ def relative_groups(robot: RobotSpec, chosen: str | list[str]) -> tuple[str, ...
     if chosen == "all":
         return tuple(group.name for group in robot.actions if group.state in robot.state_slices())
     return () if chosen == "none" else tuple(chosen)
-
-
-def check_robot(robot: RobotSpec, other: RobotSpec, source: str) -> None:
-    """Raise a UserError unless a checkpoint's robot `other` is the data's; `source` names the checkpoint."""
-    if difference := other.difference(robot, in_data=True):
-        raise UserError(f"{source}: of another robot than the data; {difference}; use data of the same robot")

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from statevla.checkpoints.checkpoint import Contents, TrainingState, load_strict, load_training_state, save_checkpoint
 from statevla.data import BatchSampler, Prefetcher
-from statevla.device import autocast
 from statevla.diagnostics.world_model import THRESHOLDS, measure_world_model
 from statevla.errors import UserError
-from statevla.flow import FlowDraws
-from statevla.training.checkpoint import Contents, TrainingState, load_strict, load_training_state, save_checkpoint
-from statevla.training.distributed import gather_rows
+from statevla.machine.device import autocast
+from statevla.machine.processes import gather_rows
+from statevla.model.flow import FlowDraws
 from statevla.training.first_batch import describe, draw_observations
 from statevla.training.optimization import (
     WeightAverage,

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from statevla.device import autocast
-from statevla.training.distributed import Processes
+from statevla.machine.device import autocast
+from statevla.machine.processes import Processes
 from statevla.training.phases import PhaseLoss, num_targets, raw_loss
 
 VALIDATION_SEED = 0x5EED
@@ -74,7 +74,7 @@ def validate(
 
 def term_names(phase: str) -> list[str]:
     """Names of a phase's loss terms, in order."""
-    from statevla.jepa import JepaLosses
-    from statevla.statevla_model import ActionLosses
+    from statevla.model.jepa import JepaLosses
+    from statevla.model.statevla_model import ActionLosses
 
     return list((JepaLosses if phase == "1" else ActionLosses)._fields)

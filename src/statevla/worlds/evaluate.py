@@ -1,4 +1,4 @@
-"""Success of a policy in a world: `statevla rollout`, `python run_libero_eval.py`.
+"""Success of a policy in a world.
 
 In LIBERO, the published protocol (openpi, OpenVLA-OFT): official initial states, ten idle steps, a step limit per
 suite, success as the environment says. Worlds live in worker processes, the policy in this one.
@@ -21,15 +21,14 @@ import torch
 import tyro
 from rich.console import Console
 
-from statevla.command import run_command
+from statevla.acting.policy import StateVLAPolicy
+from statevla.checkpoints.checkpoint import MODEL_FILE, resolve_checkpoint
+from statevla.checkpoints.provenance import git_commit, versions
 from statevla.config import expand_path, home_dir
-from statevla.device import resolve_device
 from statevla.errors import UserError
-from statevla.policy import StateVLAPolicy
-from statevla.training.checkpoint import MODEL_FILE, resolve_checkpoint
-from statevla.training.distributed import join_processes
-from statevla.training.provenance import git_commit, versions
-from statevla.training.storage import sha256
+from statevla.machine.device import resolve_device
+from statevla.machine.processes import join_processes
+from statevla.machine.storage import sha256
 from statevla.types import Rendering
 from statevla.worlds.fitting import check_fit
 from statevla.worlds.protocol import Suite
@@ -46,7 +45,7 @@ from statevla.worlds.rollout_results import (
     summarize_alarms,
     write_json,
 )
-from statevla.worlds.rollout_view import RolloutProgress, VideoShelf, results_table
+from statevla.worlds.rollout_view import RolloutProgress, VideoShelf
 from statevla.worlds.task_indices import parse_indices
 from statevla.worlds.workers import WorkerPool, WorldSettings
 
@@ -95,21 +94,6 @@ class RolloutArgs:
     batching: Literal["auto", "on", "off"] = "auto"
     """One forward for all worlds that wait (`auto`: on a GPU), or one each: then results do not depend on who
     happened to wait at the same time, to the last bit."""
-
-
-def rollout(args: RolloutArgs) -> int:
-    """Measure a policy's success in LIBERO or another world; per-episode results, intervals, videos."""
-    console = Console()
-    folder, summary = evaluate(args, console)
-    if summary is not None:
-        console.print(results_table(summary))
-        console.print(f"results: {folder}")
-    return 0
-
-
-def main() -> None:
-    """Entry point of `run_libero_eval.py`."""
-    run_command(lambda: rollout(tyro.cli(RolloutArgs, description=rollout.__doc__)))
 
 
 def evaluate(args: RolloutArgs, console: Console | None = None) -> tuple[Path, dict[str, Any] | None]:

@@ -19,8 +19,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from statevla.errors import UserError
+from statevla.worlds.named import load_named
 from statevla.worlds.protocol import Suite, Task, World
-from statevla.worlds.registry import load_named
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Any
 from statevla.errors import UserError
 from statevla.robots import RobotSpec
 from statevla.worlds.gym import GymWorld
+from statevla.worlds.named import check_options, parameters
 from statevla.worlds.protocol import Suite, Task, World
-from statevla.worlds.registry import check_options, parameters
 
 _DECLARED_AT_PX = 128
 

@@ -6,8 +6,8 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from statevla.acting.policy import StateVLAPolicy
 from statevla.errors import UserError
-from statevla.policy import StateVLAPolicy
 from statevla.worlds.rollout_plan import Schedule
 from statevla.worlds.rollout_results import EpisodeLog, EpisodeResult
 from statevla.worlds.rollout_view import RolloutProgress, VideoShelf

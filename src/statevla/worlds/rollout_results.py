@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from statevla.errors import UserError
-from statevla.processor import processor_field
+from statevla.machine.processor import processor_field
 
 CONFIDENCE = 0.95
 
@@ -35,7 +35,7 @@ class EpisodeResult:
         num_attempts: 2 if its worker died once.
         setup_s, physics_s, render_s: what the worker's time went to; policy_s: this episode's share of the policy's.
         policy_ms: latency of each query, whatever its batch.
-        surprise: at each query but the first (see `statevla.alarm`); empty without a world model.
+        surprise: at each query but the first (see `statevla.acting.alarm`); empty without a world model.
         novelty: at each query; empty where the checkpoint is not calibrated.
         alarm_step: control step of the query that first raised the surprise alarm; None where none did.
         novelty_alarm_step: the same of novelty.

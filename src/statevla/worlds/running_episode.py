@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from statevla.policy import PolicySession
+from statevla.acting.policy import PolicySession
 from statevla.worlds.rollout_plan import EpisodeSpec
 from statevla.worlds.rollout_results import EpisodeResult
 from statevla.worlds.workers import Ended

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from statevla.policy import StateVLAPolicy
-from statevla.processor import processor_field
+from statevla.acting.policy import StateVLAPolicy
+from statevla.machine.processor import processor_field
 from statevla.types import Observation
 
 SHIPPED = Path(__file__).parents[3] / "models" / "libero_object_compact"

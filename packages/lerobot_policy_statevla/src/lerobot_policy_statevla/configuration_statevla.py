@@ -15,10 +15,10 @@ from lerobot.optim.optimizers import AdamWConfig
 from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
 
 from lerobot_policy_statevla.robot import robot_of_dataset, same_robot
+from statevla.checkpoints.checkpoint import check_format, resolve_checkpoint
 from statevla.config import Config, config_from_dict, fit_to_robot, load_config
 from statevla.errors import UserError
 from statevla.robots import ImageOrientation, RobotSpec, load_robot
-from statevla.training.checkpoint import check_format, resolve_checkpoint
 
 PHASES = ("1", "2", "bc")
 ORIENTATIONS = tuple(orientation.value for orientation in ImageOrientation)

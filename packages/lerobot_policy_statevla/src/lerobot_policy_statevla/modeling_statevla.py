@@ -16,19 +16,18 @@ from torch import Tensor
 from lerobot_policy_statevla.configuration_statevla import StateVLAConfig, is_lerobot_checkpoint, read_phase1
 from lerobot_policy_statevla.robot import actions_of_batch, frames_of_batch, state_of_batch
 from lerobot_policy_statevla.statistics import FIELDS, relative_target_statistics, stacked, tensor_of, unstacked
-from statevla.data.keys import split_key
-from statevla.errors import UserError
-from statevla.language import build_language_encoder
-from statevla.statevla_model import StateVLA
-from statevla.training.checkpoint import (
+from statevla.checkpoints.checkpoint import (
     Contents,
     DataInfo,
-    LanguageInfo,
     TrainingState,
     load_checkpoint,
     load_strict,
     save_checkpoint,
 )
+from statevla.data.keys import split_key
+from statevla.errors import UserError
+from statevla.model.language import LanguageInfo, build_language_encoder
+from statevla.model.statevla_model import StateVLA
 from statevla.training.sources import relative_groups
 from statevla.transforms import RelativeActions, Statistics, Transform
 from statevla.types import ChunkBatch, ModelInput, TransitionBatch
@@ -166,7 +165,7 @@ class StateVLAPolicy(PreTrainedPolicy):
 
     @property
     def language_info(self) -> LanguageInfo:
-        return LanguageInfo(self._language.name, self._language.dim, self._language.fingerprint())
+        return self._language.info
 
     def _observation(self, batch: Mapping[str, Any], state: Tensor) -> ModelInput:
         """What the model takes; `state` `[..., S]` is the batch's, raw."""

@@ -12,7 +12,7 @@ from statevla.robots.so101 import SO101
 from statevla.types import Observation, Rendering
 from statevla.worlds.so101.drawing import Drawing
 from statevla.worlds.so101.scene import CAMERA, CUBE_HALF_M, JOINTS, PAN_AXIS_X, SUBSTEPS, load_model, mujoco
-from statevla.worlds.so101.suite import INSTRUCTION, MAX_STEPS
+from statevla.worlds.so101.task import INSTRUCTION, MAX_STEPS
 
 CUBE_X_M = (0.15, 0.40)
 CUBE_Y_M = (-0.15, 0.15)

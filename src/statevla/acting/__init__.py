@@ -1,0 +1,1 @@
+"""A checkpoint acts: chunks, sessions, the surprise alarm."""

@@ -1,0 +1,189 @@
+"""Surprise alarm: does the robot see what its world model expected, and if not, is that unusual?
+
+Surprise. From one look of the policy to the next it executes `n` actions. The predictor is rolled forward over them,
+one block of `frame_skip` actions at a time as in phase 1, and the surprise is the mean squared difference between the
+expected z and that of the new picture. Where `n` is no multiple of `frame_skip`, the last block is filled up with rest
+(`RobotSpec.rest`): the expectation is then of the robot a few control steps after it has stopped.
+
+Novelty, the baseline without a world model: the mean Euclidean distance of z to its nearest neighbours among z of
+training frames (after Sun et al. 2022, arXiv 2204.06507).
+
+Thresholds by split conformal prediction (Vovk, Gammerman & Shafer 2005; Lei et al. 2018, arXiv 1604.04173). The score
+of an episode is its largest surprise. Of the scores of `m` calibration episodes the threshold is the
+⌈(m + 1)(1 − α)⌉-th smallest. Whatever their distribution, a new episode that is exchangeable with them exceeds it with
+probability at most α: one false alarm or more per episode, not per look. An episode of another kind (other lengths,
+another controller, other tasks) has no such guarantee.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from statevla.checkpoints.checkpoint import ALARM_FILE, MEMORY_FILE
+from statevla.errors import UserError
+from statevla.machine.storage import read_json, read_tensors, write_json_atomically, write_tensors, writing
+from statevla.model.statevla_model import StateVLA
+from statevla.transforms import Transform
+
+NUM_NEIGHBORS = 5
+SCORES = ("surprise", "novelty")
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What one look told.
+
+    Attributes:
+        state: z, float32 `[Z]`.
+        surprise: mean squared error of the world model's expectation of `state`; None where it had none.
+        novelty: mean distance of `state` to its nearest training neighbours; None without a calibration.
+    """
+
+    state: Tensor
+    surprise: float | None = None
+    novelty: float | None = None
+
+
+@torch.no_grad()
+def expect(model: StateVLA, transform: Transform, state: Tensor, actions: np.ndarray | Tensor) -> Tensor:
+    """The world model's expectation of z after `n` executed actions.
+
+    Args:
+        state: z before them, `[B, Z]`.
+        actions: in the robot's units, `[B, n, A]`, n >= 1.
+
+    Returns:
+        float32 `[B, Z]`.
+    """
+    skip = model.config.training.phase1.frame_skip
+    executed = torch.as_tensor(actions, dtype=torch.float32, device=state.device)
+    missing = -executed.shape[1] % skip
+    if missing:
+        rest = torch.from_numpy(model.robot.rest(executed[:, -1:].cpu().numpy())).to(executed.device)
+        executed = torch.cat([executed, rest.expand(-1, missing, -1)], dim=1)
+    blocks = transform.normalize_actions(executed).unflatten(1, (-1, skip)).flatten(2)
+    for number in range(blocks.shape[1]):
+        state = model.predict_next(state, blocks[:, number])
+    return state.float()
+
+
+def surprise_of(expected: Tensor, seen: Tensor) -> Tensor:
+    """Mean squared difference of `[B, Z]` and `[B, Z]` → `[B]`."""
+    return (expected - seen).square().mean(dim=1)
+
+
+def novelty_of(state: Tensor, memory: Tensor, num_neighbors: int = NUM_NEIGHBORS) -> Tensor:
+    """Mean Euclidean distance of each `state` `[B, Z]` to its nearest rows of `memory` `[M, Z]` → `[B]`."""
+    # By matrix products, small distances would be rounding noise that depends on the batch.
+    distances = torch.cdist(state, memory, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances.topk(min(num_neighbors, len(memory)), dim=1, largest=False).values.mean(dim=1)
+
+
+def conformal_threshold(scores: np.ndarray, alpha: float) -> float:
+    """The ⌈(m + 1)(1 − α)⌉-th smallest of `m` scores; a new exchangeable one exceeds it with probability at most α.
+
+    Raises:
+        UserError: `alpha` is out of range, or so small that `m` scores cannot bound it.
+    """
+    if not 0 < alpha < 1:
+        raise UserError(f"alpha: expected a false-alarm rate between 0 and 1, got {alpha}; 0.1 is usual")
+    rank = math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9)
+    if rank > len(scores):
+        needed = math.ceil(1 / alpha - 1 - 1e-9)
+        raise UserError(
+            f"alpha {alpha}: needs at least {needed} calibration episodes, got {len(scores)}; raise --alpha or give "
+            "--data with more episodes"
+        )
+    return float(np.sort(np.asarray(scores, np.float64))[rank - 1])
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Thresholds of a checkpoint, stored beside its weights.
+
+    Attributes:
+        alpha: bound on the probability of a false alarm in an episode.
+        num_episodes: that it was calibrated on.
+        thresholds: score (`surprise`, `novelty`) → number of actions between two looks → threshold.
+        memory: z of training frames, float32 `[M, Z]`.
+        weights_sha256: of the weights that it belongs to.
+        source: what it was calibrated on, for people.
+    """
+
+    alpha: float
+    num_episodes: int
+    thresholds: Mapping[str, Mapping[int, float]]
+    memory: Tensor
+    weights_sha256: str
+    source: str
+
+    def threshold(self, score: str, num_actions: int) -> float | None:
+        """The threshold of a score where `num_actions` are executed between two looks; None if there is none."""
+        return self.thresholds[score].get(num_actions)
+
+    def save(self, folder: Path) -> None:
+        """Write `alarm.safetensors`, then `alarm.json`, into a checkpoint's folder.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        part = folder / f".{MEMORY_FILE}.tmp"
+        with writing(folder / MEMORY_FILE):
+            write_tensors(part, {"memory": self.memory})
+            part.replace(folder / MEMORY_FILE)
+        tree = {
+            "alpha": self.alpha,
+            "num_episodes": self.num_episodes,
+            "source": self.source,
+            "weights_sha256": self.weights_sha256,
+            "thresholds": {
+                score: {str(count): value for count, value in values.items()}
+                for score, values in self.thresholds.items()
+            },
+        }
+        write_json_atomically(folder / ALARM_FILE, tree)
+
+    @classmethod
+    def load(cls, folder: Path, weights_sha256: str | None, state_dim: int) -> Calibration | None:
+        """That of a checkpoint's folder; None if there is none.
+
+        Raises:
+            UserError: it is damaged, or belongs to other weights.
+        """
+        path = folder / ALARM_FILE
+        if not path.is_file():
+            return None
+        tree = read_json(path)
+        memory = read_tensors(folder / MEMORY_FILE).get("memory")
+        fits = memory is not None and memory.ndim == 2 and memory.shape[1] == state_dim and len(memory) > 0
+        try:
+            calibration = cls(
+                alpha=float(tree["alpha"]),
+                num_episodes=int(tree["num_episodes"]),
+                thresholds={
+                    score: {int(count): float(value) for count, value in tree["thresholds"][score].items()}
+                    for score in SCORES
+                },
+                memory=memory if memory is not None else torch.empty(0),
+                weights_sha256=str(tree["weights_sha256"]),
+                source=str(tree["source"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError):
+            fits = False
+        if not fits:
+            raise UserError(f"{path}: damaged; run 'statevla calibrate' again, or delete it")
+        if weights_sha256 is not None and calibration.weights_sha256 != weights_sha256:
+            raise UserError(f"{path}: belongs to other weights; run 'statevla calibrate' again, or delete it")
+        return calibration
+
+    def summary(self) -> dict[str, Any]:
+        """What results name: α, number of episodes and source."""
+        return {"alpha": self.alpha, "num_episodes": self.num_episodes, "source": self.source}

@@ -1,0 +1,1 @@
+"""Checkpoints: the folder and its files, the hub, sharing, model cards."""

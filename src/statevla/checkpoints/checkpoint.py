@@ -1,0 +1,359 @@
+"""A checkpoint is a folder that needs nothing else: weights, configuration, statistics, language, provenance.
+
+    model.safetensors   the weights to deploy (averaged ones where `policy_ema_decay` is set)
+    config.json         the whole configuration
+    robot.json          whose actions, state and cameras these are
+    statistics.json     of the training episodes: how states and actions are normalised
+    language.json       which encoder embedded the instructions, its width and fingerprint
+    data.json           which cache and which split the run saw
+    metrics.json        step, losses, diagnostics
+    version.json        format, versions, commit, SHA-256 of the weights
+    training_state/     only in `last`: all that an exact continuation needs (`state.safetensors`, `state.json`)
+
+A run folder holds `last` and `best`, and `checkpoint_last.pt` and `checkpoint_best.pt` as links to them. Nothing is
+ever pickled or unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from statevla.checkpoints.hub import download, is_repo_id
+from statevla.checkpoints.provenance import git_commit, versions
+from statevla.config import Config, config_from_dict, expand_path
+from statevla.errors import UserError
+from statevla.machine.storage import (
+    read_json,
+    read_tensors,
+    recover_folder,
+    replace_folder,
+    sha256,
+    whole_folder,
+    write_json,
+    write_tensors,
+    writing,
+)
+from statevla.model.language import LanguageInfo
+from statevla.model.statevla_model import StateVLA
+from statevla.robots import RobotSpec
+from statevla.transforms import Statistics
+
+FORMAT_VERSION = 2
+RUN_FOLDERS = {"1": "phase1_temporal_jepa", "2": "phase2_flow_matching", "bc": "behaviour_cloning"}
+PHASE_SECTIONS = {"1": "phase1", "2": "phase2", "bc": "bc"}  # of `training` in the configuration
+LAST, BEST = "last", "best"
+ALIASES = {"checkpoint_last.pt": LAST, "checkpoint_best.pt": BEST}
+MODEL_FILE, STATE_FOLDER, STATE_FILE = "model.safetensors", "training_state", "state.safetensors"
+VERSION_FILE, RUN_FILE = "version.json", "run.json"
+ALARM_FILE, MEMORY_FILE = "alarm.json", "alarm.safetensors"  # written by `statevla calibrate`
+ROUNDED_FROM = "rounded_from_sha256"
+"""Entry of `version.json` where the weights are those of another checkpoint in half precision."""
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """Which data a run saw, so that held-out episodes stay held out in later phases and in evaluation.
+
+    Attributes:
+        cache: fingerprint of the frame cache.
+        train_split, split_seed: arguments of `split_episodes`.
+        demos_per_task: the run's own; later phases set theirs.
+        source_caches: fingerprints of the caches of `data.sources`.
+    """
+
+    cache: str
+    train_split: float
+    split_seed: int
+    demos_per_task: int | None = None
+    source_caches: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that an exact continuation needs beside the model.
+
+    Attributes:
+        tensors: optimizer moments by parameter name, raw weights where the deployed ones are averages, RNG states.
+        values: step, epoch and position of the sampler, best validation loss, ... as plain JSON.
+    """
+
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds, apart from the training state. `model` are the tensors to deploy, by name."""
+
+    model: Mapping[str, Tensor]
+    config: Config
+    robot: RobotSpec
+    statistics: Statistics
+    language: LanguageInfo
+    data: DataInfo
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """An opened checkpoint: `model` is in evaluation mode on the device asked for; `path` is the real folder."""
+
+    model: StateVLA
+    config: Config
+    robot: RobotSpec
+    statistics: Statistics
+    language: LanguageInfo
+    data: DataInfo
+    metrics: dict[str, Any]
+    path: Path
+
+
+def save_checkpoint(run: Path, contents: Contents, state: TrainingState, is_best: bool) -> None:
+    """Replace `<run>/last`, and `<run>/best` too where `is_best`; a kill at any moment leaves whole checkpoints.
+
+    Raises:
+        UserError: it cannot be written (disk full, no permission); what was there before is intact.
+    """
+    fresh, fresh_best = run / f".{LAST}.new", run / f".{BEST}.new"
+    try:
+        with writing(run / LAST):
+            run.mkdir(parents=True, exist_ok=True)
+            for leftover in (fresh, fresh_best):
+                shutil.rmtree(leftover, ignore_errors=True)
+            _write_contents(fresh, contents)
+            (fresh / STATE_FOLDER).mkdir()
+            write_tensors(fresh / STATE_FOLDER / STATE_FILE, state.tensors)
+            write_json(fresh / STATE_FOLDER / "state.json", state.values)
+            _write_version(fresh)
+            # Best goes first: the training state of `last` says that this step was the best one.
+            if is_best:
+                _link_files(fresh, fresh_best)
+                replace_folder(fresh_best, run / BEST)
+            replace_folder(fresh, run / LAST)
+            for alias, name in ALIASES.items():
+                _link_alias(run, alias, name)
+    finally:
+        for leftover in (fresh, fresh_best):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def resolve_checkpoint(path: str | Path) -> Path:
+    """The checkpoint folder that `path` means.
+
+    It may be a checkpoint, a run folder (its best, else its last), or `checkpoint_best.pt` / `checkpoint_last.pt` in
+    a run folder, whether or not these links exist, or `owner/repository` of the Hugging Face hub.
+
+    Raises:
+        UserError: there is none; what is there instead is named.
+    """
+    wanted = expand_path(path)
+    names = [wanted.parent / ALIASES[wanted.name]] if wanted.name in ALIASES else [wanted, wanted / BEST, wanted / LAST]
+    for name in names:
+        folder = whole_folder(name)
+        if folder is not None and (folder / MODEL_FILE).exists():
+            return folder.resolve()
+    if wanted.is_file():
+        raise UserError(
+            f"checkpoint {wanted}: is a file; a checkpoint is a folder with {MODEL_FILE} and its JSON files"
+        )
+    if wanted.name not in ALIASES and is_repo_id(path):
+        return download(str(path)).resolve()
+    here = wanted if wanted.is_dir() else wanted.parent
+    found = sorted(entry.name for entry in here.iterdir()) if here.is_dir() else []
+    has = f"{here} has {', '.join(found[:8])}" if found else f"{here} is empty or absent"
+    raise UserError(f"checkpoint {wanted}: not found ({has}); give a checkpoint folder or the folder of a run")
+
+
+def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> LoadedCheckpoint:
+    """Open a checkpoint, strictly.
+
+    Args:
+        path: as `resolve_checkpoint` takes it.
+        device: where the model goes.
+
+    Raises:
+        UserError: absent, cut short, damaged, of another format, or its weights do not fit its configuration.
+    """
+    folder = resolve_checkpoint(path)
+    check_format(folder)
+    config = config_from_dict(read_json(folder / "config.json"), source=str(folder / "config.json"))
+    robot = RobotSpec.from_dict(read_json(folder / "robot.json"), str(folder / "robot.json"))
+    model = StateVLA(config, robot)
+    load_strict(model, read_weights(folder), str(folder / MODEL_FILE))
+    return LoadedCheckpoint(
+        model=model.to(device).eval(),
+        config=config,
+        robot=robot,
+        statistics=Statistics.from_dict(read_json(folder / "statistics.json"), str(folder / "statistics.json")),
+        language=_read_fields(LanguageInfo, folder / "language.json"),
+        data=_read_data_info(folder / "data.json"),
+        metrics=read_json(folder / "metrics.json"),
+        path=folder,
+    )
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The deployed tensors of a checkpoint, checked against their recorded hash."""
+    _check_hash(folder, MODEL_FILE)
+    return read_tensors(folder / MODEL_FILE)
+
+
+def weights_hash(folder: Path) -> str | None:
+    """SHA-256 of the deployed weights as the checkpoint records it; None where it does not."""
+    recorded = _version(folder).get("sha256", {}).get(MODEL_FILE)
+    return None if recorded is None else str(recorded)
+
+
+def load_training_state(run: Path) -> tuple[TrainingState, dict[str, Tensor], Config]:
+    """State, weights and configuration of `<run>/last`, to continue from.
+
+    Raises:
+        UserError: there is nothing to resume, or it is damaged.
+    """
+    with writing(run):
+        recover_folder(run / LAST)
+        recover_folder(run / BEST)
+    folder = run / LAST
+    if not (folder / STATE_FOLDER).is_dir():
+        raise UserError(f"--resume: {run} holds no checkpoint to continue from; leave --resume out to start anew")
+    check_format(folder)
+    _check_hash(folder, f"{STATE_FOLDER}/{STATE_FILE}")
+    state = TrainingState(
+        read_tensors(folder / STATE_FOLDER / STATE_FILE), read_json(folder / STATE_FOLDER / "state.json")
+    )
+    config = config_from_dict(read_json(folder / "config.json"), source=str(folder / "config.json"))
+    return state, read_weights(folder), config
+
+
+def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy tensors into a module; every name and shape must fit.
+
+    Raises:
+        UserError: lists what is missing, unexpected or of another shape.
+    """
+    own = module.state_dict()
+    problems = []
+    if missing := [name for name in own if name not in tensors]:
+        problems.append(f"missing: {_some(missing)}")
+    if unexpected := [name for name in tensors if name not in own]:
+        problems.append(f"unexpected: {_some(unexpected)}")
+    shapes = [
+        f"{name} (expected {list(own[name].shape)}, got {list(tensors[name].shape)})"
+        for name in own
+        if name in tensors and own[name].shape != tensors[name].shape
+    ]
+    if shapes:
+        problems.append(f"other shapes: {_some(shapes)}")
+    if problems:
+        raise UserError(f"{source}: weights do not fit the configuration; {'; '.join(problems)}")
+    module.load_state_dict(dict(tensors), strict=True)
+
+
+def check_format(folder: Path) -> None:
+    """Raise a UserError unless this code can read the checkpoint's format."""
+    found = _version(folder).get("format")
+    if found != FORMAT_VERSION:
+        raise UserError(
+            f"{folder / 'version.json'}: checkpoint format {found}, this code reads {FORMAT_VERSION}; "
+            "use the statevla version that wrote it (named there)"
+        )
+
+
+def _write_contents(folder: Path, contents: Contents) -> None:
+    folder.mkdir()
+    write_tensors(folder / MODEL_FILE, contents.model)
+    trees = {
+        "config": contents.config.model_dump(mode="json"),
+        "robot": contents.robot.to_dict(),
+        "statistics": contents.statistics.to_dict(),
+        "language": asdict(contents.language),
+        "data": asdict(contents.data),
+        "metrics": contents.metrics,
+    }
+    for name, tree in trees.items():
+        write_json(folder / f"{name}.json", tree)
+
+
+def _write_version(folder: Path) -> None:
+    hashes = {name: sha256(folder / name) for name in (MODEL_FILE, f"{STATE_FOLDER}/{STATE_FILE}")}
+    tree = {"format": FORMAT_VERSION, "versions": versions(), "git_commit": git_commit(), "sha256": hashes}
+    write_json(folder / VERSION_FILE, tree)
+
+
+def _read_fields(kind: Any, path: Path) -> Any:
+    tree = read_json(path)
+    try:
+        return kind(**tree)
+    except TypeError:
+        raise UserError(
+            f"{path}: expected the keys {', '.join(kind.__dataclass_fields__)}; the file is damaged"
+        ) from None
+
+
+def _read_data_info(path: Path) -> DataInfo:
+    info = _read_fields(DataInfo, path)
+    return replace(info, source_caches=tuple(info.source_caches))  # JSON has no tuples
+
+
+def _version(folder: Path) -> dict[str, Any]:
+    tree = read_json(folder / VERSION_FILE)
+    if not isinstance(tree, dict):
+        raise UserError(f"{folder / 'version.json'}: expected a mapping; the file is damaged")
+    return tree
+
+
+def _check_hash(folder: Path, name: str) -> None:
+    recorded = _version(folder).get("sha256", {}).get(name)
+    path = folder / name
+    if recorded is not None and path.is_file() and sha256(path) != recorded:
+        raise UserError(f"{path}: damaged or cut short (its SHA-256 is not the recorded one); take another checkpoint")
+
+
+def _link_files(source: Path, target: Path) -> None:
+    """A second name for each file of a checkpoint, without the training state: `best` is for deployment."""
+    target.mkdir()
+    for file in source.iterdir():
+        if file.is_file():
+            try:
+                os.link(file, target / file.name)
+            except OSError:  # file systems without hard links
+                shutil.copy2(file, target / file.name)
+
+
+def _link_alias(run: Path, alias: str, name: str) -> None:
+    link = run / alias
+    if (run / name).exists() and not link.is_symlink():
+        try:
+            link.symlink_to(name)
+        except OSError:  # no symbolic links here: `resolve_checkpoint` knows the name anyway
+            return
+
+
+def _some(names: list[str], limit: int = 4) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
+
+
+def check_language(language: LanguageInfo, checkpoint: LoadedCheckpoint) -> None:
+    """Raise a UserError unless instructions are embedded as they were for the checkpoint."""
+    trained = checkpoint.language
+    for key in ("dim", "fingerprint"):
+        if getattr(language, key) != getattr(trained, key):
+            raise UserError(
+                f"language {key}: this run has {getattr(language, key)}, {checkpoint.path} was trained with "
+                f"{getattr(trained, key)}; use the same language.encoder"
+            )
+
+
+def check_robot(robot: RobotSpec, other: RobotSpec, source: str) -> None:
+    """Raise a UserError unless a checkpoint's robot `other` is the data's; `source` names the checkpoint."""
+    if difference := other.difference(robot, in_data=True):
+        raise UserError(f"{source}: of another robot than the data; {difference}; use data of the same robot")

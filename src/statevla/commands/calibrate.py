@@ -1,0 +1,47 @@
+"""`statevla calibrate`: thresholds of the surprise alarm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from statevla.acting.alarm import SCORES
+from statevla.checkpoints.checkpoint import ALARM_FILE, resolve_checkpoint
+from statevla.config import expand_path
+from statevla.diagnostics.calibrate import calibrate_on_data, calibrate_on_rollouts
+from statevla.errors import UserError
+
+
+@dataclass(frozen=True)
+class CalibrateArgs:
+    checkpoint: str
+    """A checkpoint folder, a run folder, or .../checkpoint_best.pt."""
+    data: str | None = None
+    """Another data set than the one it was trained on; split as in training."""
+    rollouts: str | None = None
+    """Results folder of `statevla rollout` instead: the policy's own episodes. The checkpoint has to be calibrated
+    already, and the thresholds are for the number of actions per look of these rollouts alone."""
+    alpha: float = 0.1
+    """Largest probability of a false alarm in an episode."""
+    device: str = "auto"
+    """As in the configuration."""
+
+
+def calibrate(args: CalibrateArgs) -> None:
+    """Set the thresholds of the surprise alarm so that at most a share alpha of ordinary episodes raises it."""
+    if args.rollouts is not None:
+        if args.data is not None:
+            raise UserError("calibrate: expected --data or --rollouts, got both; give one of them")
+        calibration = calibrate_on_rollouts(args.checkpoint, expand_path(args.rollouts), args.alpha)
+    else:
+        calibration = calibrate_on_data(args.checkpoint, args.data, args.alpha, args.device)
+    folder = resolve_checkpoint(args.checkpoint)
+    calibration.save(folder)
+    table = Table("actions per look", *SCORES, title=f"thresholds: {calibration.source}, alpha {args.alpha:g}")
+    for count in calibration.thresholds["surprise"]:
+        table.add_row(str(count), *(f"{calibration.thresholds[score][count]:.4g}" for score in SCORES))
+    console = Console()
+    console.print(table)
+    console.print(f"written: {folder / ALARM_FILE}", soft_wrap=True, markup=False, highlight=False)

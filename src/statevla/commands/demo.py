@@ -1,0 +1,151 @@
+"""`statevla demo`: demonstrations → world model → policy → offline evaluation → simulation → report, in one command.
+
+Every stage runs the very command that it prints, in a process of its own, and leaves a mark when it is done; a demo
+that was killed goes on with the stage it was in, and that stage with what it has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import statevla
+from statevla.checkpoints.checkpoint import RUN_FOLDERS
+from statevla.commands.stages import Stage, marks, read_mark, run_stages, set_aside, training_stage
+from statevla.config import expand_path, home_dir, load_config
+from statevla.errors import UserError
+
+
+@dataclass(frozen=True)
+class DemoArgs:
+    dir: str | None = None
+    """Folder for everything; $STATEVLA_HOME/demo by default."""
+    config: str = "conf/demo.yaml"
+    """Configuration to train."""
+    suite: str = "libero_object"
+    """LIBERO suite."""
+    tasks: str = "0,2"
+    """Task indices: `all`, `0,3,5` or `0-4`."""
+    demos: int = 20
+    """Demonstrations per task."""
+    phase1_steps: int | None = None
+    """Optimizer steps of phase 1; the configuration's by default."""
+    phase2_steps: int | None = None
+    """Optimizer steps of phase 2; the configuration's by default."""
+    trials: int = 20
+    """Simulated episodes per task."""
+    videos: int = 2
+    """Videos per task: so many successes and so many failures."""
+    workers: int = 2
+    """Simulator processes, about 2 GB each."""
+
+
+def demo(args: DemoArgs) -> int:
+    """The whole way on a small scale: collect, train both phases, evaluate, simulate, report."""
+    from statevla.report import write_report
+
+    console = Console()
+    folder = expand_path(args.dir) if args.dir else home_dir() / "demo"
+    stages = plan(args, folder)
+    run_stages(stages, folder, console)
+    report = write_report([folder], folder / "report.html", title="StateVLA demo")
+    console.print(outcome_table(folder))
+    seconds = sum(mark["seconds"] for _, mark in marks(folder, stages))
+    console.print(f"{seconds / 60:.1f} minutes in all; report: {report}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def plan(args: DemoArgs, folder: Path) -> list[Stage]:
+    """The stages with their commands.
+
+    Raises:
+        UserError: the configuration is absent or invalid, or a number is out of range.
+    """
+    file = find_config(args.config)
+    if min(args.demos, args.trials, args.workers) < 1 or args.videos < 0:
+        raise UserError("demo: expected demos, trials and workers of at least 1; raise them")
+    data = folder / f"demonstrations_{args.suite}_{args.tasks.replace(',', '_')}"
+    checkpoints, rollouts = folder / "checkpoints", folder / "rollouts"
+    common = ["--config", str(file), "--output_dir", str(checkpoints), "--data.path", str(data)]
+    # The caches of a demo go with its folder.
+    common += ["--data.cache_dir", str(folder / "frame_cache")]
+    config = load_config(file)
+
+    def train(phase: str, steps: int | None) -> Stage:
+        limit = [] if steps is None else [f"--training.phase{phase}.max_steps", str(steps)]
+        return training_stage(phase, config, [*common, *limit], checkpoints)
+
+    suite, tasks = ["--suite", args.suite], ["--tasks", args.tasks]
+    collect = ["--demos", str(args.demos), "--image-size", str(config.model.image_size)]
+    best = str(checkpoints / RUN_FOLDERS["2"] / "checkpoint_best.pt")
+    rollout = ["--num_trials", str(args.trials), "--videos", str(args.videos)]
+    return [
+        Stage(
+            "collect",
+            "collect",
+            ["--out", str(data), *suite, *tasks, *collect],
+            resources=("--workers", str(args.workers)),
+        ),
+        train("1", args.phase1_steps),
+        train("2", args.phase2_steps),
+        Stage("offline", "eval", ["--checkpoint", best, "--out", str(folder / "evaluation")]),
+        Stage(
+            "rollout",
+            "rollout",
+            ["--checkpoint", best, "--task_suite", args.suite, *tasks, *rollout, "--out", str(rollouts)],
+            fresh=lambda: set_aside(rollouts),
+            resources=("--num_workers", str(args.workers)),
+        ),
+    ]
+
+
+def find_config(name: str) -> Path:
+    """A configuration by its path, or in the source tree that this package is installed from.
+
+    Raises:
+        UserError: it is in neither.
+    """
+    path = expand_path(name)
+    if not path.is_file() and not path.is_absolute():
+        beside = Path(statevla.__file__).parents[2] / path
+        path = beside if beside.is_file() else path
+    if not path.is_file():
+        raise UserError(f"config {path}: no such file; run from the source tree, or give --config with your own")
+    return path
+
+
+def outcome_table(folder: Path) -> Table:
+    """What came out, in numbers that the stages' own files hold."""
+    table = Table("what", "result", title="StateVLA demo")
+    rollouts = read_mark(folder / "rollouts" / "summary.json")
+    evaluation = read_mark(folder / "evaluation" / "evaluation.json")
+    skills = {k: v for k, v in (evaluation.get("world_model") or {}).items() if k.startswith("copy_skill")}
+    for name, value in skills.items():
+        table.add_row(f"world model, {name.replace('_', ' ')} (1 is perfect, 0 is copying)", _number(value))
+    if actions := evaluation.get("actions"):
+        table.add_row("held-out actions, normalised MSE (the mean action's)", _error_text(actions["normalized"]))
+        for name, scores in actions.get("binary", {}).items():
+            table.add_row(f"held-out {name}, accuracy", _number(scores["accuracy"]))
+    for task in rollouts.get("tasks", []):
+        table.add_row(task["instruction"], _success_text(task))
+    if total := rollouts.get("total"):
+        table.add_row("success in simulation", _success_text(total))
+    return table
+
+
+def _success_text(rates: dict[str, Any]) -> str:
+    low, high = rates["interval_95"]
+    errors = f", {rates['errors']} errors" if rates["errors"] else ""
+    return f"{rates['successes']}/{rates['episodes']} (95 %: {low:.0%} to {high:.0%}){errors}"
+
+
+def _error_text(normalized: dict[str, Any]) -> str:
+    return f"{_number(normalized['mse'])} ({_number(normalized['mse_of_mean_action'])})"
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,112 @@
+"""`statevla info`: what a configuration builds for a robot, or what a checkpoint is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from statevla.checkpoints.checkpoint import check_format, resolve_checkpoint
+from statevla.config import Config, config_from_dict, fit_to_robot, load_config
+from statevla.errors import UserError
+from statevla.machine.storage import read_json
+from statevla.model.statevla_model import StateVLA
+from statevla.robots import LIBERO, RobotSpec, load_robot
+from statevla.robots.describe import camera_text, field_text, group_text
+
+NOT_DEPLOYED = ("target encoder (EMA)", "temporal predictor", "inverse dynamics", "keyframe head", "loss balance")
+
+
+@dataclass(frozen=True)
+class InfoArgs:
+    config: str | None = None
+    """YAML configuration to describe; `conf/config.yaml` by default."""
+    robot: str | None = None
+    """Robot that the configuration is to be built for: a known one's name or a YAML file; `data.robot` by default, and
+    LIBERO's where that is `auto`."""
+    checkpoint: str | None = None
+    """A checkpoint to describe instead; it brings configuration and robot along."""
+
+
+def info(args: InfoArgs) -> None:
+    """Print the parameters of every part, the robot, the token sequence and the shapes."""
+    if args.checkpoint is None:
+        name = args.config or "conf/config.yaml"
+        config = load_config(name)
+        declared = args.robot or config.data.robot
+        robot = LIBERO if declared == "auto" else load_robot(declared)
+    elif args.config is None and args.robot is None:
+        name = args.checkpoint
+        config, robot = read_checkpoint(name)
+    else:
+        raise UserError("info: expected --checkpoint alone, it has its configuration and robot; leave the others out")
+    config, robot = fit_to_robot(config, robot)
+    with torch.device("meta"):
+        table = StateVLA(config, robot).parameter_table()
+    console = Console()
+    console.print(_parameters(name, table))
+    console.print(robot_table(robot))
+    for sentence in robot.assumed:
+        console.print(f"assumed: {sentence}", markup=False, highlight=False)
+    console.print(_shapes(config, robot))
+
+
+def read_checkpoint(path: str) -> tuple[Config, RobotSpec]:
+    """Configuration and robot of a checkpoint, without its weights.
+
+    Raises:
+        UserError: there is none, or it is damaged or of another format.
+    """
+    folder = resolve_checkpoint(path)
+    check_format(folder)
+    config, robot = folder / "config.json", folder / "robot.json"
+    return config_from_dict(read_json(config), str(config)), RobotSpec.from_dict(read_json(robot), str(robot))
+
+
+def robot_table(robot: RobotSpec) -> Table:
+    """What a robot declares: its actions, its state, its cameras."""
+    table = Table(title=f"robot {robot.name}, {robot.control_freq_hz:g} Hz")
+    table.add_column("what")
+    table.add_column("name", no_wrap=True)
+    table.add_column("in order")
+    parts = {
+        "actions": [(group.name, group_text(group)) for group in robot.actions],
+        "state": [(field.name, field_text(field)) for field in robot.state],
+        "cameras": [(camera.name, camera_text(camera)) for camera in robot.cameras],
+    }
+    for what, rows in parts.items():
+        for number, (name, text) in enumerate(rows):
+            table.add_row("" if number else what, name, escape(text))
+        table.add_section()
+    return table
+
+
+def _parameters(name: str, parts: list[tuple[str, int]]) -> Table:
+    table = Table(title=f"parameters of {name}")
+    table.add_column("part")
+    table.add_column("parameters", justify="right")
+    for part, count in parts:
+        table.add_row(part, f"{count:,}")
+    table.add_section()
+    table.add_row("total", f"{sum(count for _, count in parts):,}")
+    table.add_row("needed to act", f"{sum(count for part, count in parts if part not in NOT_DEPLOYED):,}")
+    return table
+
+
+def _shapes(config: Config, robot: RobotSpec) -> Table:
+    model = config.model
+    cameras = " ".join(f"[{camera}({model.tokens_per_camera})]" for camera in model.cameras)
+    table = Table(title="shapes")
+    table.add_column("what")
+    table.add_column("shape")
+    table.add_row("images", f"[B, {len(model.cameras)}, 3, {model.image_size}, {model.image_size}]")
+    table.add_row("robot state", f"[B, {model.robot_state_dim}] {robot.describe_state()}")
+    table.add_row("language", f"[B, {model.language_dim}]")
+    table.add_row("token order", f"[lang(1)] [robot(1)] {cameras} [CLS(1)]".replace("[", r"\["))
+    table.add_row("tokens", f"[B, {model.num_tokens}, {model.embed_dim}]")
+    table.add_row("z", f"[B, {model.state_dim}]")
+    table.add_row("actions", f"[B, {model.action_seq_len}, {model.action_dim}]")
+    return table

@@ -1,0 +1,84 @@
+"""`statevla probe`: what the state z of a checkpoint knows, measured on held-out episodes.
+
+With the simulator installed, and data of `statevla collect`, the target object really is moved and drawn again; else
+pictures of other episodes stand in (`diagnostics.object_surprise`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from statevla.errors import UserError
+
+
+@dataclass(frozen=True)
+class ProbeArgs:
+    """What the state z knows: copy skill, action sensitivity, probes beside baselines, a moved object."""
+
+    checkpoint: str
+    """A checkpoint folder, a run folder, or .../checkpoint_best.pt, of phase 1 or 2."""
+    data: str | None = None
+    """Another data set than the one it was trained on."""
+    out: Path | None = None
+    """Folder for probe.json and pictures; `probe_<checkpoint>` beside the checkpoint by default."""
+    simulator: Literal["auto", "on", "off"] = "auto"
+    """Move the target object in the simulator; `auto` does where it works."""
+    device: str = "auto"
+    """As in the configuration."""
+
+
+def probe(args: ProbeArgs) -> None:
+    """Measure what z knows, on held-out episodes: probe.json, tables and pictures."""
+    from statevla.checkpoints.checkpoint import resolve_checkpoint
+    from statevla.diagnostics.offline import finite_tree, measure_state, open_subject
+    from statevla.diagnostics.plots import draw_all
+    from statevla.diagnostics.tables import result_tables
+    from statevla.machine.storage import write_json_atomically, writing
+
+    folder = resolve_checkpoint(args.checkpoint)
+    opened = open_subject(args.checkpoint, args.data, args.device)
+    episodes = opened.held_out
+    if not episodes:
+        raise UserError(
+            f"probe {folder}: no held-out episodes; train with data.train_split below 1, or give other --data"
+        )
+    results = opened.header("validation", episodes)
+    if results["phase"] == "bc":
+        raise UserError(f"probe {folder}: behaviour cloning trains no world model; give a run of phase 1 or 2")
+    out = args.out or folder.parent / f"probe_{folder.name.strip('.')}"
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    results |= measure_state(
+        opened.subject, opened.train, opened.held_out, episodes, exchange=choose_exchange(args.simulator)
+    )
+    write_json_atomically(out / "probe.json", finite_tree(results))
+    pictures = draw_all(results, None, out)
+    console = Console()
+    for table in result_tables(results):
+        console.print(table)
+    for note in results.get("notes", []):
+        console.print(note, soft_wrap=True)
+    console.print(f"{out}: probe.json, {', '.join(path.name for path in pictures)}", soft_wrap=True)
+
+
+def choose_exchange(simulator: str) -> Any:
+    """How the pictures of moved objects are made; None for those of other episodes.
+
+    Raises:
+        UserError: the simulator is asked for and does not work here.
+    """
+    if simulator == "off":
+        return None
+    try:
+        from statevla.worlds.libero.moved_objects import move_target_objects
+    except (ImportError, UserError) as error:
+        reason = " ".join(str(error).split())
+        if simulator == "on":
+            raise UserError(f"--simulator on: {reason}; pip install 'statevla[sim]', or see statevla doctor") from None
+        print(f"no simulator ({reason}): pictures of other episodes stand in for moved objects")
+        return None
+    return move_target_objects

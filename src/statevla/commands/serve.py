@@ -1,0 +1,130 @@
+"""`statevla serve`: a checkpoint as a policy server."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from statevla.acting.policy import StateVLAPolicy
+from statevla.checkpoints.checkpoint import BEST, LAST, resolve_checkpoint
+from statevla.errors import UserError
+from statevla.serving.auth import read_api_key
+from statevla.serving.protocol import DEFAULT_HOST, DEFAULT_PORT
+
+if TYPE_CHECKING:
+    from statevla.serving.server import PolicyServer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServeArgs:
+    checkpoint: str
+    """A checkpoint's folder, or an alias such as checkpoints/phase2_flow_matching/checkpoint_best.pt."""
+    host: str = DEFAULT_HOST
+    """Address to listen on; others than this machine can reach the server only if it is not a loopback one."""
+    port: int = DEFAULT_PORT
+    """0 takes a free one, which is printed."""
+    api_key_file: str | None = None
+    """File (permissions 600) with a key that clients must send as `Authorization: Api-Key ...`."""
+    device: str = "auto"
+    num_sampling_steps: int | None = None
+    """Solver steps; the configuration's by default."""
+    sampling_temperature: float | None = None
+    """Scale of the flow's noise, 0 for none; the configuration's by default."""
+    execute_steps: int | None = None
+    """Actions executed per look in mode `act`; the whole chunk by default."""
+    temporal_ensembling: float | None = None
+    """Decay of the blending weights in mode `act`, such as 0.01; none by default."""
+    precision: str = "auto"
+    seed: int = 0
+    max_clients: int = 32
+    max_message_mib: float = 16.0
+    max_batch_size: int = 16
+    batch_window_ms: float = 3.0
+    """How long a forward waits for further clients; a single client never waits."""
+    idle_timeout_s: float = 600.0
+
+
+def serve(args: ServeArgs) -> None:
+    """Serve a checkpoint to robots and simulators over openpi's websocket protocol."""
+    try:
+        from statevla.serving.server import PolicyServer, ServerSettings
+    except ModuleNotFoundError as error:
+        raise UserError(f"serve: needs {error.name}; pip install 'statevla[serve]'") from None
+    _check(args)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("websockets").setLevel(logging.WARNING)
+    key = read_api_key(args.api_key_file) if args.api_key_file else None
+    if key is None and not _is_loopback(args.host):
+        logger.warning("warning: %s is reachable from outside and no --api-key-file is given", args.host)
+    policy = StateVLAPolicy.from_pretrained(
+        args.checkpoint,
+        device=args.device,
+        num_sampling_steps=args.num_sampling_steps,
+        sampling_temperature=args.sampling_temperature,
+        execute_steps=args.execute_steps,
+        temporal_ensembling=args.temporal_ensembling,
+        seed=args.seed,
+        precision=args.precision,
+    )
+    policy.name = _name_of(args.checkpoint)  # clients are told names, never paths
+    settings = ServerSettings(
+        host=args.host,
+        port=args.port,
+        api_key=key,
+        model_name=policy.name,
+        max_message_bytes=int(args.max_message_mib * 2**20),
+        max_clients=args.max_clients,
+        max_queue_size=max(64, 2 * args.max_clients),
+        max_batch_size=args.max_batch_size,
+        batch_window_s=args.batch_window_ms / 1000,
+        idle_timeout_s=args.idle_timeout_s,
+    )
+    asyncio.run(_run(PolicyServer(policy, settings)))
+
+
+async def _run(server: PolicyServer) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        logger.info("shutting down; a second signal ends it at once")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        server.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    async with server:
+        logger.info("listening on ws://%s:%d", server.settings.host, server.port)
+        await server.wait_stopped()
+    logger.info("closed")
+
+
+def _check(args: ServeArgs) -> None:
+    if not 0 <= args.port <= 65535:
+        raise UserError(f"--port: expected 0 to 65535, got {args.port}")
+    for name in ("max_clients", "max_batch_size", "max_message_mib", "idle_timeout_s"):
+        if getattr(args, name) <= 0:
+            raise UserError(f"--{name.replace('_', '-')}: expected more than 0, got {getattr(args, name)}")
+    if args.batch_window_ms < 0:
+        raise UserError(f"--batch-window-ms: expected at least 0, got {args.batch_window_ms}")
+
+
+def _name_of(checkpoint: str) -> str:
+    """The run's name, or that of a folder which stands alone."""
+    folder = resolve_checkpoint(checkpoint)
+    return folder.parent.name if folder.name in (BEST, LAST) else folder.name
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

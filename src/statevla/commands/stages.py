@@ -1,0 +1,207 @@
+"""Long work as a row of commands: each runs once, goes on where it was cut, and anew when what it depends on changes.
+
+Every stage runs the very command that it prints, in a process of its own, and leaves a mark when it is done. What took
+long and is to be made anew is kept in the folder `earlier` beside it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from statevla.checkpoints.checkpoint import LAST, PHASE_SECTIONS, RUN_FOLDERS
+from statevla.config import EARLIER, Config, TrainingConfig
+from statevla.errors import UserError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command.
+
+    Attributes:
+        name: of its mark.
+        command: of `statevla`.
+        arguments: of the command.
+        settings: what else the result depends on: the sections of the configuration that the command reads.
+        resume: arguments that continue what an interrupted run left, as far as it got.
+        fresh: makes room where an earlier run with other settings left results.
+        resources: more arguments, on which the result does not depend: how many processes.
+    """
+
+    name: str
+    command: str
+    arguments: list[str]
+    settings: str = ""
+    resume: Callable[[], list[str]] = list
+    fresh: Callable[[], None] | None = None
+    resources: tuple[str, ...] = ()
+
+    def shown(self, more: list[str]) -> str:
+        return shlex.join(["statevla", self.command, *self.arguments, *self.resources, *more])
+
+
+def training_stage(
+    phase: str,
+    config: Config,
+    arguments: list[str],
+    checkpoints: Path,
+    phase1_checkpoints: Path | None = None,
+    init_checkpoint: str | None = None,
+    more: str = "",
+) -> Stage:
+    """`statevla train` of one phase.
+
+    Args:
+        phase: `1`, `2` or `bc`.
+        config: as the command will read it; other phases' sections do not count.
+        arguments: of the command, beside phase and phase-1 checkpoint.
+        checkpoints: `output_dir`.
+        phase1_checkpoints: the `output_dir` that phase 2 takes phase 1's best from; its own by default.
+        init_checkpoint: what the other phases begin with instead of random weights.
+        more: what else the result depends on.
+    """
+    last = checkpoints / RUN_FOLDERS[phase] / LAST
+    if phase == "2":
+        phase1 = (phase1_checkpoints or checkpoints) / RUN_FOLDERS["1"] / "checkpoint_best.pt"
+        before = ["--phase1_checkpoint", str(phase1)]
+    else:
+        before = ["--init_checkpoint", init_checkpoint] if init_checkpoint is not None else []
+    others = {name: getattr(TrainingConfig(), name) for number, name in PHASE_SECTIONS.items() if number != phase}
+    read = config.model_copy(update={"training": config.training.model_copy(update=others)})
+    # A key that is new to the configuration does not make what was trained without it stale.
+    settings = read.model_dump_json(exclude_defaults=True)
+    return Stage(
+        f"phase_{phase}",
+        "train",
+        ["--phase", phase, *before, *arguments],
+        settings=settings + more,
+        resume=lambda: ["--resume"] if last.exists() else [],
+        fresh=lambda: set_aside(checkpoints / RUN_FOLDERS[phase]),
+    )
+
+
+def run_stages(stages: Sequence[Stage], folder: Path, console: Console) -> None:
+    """Run stages in order; one whose command, settings or predecessors have changed since its mark is run anew.
+
+    Raises:
+        UserError: a command failed.
+    """
+    key = ""
+    for number, stage in enumerate(stages, 1):
+        words = [key, stage.command, *stage.arguments, stage.settings]
+        key = hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
+        run_stage(stage, key, folder, f"[{number}/{len(stages)}]", console)
+
+
+def run_stage(stage: Stage, key: str, folder: Path, number: str, console: Console) -> None:
+    """Run a stage unless its mark says that it is done with these settings.
+
+    Raises:
+        UserError: its command failed.
+    """
+    path = mark_path(folder, stage)
+    mark = read_mark(path)
+    same = mark.get("key") == key
+    if same and mark.get("done"):
+        console.print(f"{number} {stage.name}: done already", highlight=False, markup=False)
+        return
+    if not same and stage.fresh is not None:
+        stage.fresh()
+    more = stage.resume() if same else []
+    spent_s = float(mark.get("seconds", 0.0)) if same else 0.0
+    command = stage.shown(more)
+    console.print(f"\n{number} {command}", style="bold", highlight=False, markup=False, soft_wrap=True)
+    write_mark(path, {"key": key, "done": False, "seconds": spent_s, "command": command})
+    began = time.monotonic()
+    status = None
+    try:
+        status = call([sys.executable, "-m", *shlex.split(command)])
+    finally:
+        spent_s += time.monotonic() - began
+        write_mark(path, {"key": key, "done": status == 0, "seconds": spent_s, "command": command})
+    if status != 0:
+        raise UserError(f"stage '{stage.name}' ended with status {status}; mend what it says and run it again")
+
+
+def call(command: list[str]) -> int:
+    """Run a command to its end; it does not outlive this process, however that dies (on Linux, else if it can)."""
+
+    def stop(number: int, _: object) -> None:
+        sys.exit(128 + number)  # as an exception, so that the child is ended on the way out
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        return subprocess.run(command, check=False, preexec_fn=_die_with_parent()).returncode
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    """For a child to call before it begins: Linux then ends it when its parent is gone."""
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG in <sys/prctl.h>
+
+    def ask() -> None:
+        libc.prctl(set_parent_death_signal, signal.SIGTERM)
+
+    return ask
+
+
+def mark_path(folder: Path, stage: Stage) -> Path:
+    return folder / "stages" / f"{stage.name}.json"
+
+
+def read_mark(path: Path) -> dict[str, Any]:
+    try:
+        mark = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return mark if isinstance(mark, dict) else {}
+
+
+def write_mark(path: Path, mark: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(mark, indent=1), encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from None
+
+
+def marks(folder: Path, stages: list[Stage]) -> Iterator[tuple[Stage, dict[str, Any]]]:
+    for stage in stages:
+        yield stage, {"seconds": 0.0, **read_mark(mark_path(folder, stage))}
+
+
+def set_aside(folder: Path) -> None:
+    """Move the results of other settings, if there are any, to `earlier/<name>-<number>` beside them.
+
+    Raises:
+        UserError: they cannot be moved.
+    """
+    if not folder.exists():
+        return
+    kept = folder.parent / EARLIER
+    number = 1
+    while (kept / f"{folder.name}-{number}").exists():
+        number += 1
+    try:
+        kept.mkdir(exist_ok=True)
+        folder.rename(kept / f"{folder.name}-{number}")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be moved to {kept} ({error.strerror}); move it by hand") from None

@@ -1,0 +1,78 @@
+"""The command line of `train.py`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NoReturn
+
+from statevla.commands.entry import run_command
+from statevla.config import load_config
+from statevla.errors import UserError
+
+EPILOGUE = (
+    "Any key of the configuration can be given as well: --training.phase1.batch_size 8, --device=cpu or "
+    "model.cameras=[agentview]. Values are YAML."
+)
+
+
+@dataclass(frozen=True)
+class TrainArgs:
+    config: str = "conf/config.yaml"
+    """YAML configuration."""
+    phase: Literal["1", "2", "bc"] = "1"
+    """1: world model (temporal JEPA); 2: policy on the frozen encoder (flow matching); bc: both, without phase 1."""
+    phase1_checkpoint: str | None = None
+    """What phase 2 builds on: a checkpoint folder, a run folder, or .../checkpoint_best.pt; not needed to resume."""
+    init_checkpoint: str | None = None
+    """Fine-tuning: phase 1 or bc begins with this checkpoint's weights instead of random ones, on whatever data. Takes
+    what --phase1_checkpoint takes, models/libero_object_compact for one; not needed to resume."""
+    resume: bool = False
+    """Continue the run in the output folder exactly where its last checkpoint was written."""
+    overwrite: bool = False
+    """Start anew where the output folder holds a run already."""
+    output_dir: str | None = None
+    """Folder of the runs; overrides `output_dir` of the configuration."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of `train.py`."""
+    run_command(lambda: train(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def train(arguments: list[str]) -> None:
+    """Train a phase: `TrainArgs`, then any key of the configuration."""
+    import tyro
+
+    args, rest = tyro.cli(
+        TrainArgs, prog="train.py", args=arguments, return_unknown_args=True, description=f"Train StateVLA. {EPILOGUE}"
+    )
+    overrides = parse_overrides(rest)
+    if args.output_dir is not None:
+        overrides.append(f"output_dir={args.output_dir}")
+    config = load_config(args.config, overrides)
+    # PyTorch is loaded only here: a typo in the configuration is answered at once.
+    from statevla.training.run import train as run
+
+    run(config, args.phase, args.phase1_checkpoint, args.resume, args.overwrite, args.init_checkpoint)
+
+
+def parse_overrides(rest: Sequence[str]) -> list[str]:
+    """`--a.b 8`, `--a.b=8`, `a.b=8` and a bare `--a.b` (true) → `a.b=8`, as `load_config` takes it.
+
+    Raises:
+        UserError: a word belongs to no key.
+    """
+    overrides = []
+    words = list(rest)
+    while words:
+        word = words.pop(0)
+        is_flag = word.startswith("--")
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not equals:
+            if not is_flag:
+                raise UserError(f"argument '{word}': expected --key value or key=value; see train.py --help")
+            value = words.pop(0) if words and not words[0].startswith("--") else "true"
+        overrides.append(f"{key.replace('-', '_')}={value}")
+    return overrides

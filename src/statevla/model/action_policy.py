@@ -1,0 +1,198 @@
+"""z_t → a chunk of actions: flow matching for the continuous numbers, a classifier for the binary ones (a gripper)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from statevla.config import ModelConfig
+from statevla.model.mamba import MambaStack
+from statevla.model.mamba.inference import PreparedModule
+
+
+class SinusoidalTimeEmbedding(PreparedModule):
+    """Flow time in [0, 1] → sinusoids (Vaswani et al. 2017, on 1000 t as in diffusion models) → MLP.
+
+    Prepared for inference, it keeps the embeddings of single times: a solver asks for the same few again and again.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        half = dim // 2
+        frequencies = torch.exp(torch.arange(half) * (-math.log(10_000.0) / max(half - 1, 1)))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.padding = dim - 2 * half
+        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def prepare_for_inference(self, dtype: torch.dtype, rows: int) -> None:
+        self._set_prepared({})
+
+    def forward(self, t: Tensor) -> Tensor:
+        """`[B]` → `[B, D]`."""
+        known = self.prepared()
+        if known is None or t.numel() > 1:
+            return self._embed(t)
+        key = str(t.item())
+        if key not in known:
+            known[key] = self._embed(t)
+        return known[key]
+
+    def _embed(self, t: Tensor) -> Tensor:
+        angles = 1000.0 * t.float().unsqueeze(-1) * self.frequencies
+        return self.mlp(F.pad(torch.cat([angles.sin(), angles.cos()], dim=-1), (0, self.padding)))
+
+
+GRIPPER_TOKEN_DIM = 16
+
+
+class PolicyStateLayout:
+    """How the flat policy state `[B, P]` splits: z, robot state, language, camera tokens (absent ones have width 0)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        condition = config.policy.condition
+        self.num_tokens = len(config.cameras) * condition.token_grid**2
+        self.embed_dim = config.embed_dim
+        self.widths = [
+            config.state_dim,
+            config.robot_state_dim if condition.robot_state else 0,
+            config.language_dim if condition.language else 0,
+            self.num_tokens * config.embed_dim,
+        ]
+
+    def split(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`[B, P]` → z `[B, Z]`, robot state `[B, S or 0]`, language `[B, E or 0]`, tokens `[B, M, D]`."""
+        z, robot, language, tokens = state.split(self.widths, dim=-1)
+        return z, robot, language, tokens.reshape(state.shape[0], self.num_tokens, self.embed_dim)
+
+
+class PolicyCondition(nn.Module):
+    """Policy state → condition tokens: one for z, then one each for robot state and language, then camera tokens."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.embed_dim
+        self.layout = PolicyStateLayout(config)
+        _, robot, language, _ = self.layout.widths
+        self.state = nn.Linear(config.state_dim, dim)
+        self.robot_state = nn.Linear(robot, dim) if robot else None
+        self.language = nn.Linear(language, dim) if language else None
+        self.tokens = nn.Linear(dim, dim) if self.layout.num_tokens else None
+        self.num_tokens = 1 + bool(robot) + bool(language) + self.layout.num_tokens
+
+    def forward(self, state: Tensor) -> Tensor:
+        """`[B, P]` → `[B, num_tokens, D]`."""
+        z, robot, language, tokens = self.layout.split(state)
+        parts = [self.state(z).unsqueeze(1)]
+        if self.robot_state is not None:
+            parts.append(self.robot_state(robot).unsqueeze(1))
+        if self.language is not None:
+            parts.append(self.language(language).unsqueeze(1))
+        if self.tokens is not None:
+            parts.append(self.tokens(tokens))
+        return torch.cat(parts, dim=1)
+
+
+class FlowMatchingPolicy(nn.Module):
+    """Velocity field over the chunk's continuous numbers: Mamba over [z …][t][x_1 … x_H].
+
+    With the `l1` objective the same network regresses the chunk: x and t are zeros and the output is the action.
+
+    Args:
+        continuous_dim: C, the continuous numbers of an action.
+    """
+
+    def __init__(self, config: ModelConfig, continuous_dim: int) -> None:
+        super().__init__()
+        dim, policy = config.embed_dim, config.policy
+        self.horizon, self.continuous_dim = config.action_seq_len, continuous_dim
+        self.condition = PolicyCondition(config)
+        self.time = SinusoidalTimeEmbedding(dim)
+        self.action = nn.Linear(self.continuous_dim, dim)
+        self.positions = nn.Parameter(torch.empty(self.condition.num_tokens + 1 + self.horizon, dim))
+        nn.init.trunc_normal_(self.positions, std=0.02)
+        self.positions._no_weight_decay = True  # type: ignore[attr-defined]
+        self.stack = MambaStack(
+            dim,
+            policy.depth,
+            d_state=policy.d_state,
+            d_conv=config.mamba.d_conv,
+            expand=config.mamba.expand,
+            dt_rank=config.mamba.dt_rank,
+            mlp_hidden_dim=policy.mlp_hidden_dim,
+            backend=config.mamba.scan_backend,
+        )
+        self.head = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, self.continuous_dim))
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Velocity at `x_t`.
+
+        Args:
+            x_t: `[B, H, C]`, normalised.
+            t: `[B]`, flow time in [0, 1].
+            condition: `[B, C, D]`, the output of `self.condition`, the same at every solver step.
+
+        Returns:
+            `[B, H, C]`, float32.
+        """
+        # float32 also under autocast: this is where the residual stream begins.
+        tokens = torch.cat([condition.float(), self.time(t).unsqueeze(1).float(), self.action(x_t).float()], dim=1)
+        outputs = self.stack(tokens + self.positions)
+        return self.head(outputs[:, -self.horizon :]).float()
+
+
+class GripperClassifier(nn.Module):
+    """Policy state → one logit per step of the chunk and binary number; positive means on (of a gripper: close).
+
+    Camera tokens, where the policy has them, come in through a shared narrow projection: it keeps where things are.
+
+    Args:
+        binary_dim: G, the binary numbers of an action.
+    """
+
+    def __init__(self, config: ModelConfig, binary_dim: int, hidden_dim: int = 256) -> None:
+        super().__init__()
+        self.binary_dim = binary_dim
+        self.layout = PolicyStateLayout(config)
+        num_tokens = self.layout.num_tokens
+        self.tokens = nn.Linear(config.embed_dim, GRIPPER_TOKEN_DIM) if num_tokens else None
+        self.mlp = nn.Sequential(
+            nn.Linear(sum(self.layout.widths[:3]) + num_tokens * GRIPPER_TOKEN_DIM, hidden_dim),
+            nn.GELU(),
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.GELU(),
+            nn.Linear(hidden_dim, config.action_seq_len * binary_dim),
+        )
+
+    def forward(self, state: Tensor) -> Tensor:
+        """`[B, P]` → logits `[B, H, G]`, float32."""
+        z, robot, language, tokens = self.layout.split(state)
+        parts = [z, robot, language]
+        if self.tokens is not None:
+            parts.append(self.tokens(tokens).flatten(1).to(z.dtype))
+        return self.mlp(torch.cat(parts, dim=-1)).float().unflatten(-1, (-1, self.binary_dim))
+
+
+def gripper_loss(logits: Tensor, command: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy against the commands.
+
+    Args:
+        logits: `[B, H, G]`.
+        command: `[B, H, G]`, -1 (off) or +1 (on).
+        mask: bool `[B, H]`, true where a step counts; None counts all.
+    """
+    is_on = (command > 0).to(logits.dtype)
+    loss = F.binary_cross_entropy_with_logits(logits, is_on, reduction="none").mean(dim=-1)
+    if mask is None:
+        return loss.mean()
+    weight = mask.to(loss.dtype)
+    return (loss * weight).sum() / weight.sum().clamp_min(1.0)
+
+
+def gripper_command(logits: Tensor) -> Tensor:
+    """Logits → exactly -1 (off) or +1 (on), as floats."""
+    return torch.where(logits > 0, 1.0, -1.0)

@@ -1,0 +1,178 @@
+"""One Mamba-1 block, with the parameter names and initialisations of the official implementation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from statevla.errors import UserError
+from statevla.model.mamba.backends import load_backend
+from statevla.model.mamba.conv import causal_conv1d_silu
+from statevla.model.mamba.inference import PackedLinear, PreparedModule
+from statevla.model.mamba.selective_scan import selective_scan
+
+DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 0.1, 1e-4
+FEW_ROWS = 64
+"""Up to so many rows (batch times length) a second product costs more than the arithmetic that it saves."""
+
+
+class MambaCache(NamedTuple):
+    """What a block remembers between steps: the last inputs of its convolution and the scan's state.
+
+    `conv`: `[B, d_inner, d_conv - 1]`, oldest first; `state`: `[B, d_inner, d_state]`, float32.
+    """
+
+    conv: Tensor
+    state: Tensor
+
+
+class MambaBlock(PreparedModule):
+    """Selective state-space mixer (Gu & Dao 2023), without norm and residual.
+
+    Args:
+        d_model: width of the residual stream.
+        d_state: states per channel.
+        d_conv: taps of the causal convolution, 2 to 4.
+        expand: `d_inner = expand * d_model`.
+        dt_rank: rank of the step-size projection; 'auto' is `ceil(d_model / 16)`.
+        num_layers: residual updates of the whole stack; `out_proj` is scaled by `1 / sqrt(num_layers)`, as in GPT-2
+            and mamba_ssm.
+        backend: of `selective_scan`.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | str = "auto",
+        num_layers: int = 1,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if not 2 <= d_conv <= 4:
+            raise UserError(f"d_conv: expected 2, 3 or 4, got {d_conv}; Mamba-1 uses 4")
+        if isinstance(dt_rank, str) and dt_rank != "auto":
+            raise UserError(f"dt_rank: expected a number or 'auto', got '{dt_rank}'")
+        self.d_model, self.d_state, self.d_conv, self.d_inner = d_model, d_state, d_conv, expand * d_model
+        self.dt_rank = math.ceil(d_model / 16) if isinstance(dt_rank, str) else dt_rank
+        self.backend = backend
+        load_backend(backend)
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
+        self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, padding=d_conv - 1)
+        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
+        self.A_log = nn.Parameter(torch.log(torch.arange(1, d_state + 1).float()).repeat(self.d_inner, 1))
+        self.D = nn.Parameter(torch.ones(self.d_inner))
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+        self._init_special_parameters(num_layers)
+
+    @torch.no_grad()
+    def _init_special_parameters(self, num_layers: int) -> None:
+        """Initial steps log-uniform in [0.001, 0.1]: `softplus(bias)` is the step; no weight decay pulls on them."""
+        bound = self.dt_rank**-0.5
+        nn.init.uniform_(self.dt_proj.weight, -bound, bound)
+        log_step = torch.empty(self.d_inner).uniform_(math.log(DT_MIN), math.log(DT_MAX))
+        step = log_step.exp().clamp(min=DT_FLOOR)
+        self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse of softplus
+        self.out_proj.weight /= math.sqrt(num_layers)
+        for parameter in (self.A_log, self.D, self.dt_proj.bias):
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor, last_only: bool = False) -> Tensor:
+        """`[B, L, d_model] -> [B, L, d_model]`; output t depends on inputs 0 … t.
+
+        With `last_only` only the last output is computed, `[B, 1, d_model]`: gate and output projection of the others
+        are three fifths of the block's products.
+        """
+        ready = self.prepared()
+        signal, gate = self._project_in(x, x[:, -1:] if last_only else x, ready)
+        y = self._mix(signal, None, ready)[:, -1:] * F.silu(gate) if last_only else self._mix(signal, gate, ready)
+        return (ready["out_proj"] if ready else self.out_proj)(y)
+
+    def _project_in(self, x: Tensor, x_of_gate: Tensor, ready: dict[str, Any] | None) -> tuple[Tensor, Tensor]:
+        """Both halves of `in_proj`. Two products: the halves of one would be joined again in backward, by a copy."""
+        if ready and x is x_of_gate:
+            signal, gate = ready["in_proj"](x).chunk(2, dim=-1)
+            return signal, gate
+        if ready:
+            return ready["in_signal"](x), ready["in_gate"](x_of_gate)
+        in_signal, in_gate = self.in_proj.weight.chunk(2)
+        return F.linear(x, in_signal), F.linear(x_of_gate, in_gate)
+
+    def _mix(self, signal: Tensor, gate: Tensor | None, ready: dict[str, Any] | None) -> Tensor:
+        """Convolution, selection and scan: `[B, L, d_inner]` to the same, gated by `gate` if given."""
+        assert self.conv1d.bias is not None
+        u = causal_conv1d_silu(signal, self.conv1d.weight, self.conv1d.bias, self.backend)
+        delta, B, C = self._selection(u, ready)
+        A = ready["A"] if ready else self._decay()
+        y = selective_scan(u, delta, A, B, C, self.D, gate, self.dt_proj.bias, True, backend=self.backend)
+        assert isinstance(y, Tensor)
+        return y
+
+    def _decay(self) -> Tensor:
+        """A, `[d_inner, d_state]`, negative."""
+        return -torch.exp(self.A_log.float())
+
+    def _selection(self, u: Tensor, ready: dict[str, Any] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Input-dependent step (before bias and softplus), B and C of `u` `[..., d_inner]`."""
+        if ready and "selection" in ready:
+            delta, B, C = ready["selection"](u).split([self.d_inner, self.d_state, self.d_state], dim=-1)
+            return delta, B, C
+        selection = (ready["x_proj"] if ready else self.x_proj)(u)
+        low_rank, B, C = selection.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        return (ready["dt_proj"](low_rank) if ready else F.linear(low_rank, self.dt_proj.weight)), B, C
+
+    @torch.no_grad()
+    def prepare_for_inference(self, dtype: torch.dtype, rows: int) -> None:
+        """See `inference.prepare_for_inference`."""
+        in_signal, in_gate = self.in_proj.weight.chunk(2)
+        weights = {
+            "in_proj": self.in_proj.weight,
+            "in_signal": in_signal,
+            "in_gate": in_gate,
+            "x_proj": self.x_proj.weight,
+            "dt_proj": self.dt_proj.weight,
+            "out_proj": self.out_proj.weight,
+        }
+        if rows <= FEW_ROWS:
+            low_rank, of_states = self.x_proj.weight.split([self.dt_rank, 2 * self.d_state])
+            weights["selection"] = torch.cat([self.dt_proj.weight @ low_rank, of_states])
+        values: dict[str, Any] = {name: PackedLinear(weight, dtype, rows) for name, weight in weights.items()}
+        self._set_prepared({**values, "A": self._decay(), "dtype": dtype})
+
+    def allocate_cache(self, batch: int) -> MambaCache:
+        """An empty cache for `batch` streams, on the block's device."""
+        zeros = self.A_log.new_zeros
+        return MambaCache(
+            zeros(batch, self.d_inner, self.d_conv - 1), zeros(batch, self.d_inner, self.d_state, dtype=torch.float32)
+        )
+
+    def step(self, x_t: Tensor, cache: MambaCache) -> tuple[Tensor, MambaCache]:
+        """One time step, `[B, d_model] -> [B, d_model]`, equal to `forward` on the whole sequence so far."""
+        signal, gate = self._project_in(x_t, x_t, None)
+        window = torch.cat([cache.conv, signal[..., None].to(cache.conv.dtype)], dim=-1)
+        taps = (window * self.conv1d.weight[:, 0]).sum(-1)
+        assert self.conv1d.bias is not None
+        u = F.silu(taps + self.conv1d.bias).to(signal.dtype)
+        delta, B, C = self._selection(u)
+        y, state = selective_scan(
+            u[:, None],
+            delta[:, None],
+            self._decay(),
+            B[:, None],
+            C[:, None],
+            self.D,
+            gate[:, None],
+            self.dt_proj.bias,
+            True,
+            initial_state=cache.state,
+            return_last_state=True,
+            backend=self.backend,
+        )
+        return self.out_proj(y[:, 0]), MambaCache(window[..., 1:], state)

