@@ -28,7 +28,7 @@ EXECUTED_BY = {
     "data convert": "test_docs.py",
     "data draw": "worlds/robosuite/test_replay.py",
     "data cache": "data/test_frame_cache.py",
-    "train": "training/test_processes.py",
+    "train": "machine/test_processes.py",
     "eval": "diagnostics/test_offline.py",
     "probe": "diagnostics/test_object_surprise.py",
     "rollout": "worlds/test_own_world.py",
