@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from statevla.commands.demo import DemoArgs, demo, find_config, outcome_table, plan
+from statevla.commands.demo import DemoArgs, demo, outcome_table, plan
+from statevla.config import find_config
 from statevla.errors import UserError
 
 
@@ -24,7 +25,7 @@ def test_the_plan_follows_the_flags(tmp_path: Path) -> None:
 
 def test_a_changed_configuration_changes_the_stages_that_read_it(tmp_path: Path) -> None:
     path = tmp_path / "demo.yaml"
-    tree = yaml.safe_load(find_config("conf/demo.yaml").read_text())
+    tree = yaml.safe_load(find_config("demo").read_text())
 
     def settings() -> dict[str, str]:
         path.write_text(yaml.safe_dump(tree))
@@ -39,18 +40,14 @@ def test_a_changed_configuration_changes_the_stages_that_read_it(tmp_path: Path)
     assert settings()["phase_1"] != second["phase_1"]
 
 
-def test_the_preset_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert find_config("conf/demo.yaml").is_file()
-    with pytest.raises(UserError, match="no such file"):
-        find_config("conf/absent.yaml")
-    assert outcome_table(tmp_path).row_count == 0  # nothing has run yet
+def test_before_anything_has_run_there_are_no_results(tmp_path: Path) -> None:
+    assert outcome_table(tmp_path).row_count == 0
 
 
 @pytest.mark.slow
 def test_the_whole_way_with_a_tiny_model(tmp_path: Path) -> None:
     pytest.importorskip("libero")
-    tree = yaml.safe_load(find_config("conf/demo.yaml").read_text())
+    tree = yaml.safe_load(find_config("demo").read_text())
     tree["model"] |= {"embed_dim": 32, "encoder_depth": 1, "image_size": 64, "state_dim": 32}
     tree["model"]["stem"] = {"kind": "conv", "channels": [16, 32], "strides": [8, 2]}
     tree["training"]["validate_every_steps"] = 5

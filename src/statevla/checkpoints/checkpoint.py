@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from statevla.checkpoints.hub import download, is_repo_id
 from statevla.checkpoints.provenance import git_commit, versions
-from statevla.config import Config, config_from_dict, expand_path
+from statevla.config import Config, bundled_dir, bundled_policies, config_from_dict, expand_path
 from statevla.errors import UserError
 from statevla.machine.storage import (
     read_json,
@@ -149,7 +149,8 @@ def resolve_checkpoint(path: str | Path) -> Path:
     """The checkpoint folder that `path` means.
 
     It may be a checkpoint, a run folder (its best, else its last), or `checkpoint_best.pt` / `checkpoint_last.pt` in
-    a run folder, whether or not these links exist, or `owner/repository` of the Hugging Face hub.
+    a run folder, whether or not these links exist, the name of a policy that comes along, or `owner/repository` of
+    the Hugging Face hub. What is here comes first.
 
     Raises:
         UserError: there is none; what is there instead is named.
@@ -164,12 +165,17 @@ def resolve_checkpoint(path: str | Path) -> Path:
         raise UserError(
             f"checkpoint {wanted}: is a file; a checkpoint is a folder with {MODEL_FILE} and its JSON files"
         )
+    if str(path) in bundled_policies():
+        return (bundled_dir("models") / path).resolve()
     if wanted.name not in ALIASES and is_repo_id(path):
         return download(str(path)).resolve()
     here = wanted if wanted.is_dir() else wanted.parent
     found = sorted(entry.name for entry in here.iterdir()) if here.is_dir() else []
     has = f"{here} has {', '.join(found[:8])}" if found else f"{here} is empty or absent"
-    raise UserError(f"checkpoint {wanted}: not found ({has}); give a checkpoint folder or the folder of a run")
+    raise UserError(
+        f"checkpoint {wanted}: not found ({has}); give a checkpoint folder, the folder of a run, or the name of a "
+        f"policy that comes along: {', '.join(bundled_policies())}"
+    )
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> LoadedCheckpoint:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -106,7 +106,8 @@ class CacheArgs:
 
     overrides: tyro.conf.Positional[tuple[str, ...]] = ()
     """Dotted overrides, as in `data.path=... model.image_size=128`."""
-    config: Annotated[Path, tyro.conf.arg(help="Configuration file.")] = field(default=Path("conf/config.yaml"))
+    config: str = "config"
+    """A preset's name or a YAML file."""
     num_processes: int | None = None
     """Processes that build; by default all cores."""
 

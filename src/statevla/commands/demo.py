@@ -13,10 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-import statevla
 from statevla.checkpoints.checkpoint import RUN_FOLDERS
 from statevla.commands.stages import Stage, marks, read_mark, run_stages, set_aside, training_stage
-from statevla.config import expand_path, home_dir, load_config
+from statevla.config import expand_path, find_config, home_dir, load_config
 from statevla.errors import UserError
 
 
@@ -24,8 +23,8 @@ from statevla.errors import UserError
 class DemoArgs:
     dir: str | None = None
     """Folder for everything; $STATEVLA_HOME/demo by default."""
-    config: str = "conf/demo.yaml"
-    """Configuration to train."""
+    config: str = "demo"
+    """Configuration to train: a preset's name or a YAML file."""
     suite: str = "libero_object"
     """LIBERO suite."""
     tasks: str = "0,2"
@@ -101,21 +100,6 @@ def plan(args: DemoArgs, folder: Path) -> list[Stage]:
             resources=("--num_workers", str(args.workers)),
         ),
     ]
-
-
-def find_config(name: str) -> Path:
-    """A configuration by its path, or in the source tree that this package is installed from.
-
-    Raises:
-        UserError: it is in neither.
-    """
-    path = expand_path(name)
-    if not path.is_file() and not path.is_absolute():
-        beside = Path(statevla.__file__).parents[2] / path
-        path = beside if beside.is_file() else path
-    if not path.is_file():
-        raise UserError(f"config {path}: no such file; run from the source tree, or give --config with your own")
-    return path
 
 
 def outcome_table(folder: Path) -> Table:

@@ -23,7 +23,7 @@ NOT_DEPLOYED = ("target encoder (EMA)", "temporal predictor", "inverse dynamics"
 @dataclass(frozen=True)
 class InfoArgs:
     config: str | None = None
-    """YAML configuration to describe; `conf/config.yaml` by default."""
+    """Configuration to describe: a preset's name or a YAML file; `config` by default."""
     robot: str | None = None
     """Robot that the configuration is to be built for: a known one's name or a YAML file; `data.robot` by default, and
     LIBERO's where that is `auto`."""
@@ -34,7 +34,7 @@ class InfoArgs:
 def info(args: InfoArgs) -> None:
     """Print the parameters of every part, the robot, the token sequence and the shapes."""
     if args.checkpoint is None:
-        name = args.config or "conf/config.yaml"
+        name = args.config or "config"
         config = load_config(name)
         declared = args.robot or config.data.robot
         robot = LIBERO if declared == "auto" else load_robot(declared)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from statevla.config import results_dir
 from statevla.errors import UserError
 
 
@@ -49,7 +50,7 @@ def probe(args: ProbeArgs) -> None:
     results = opened.header("validation", episodes)
     if results["phase"] == "bc":
         raise UserError(f"probe {folder}: behaviour cloning trains no world model; give a run of phase 1 or 2")
-    out = args.out or folder.parent / f"probe_{folder.name.strip('.')}"
+    out = args.out or results_dir(folder, f"probe_{folder.name.strip('.')}")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     results |= measure_state(

@@ -15,7 +15,17 @@ from statevla.config.model import (
     PolicyConfig,
     PredictorConfig,
 )
-from statevla.config.paths import EARLIER, expand_path, home_dir, portable_text
+from statevla.config.paths import (
+    EARLIER,
+    bundled_dir,
+    bundled_policies,
+    expand_path,
+    find_config,
+    home_dir,
+    portable_text,
+    presets,
+    results_dir,
+)
 from statevla.config.robot import fit_to_robot
 from statevla.config.training import (
     BcConfig,
@@ -50,10 +60,15 @@ __all__ = [
     "TargetConfig",
     "TrainingConfig",
     "all_keys",
+    "bundled_dir",
+    "bundled_policies",
     "config_from_dict",
     "expand_path",
+    "find_config",
     "fit_to_robot",
     "home_dir",
     "load_config",
     "portable_text",
+    "presets",
+    "results_dir",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from statevla.config.paths import find_config
 from statevla.config.tree import Config
 from statevla.errors import UserError
 
@@ -18,19 +19,15 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read a YAML file, apply dotted overrides, validate.
 
     Args:
-        path: YAML file; keys that it leaves out keep their defaults.
+        path: YAML file or a preset's name; keys that it leaves out keep their defaults.
         overrides: `a.b.c=value`, values in YAML syntax (`training.phase1.batch_size=8`).
 
     Raises:
         UserError: no such file, bad YAML, unknown key (the nearest one is named), or a value out of range.
     """
-    file = Path(path)
+    file = find_config(path)
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"config {file}: no such file; presets are in conf/ (conf/config.yaml, conf/compact.yaml)"
-        ) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"config {file}: not readable as YAML ({' '.join(str(error).split())})") from None
     tree = {} if tree is None else tree

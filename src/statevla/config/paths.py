@@ -1,9 +1,14 @@
-"""Where things lie: the home folder of data and caches, and paths as people write them."""
+"""Where things lie: the home folder of data and caches, what comes along, and paths as people write them."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
+
+from statevla.errors import UserError
+
+_PACKAGE = Path(__file__).parents[1]
 
 EARLIER = "earlier"
 """Folder, beside a demo's or an experiment's results, for those of other settings; reports leave it out."""
@@ -23,3 +28,40 @@ def expand_path(path: str | Path) -> Path:
 def portable_text(text: str) -> str:
     """`text` with `$STATEVLA_HOME` in place of this machine's folder: for what other machines are to read."""
     return text.replace(str(home_dir()), "$STATEVLA_HOME")
+
+
+def bundled_dir(kind: Literal["conf", "models"]) -> Path:
+    """The folder of presets or of trained policies: in the package, or at the top of the source tree it runs from."""
+    inside = _PACKAGE / "bundled" / kind
+    return inside if inside.is_dir() else _PACKAGE.parents[1] / kind
+
+
+def presets() -> list[str]:
+    """Names of the configurations that come along."""
+    return sorted(path.stem for path in bundled_dir("conf").glob("*.yaml"))
+
+
+def bundled_policies() -> list[str]:
+    """Names of the trained policies that come along."""
+    return sorted(path.parent.name for path in bundled_dir("models").glob("*/version.json"))
+
+
+def find_config(name: str | Path) -> Path:
+    """The YAML file that a path or a preset's name means; a file of that name here comes first.
+
+    Raises:
+        UserError: it is neither; the presets are named.
+    """
+    path = expand_path(name)
+    if path.is_file():
+        return path
+    if str(name) in presets():
+        return bundled_dir("conf") / f"{name}.yaml"
+    raise UserError(
+        f"config {path}: no such file; give the path of a YAML file, or a preset's name: {', '.join(presets())}"
+    )
+
+
+def results_dir(checkpoint: Path, name: str) -> Path:
+    """The default folder for what is measured on a checkpoint: beside it; for a policy that came along, here."""
+    return Path(name) if checkpoint.parent == bundled_dir("models").resolve() else checkpoint.parent / name
