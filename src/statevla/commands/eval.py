@@ -12,6 +12,7 @@ from rich.console import Console
 
 from statevla.checkpoints.comparisons import comparisons
 from statevla.commands.entry import run_command
+from statevla.config import results_dir
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def offline(args: EvalArgs) -> None:
     from statevla.machine.storage import write_json_atomically, writing
 
     folder = resolve_checkpoint(args.checkpoint)
-    out = Path(args.out) if args.out else folder.parent / f"evaluation_{folder.name.strip('.')}"
+    out = Path(args.out) if args.out else results_dir(folder, f"evaluation_{folder.name.strip('.')}")
     evaluation = evaluate(
         args.checkpoint,
         args.data,

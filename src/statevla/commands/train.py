@@ -19,15 +19,15 @@ EPILOGUE = (
 
 @dataclass(frozen=True)
 class TrainArgs:
-    config: str = "conf/config.yaml"
-    """YAML configuration."""
+    config: str = "config"
+    """A preset's name (config, compact, demo) or a YAML file."""
     phase: Literal["1", "2", "bc"] = "1"
     """1: world model (temporal JEPA); 2: policy on the frozen encoder (flow matching); bc: both, without phase 1."""
     phase1_checkpoint: str | None = None
     """What phase 2 builds on: a checkpoint folder, a run folder, or .../checkpoint_best.pt; not needed to resume."""
     init_checkpoint: str | None = None
     """Fine-tuning: phase 1 or bc begins with this checkpoint's weights instead of random ones, on whatever data. Takes
-    what --phase1_checkpoint takes, models/libero_object_compact for one; not needed to resume."""
+    what --phase1_checkpoint takes, libero_object_compact for one; not needed to resume."""
     resume: bool = False
     """Continue the run in the output folder exactly where its last checkpoint was written."""
     overwrite: bool = False
