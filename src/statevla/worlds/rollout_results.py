@@ -7,11 +7,13 @@ A folder of results holds `settings.json`, `episodes.jsonl` (under torchrun `epi
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -159,10 +161,13 @@ def success_interval(successes: int, episodes: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a success rate (Wilson 1927; Brown, Cai & DasGupta 2001)."""
     if not episodes:
         return 0.0, 1.0
-    from scipy.stats import binomtest
-
-    interval = binomtest(successes, episodes).proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)
+    quantile = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    spread = quantile**2 / episodes
+    rate = successes / episodes
+    middle = (rate + spread / 2) / (1 + spread)
+    half = math.sqrt(spread * (rate * (1 - rate) + spread / 4)) / (1 + spread)
+    # Exactly 0 and 1 at the ends, whatever the rounding.
+    return 0.0 if successes == 0 else middle - half, 1.0 if successes == episodes else middle + half
 
 
 def _told(episodes: Sequence[EpisodeResult]) -> str:
