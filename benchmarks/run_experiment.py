@@ -31,6 +31,7 @@ from statevla.commands.entry import run_command
 from statevla.commands.stages import Stage, read_mark, run_stages, set_aside, training_stage
 from statevla.config import home_dir, load_config
 from statevla.errors import UserError
+from statevla.machine.yaml_text import read_yaml
 from statevla.types import ReachKind
 
 ROOT = Path(__file__).parents[1]
@@ -139,9 +140,9 @@ def read_experiments(file: Path) -> Experiments:
         UserError: it is unreadable, or an entry is wrong or names unknown data.
     """
     try:
-        known = Experiments.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: not readable as YAML ({' '.join(str(error).split())})") from None
+        known = Experiments.model_validate(read_yaml(file, str(file)))
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file; give the list of experiments") from None
     except ValidationError as error:
         problem = error.errors()[0]
         raise UserError(f"{file}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
@@ -227,7 +228,9 @@ def stages(known: Experiments, name: str, args: Args, folder: Path) -> Iterator[
     checkpoints = folder / "checkpoints"
     common = ["--config", experiment.config, "--output_dir", str(checkpoints), "--seed", str(args.seed), *places]
     for key, value in experiment.overrides.items():
-        common += [f"--{key}", yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()]
+        # Text is given as it is, everything else as YAML.
+        dumped = yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
+        common += [f"--{key}", value if isinstance(value, str) else dumped]
     source = experiment.phase1_of
     for phase in experiment.phases if source is None else ["2"]:
         if source is None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from statevla.config.paths import find_config
 from statevla.config.tree import Config
 from statevla.errors import UserError
+from statevla.machine.yaml_text import parse_yaml, read_yaml
+
+_MAX_SHOWN = 80
+"""Characters of a wrong value that an error repeats."""
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -20,26 +24,28 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
     Args:
         path: YAML file or a preset's name; keys that it leaves out keep their defaults.
-        overrides: `a.b.c=value`, values in YAML syntax (`training.phase1.batch_size=8`).
+        overrides: `a.b.c=value` (`training.phase1.batch_size=8`): text for keys that take text, YAML for the others.
 
     Raises:
-        UserError: no such file, bad YAML, unknown key (the nearest one is named), or a value out of range.
+        UserError: no such file, bad YAML, a key that stands twice, an unknown one (the nearest one is named), or a
+            value out of range.
     """
     file = find_config(path)
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"config {file}: not readable as YAML ({' '.join(str(error).split())})") from None
+    tree = read_yaml(file, f"config {file}")
     tree = {} if tree is None else tree
-    if not isinstance(tree, dict):
-        raise UserError(f"config {file}: expected a mapping of sections at the top, got {type(tree).__name__}")
-    for override in overrides:
+    for override in overrides if isinstance(tree, dict) else ():
         _apply_override(tree, override)
     return config_from_dict(tree, source=str(file))
 
 
-def config_from_dict(tree: Mapping[str, Any], source: str) -> Config:
-    """Validate a plain tree (from YAML or a checkpoint's `config.json`); `source` names it in errors."""
+def config_from_dict(tree: Any, source: str) -> Config:
+    """Validate a plain tree (from YAML or a checkpoint's `config.json`); `source` names it in errors.
+
+    Raises:
+        UserError: it is no mapping, a key is unknown (the nearest one is named), or a value is out of range.
+    """
+    if not isinstance(tree, Mapping):
+        raise UserError(f"config {source}: expected a mapping of sections at the top, got {_shown(tree)}")
     try:
         return Config.model_validate(dict(tree))
     except ValidationError as error:
@@ -50,10 +56,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override '{override}': expected key=value, as in training.phase1.batch_size=8")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"override '{override}': the value is not valid YAML; quote it") from None
+    value = text if takes_text(key) else parse_yaml(text, f"override '{override[:_MAX_SHOWN]}'")
+    if value == "":
+        raise UserError(f"override '{override}': the value is empty; give one, or leave the key out")
     node = tree
     *parents, leaf = key.split(".")
     for parent in parents:
@@ -64,6 +69,33 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             raise UserError(f"override '{override}': '{parent}' is a value, not a section")
         node = child
     node[leaf] = value
+
+
+def takes_text(key: str) -> bool:
+    """Whether a dotted key takes text and nothing else: `data.path`, `training.wandb`, not `data.demos_per_task`."""
+    section, _, leaf = key.rpartition(".")
+    found = [each.model_fields[leaf].annotation for each in _sections_at(section) if leaf in each.model_fields]
+    return bool(found) and all(_is_text(annotation) for annotation in found)
+
+
+def _sections_at(key: str) -> list[type[BaseModel]]:
+    """What sections may stand at a dotted key; the stems of `model.stem`, for one."""
+    sections: list[type[BaseModel]] = [Config]
+    for part in filter(None, key.split(".")):
+        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        sections = [found for field in fields for found in _sections_in(field.annotation)]
+    return sections
+
+
+def _is_text(annotation: Any) -> bool:
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return _is_text(arguments[0])
+    if get_origin(annotation) is Literal:
+        return all(isinstance(argument, str) for argument in arguments)
+    if get_origin(annotation) in (Union, types.UnionType):
+        return all(map(_is_text, arguments))
+    return isinstance(annotation, type) and issubclass(annotation, str)
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -80,7 +112,13 @@ def _first_problem(error: ValidationError) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{key + ': ' if key else ''}{message}{rest}"
-    return f"{key}: {message[0].lower()}{message[1:]}, got {problem['input']!r}{rest}"
+    quote = "; quote it" if problem["type"] == "string_type" and not isinstance(problem["input"], dict | list) else ""
+    return f"{key}: {message[0].lower()}{message[1:]}, got {_shown(problem['input'])}{quote}{rest}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 
 def _nearest_key(location: list[str]) -> str:
