@@ -1,8 +1,8 @@
 """The shell blocks of README and docs, run one after the other in a fresh folder: what one writes, the next one reads.
 
 Each command runs as it is printed, with flags of its own appended that make it small (`SMALL`). Left out is what
-installs, belongs to other programs, or needs a hub (`LEFT_OUT`); and docs/experiments.md, whose commands take
-hours and are the record of what ran.
+installs, belongs to other programs, needs a hub or names what is the reader's own (`LEFT_OUT`); and
+docs/experiments.md, whose commands take hours and are the record of what ran.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ SMALL = {
     "view": "--out recording.rrd",
 }
 LEFT_OUT = (
-    "make demo",  # tests/commands/test_demo.py runs it, small
     "--push",  # tests/checkpoints/test_share.py, with a folder in place of the hub
+    "DATA",  # below, on docs/own-data.md
+    "my_module:make_env",  # tests/worlds/test_own_world.py
 )
 PAGES = ["README.md", "docs/quickstart.md", "docs/alarm.md", "docs/deploying.md", "docs/index.md"]
 
@@ -60,7 +61,8 @@ def name_of(words: list[str]) -> str:
 
 def is_left_out(words: list[str]) -> bool:
     text = shlex.join(words)
-    return words[0] in {*FOREIGN, "pip"} or any(part in text for part in LEFT_OUT)
+    # `make demo` is run, small, by tests/commands/test_demo.py; the others run the tests, or nothing but these commands.
+    return words[0] in {*FOREIGN, "pip", "make"} or any(part in text for part in LEFT_OUT)
 
 
 def run(words: list[str], folder: Path) -> None:
@@ -142,7 +144,7 @@ def test_own_data_as_documented(project: Path) -> None:
     episodes = [smooth_episode(rng, 40, 64, (220, 40, 30)) for _ in range(4)]
     file = source / "put_the_cup_on_the_plate_demo.hdf5"
     write_official_file(file, "put the cup on the plate", episodes, cameras=("front", "wrist"))
-    places = {"PATH": str(source), "SOURCE": str(source), "TARGET": str(project / "converted")}
+    places = {"PATH": str(source), "DATA": str(source), "SOURCE": str(source), "TARGET": str(project / "converted")}
     for command in commands_of(ROOT / "docs" / "own-data.md"):
         if command.startswith("statevla serve"):
             continue  # in the other test
