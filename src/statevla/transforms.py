@@ -281,7 +281,8 @@ class Transform:
             UserError: a state field is missing or has another size.
         """
         states = [self.robot.policy_state(each.robot_state, "observation") for each in observations]
-        return torch.from_numpy(np.stack(states).astype(np.float32))
+        with np.errstate(over="ignore"):
+            return torch.from_numpy(np.stack(states).astype(np.float32))
 
     def observation_to_model_input(self, observations: Sequence[Observation], language: torch.Tensor) -> ModelInput:
         """A batch of raw observations as the model takes it.

@@ -55,11 +55,28 @@ class Observation:
                 "RobotSpec.named_state makes one from a flat array"
             )
         for name, values in self.robot_state.items():
-            if not np.isfinite(values).all():
-                raise UserError(
-                    f"observation robot_state '{name}': NaN or infinite at {int(np.argmin(np.isfinite(values)))}; "
-                    "send what the robot measures"
-                )
+            _check_numbers(name, values)
+        if not isinstance(self.instruction, str):
+            raise UserError(
+                f"observation instruction: expected text, got {type(self.instruction).__name__}; say what to do, as in "
+                "the training data"
+            )
+
+
+def _check_numbers(field: str, values: Any) -> None:
+    try:
+        finite = np.isfinite(values)
+    except (TypeError, ValueError):  # texts, None, lists of unequal length
+        got = " ".join(repr(values).split())[:60]
+        raise UserError(
+            f"observation robot_state '{field}': expected an array of numbers [n], got {got}; send what the robot "
+            "measures"
+        ) from None
+    if not finite.all():
+        raise UserError(
+            f"observation robot_state '{field}': NaN or infinite at {int(np.argmin(finite))}; send what the robot "
+            "measures"
+        )
 
 
 class _TensorFields:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,7 @@ def test_rows_do_not_depend_on_their_neighbours_or_on_white_space(home: Path) ->
     encoder = build_language_encoder(LanguageConfig(), 384)
     table = encoder.encode(INSTRUCTIONS)
     shutil.rmtree(home)
+    encoder = build_language_encoder(LanguageConfig(), 384)
     assert torch.equal(encoder.encode([" open  the top drawer", INSTRUCTIONS[0]]), table[[1, 0]])
 
 
@@ -64,8 +67,62 @@ def test_a_damaged_cache_entry_is_made_anew(home: Path) -> None:
     table = encoder.encode(INSTRUCTIONS[:1])
     (entry,) = (home / "language_cache").glob("*.npy")
     entry.write_bytes(b"\x93NUMPY broken")
+    encoder = build_language_encoder(LanguageConfig(), 384)
     assert torch.equal(encoder.encode(INSTRUCTIONS[:1]), table)
     assert np.load(entry).shape == (384,)
+
+
+def test_nothing_goes_to_disk_where_strangers_ask(home: Path) -> None:
+    encoder = build_language_encoder(LanguageConfig(), 384)
+    encoder.uses_disk = False
+    table = encoder.encode(INSTRUCTIONS)
+    assert not home.exists()
+    assert torch.equal(build_language_encoder(LanguageConfig(), 384).encode(INSTRUCTIONS), table)
+
+
+def test_memory_holds_the_latest_instructions(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language, "MAX_REMEMBERED", 2)
+    encoder = build_language_encoder(LanguageConfig(), 384)
+    encoder.encode(INSTRUCTIONS[:2])
+    assert encoder.remembers(" ".join(["", *INSTRUCTIONS[0].split()]))  # asked for again: it stays
+    encoder.encode(INSTRUCTIONS[2:])
+    assert [encoder.remembers(text) for text in INSTRUCTIONS] == [True, False, True]
+    with pytest.raises(UserError, match="512"):
+        encoder.encode(["and then open the drawer " * 150])
+    assert [encoder.remembers(text) for text in INSTRUCTIONS] == [True, False, True]
+
+
+def test_what_is_remembered_does_not_wait_for_what_is_new(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = build_language_encoder(LanguageConfig(), 384)
+    table = encoder.encode(INSTRUCTIONS[:1])
+    began, go_on, embed = threading.Event(), threading.Event(), language._TextModel.embed
+
+    def slow(self: language._TextModel, text: str) -> np.ndarray:
+        began.set()
+        assert go_on.wait(60)
+        return embed(self, text)
+
+    monkeypatch.setattr(language._TextModel, "embed", slow)
+    with ThreadPoolExecutor(2) as pool:
+        new = pool.submit(encoder.encode, INSTRUCTIONS[1:2])
+        assert began.wait(60)
+        try:
+            assert torch.equal(pool.submit(encoder.encode, INSTRUCTIONS[:1]).result(30), table)
+        finally:
+            go_on.set()
+        assert new.result(60).shape == (1, 384)
+
+
+def test_a_warm_encoder_has_its_text_model(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = build_language_encoder(LanguageConfig(), 384)
+    encoder.warm_up()
+    assert not home.exists()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("loaded again")
+
+    monkeypatch.setattr("transformers.AutoModel.from_pretrained", refuse)
+    assert encoder.encode(INSTRUCTIONS).shape == (3, 384)
 
 
 def test_zero_padding_keeps_inner_products(home: Path) -> None:

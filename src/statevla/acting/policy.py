@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from statevla.model.language import LanguageEncoder
     from statevla.model.statevla_model import StateVLA
 
-MAX_CACHED_INSTRUCTIONS = 1024
+MAX_STANDARD_DEVIATIONS = 1e6
+"""A robot state further off than this, and not the weights, is to blame for actions that are not finite."""
 
 
 class StateVLAPolicy:
@@ -46,7 +47,7 @@ class StateVLAPolicy:
     Args:
         model: the model; it is put into evaluation mode on `device`.
         transform: what the model was trained with.
-        language: embeds instructions; each distinct one once.
+        language: embeds instructions; it remembers them.
         device: as in the configuration.
         num_sampling_steps: solver steps; None takes the configuration's.
         sampling_temperature: scale of the noise that the flow starts from; None takes the configuration's.
@@ -118,7 +119,6 @@ class StateVLAPolicy:
         self.temporal_ensembling = temporal_ensembling
         self.execute_steps = execute_steps or (self.horizon if temporal_ensembling is None else 1)
         self._checkpoint: Path | None = None
-        self._embeddings: dict[str, Tensor] = {}
         # Never ask a robot for more than any demonstration did.
         bounds = transform.statistics.actions
         self._low, self._high = bounds.min.astype(np.float32), bounds.max.astype(np.float32)
@@ -347,6 +347,11 @@ class StateVLAPolicy:
         actions = self.transform.targets_to_chunks(sampled, raw_state.to(self.device))
         chunks = actions.cpu().numpy().astype(np.float32)
         if not np.isfinite(chunks).all():
+            if not bool((batch.robot_state.abs() <= MAX_STANDARD_DEVIATIONS).all()):
+                raise UserError(
+                    "observation robot_state: expected numbers like those of the training data, got NaN or values "
+                    f"further off than {MAX_STANDARD_DEVIATIONS:g} standard deviations; send what the robot measures"
+                )
             raise UserError(f"policy '{self.name}': it answered NaN or infinite actions; its weights are damaged")
         return chunks.clip(self._low, self._high), state[:, : self.config.model.state_dim].float()
 
@@ -371,14 +376,7 @@ class StateVLAPolicy:
         for instruction in instructions:
             if not instruction.strip():
                 raise UserError("observation: the instruction is empty; say what to do, as in the training data")
-        missing = sorted(set(instructions) - self._embeddings.keys())
-        if missing:
-            for instruction, vector in zip(missing, torch.as_tensor(self.language.encode(missing))):
-                self._embeddings[instruction] = vector.float()
-        embeddings = torch.stack([self._embeddings[instruction] for instruction in instructions])
-        while len(self._embeddings) > MAX_CACHED_INSTRUCTIONS:  # a server meets any number of them
-            self._embeddings.pop(next(iter(self._embeddings)))
-        return embeddings
+        return self.language.encode(instructions)
 
 
 def _language_of(loaded: LoadedCheckpoint) -> LanguageConfig:

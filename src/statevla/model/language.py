@@ -1,8 +1,9 @@
 """Instructions to embeddings: the packaged sentence encoder, any Hugging Face text model, or precomputed vectors.
 
-An instruction is always really read: nothing here falls back to zeros. Embeddings are kept on disk by content, so a
-text model is loaded only when an instruction is new to it. Texts are embedded one by one, as the padding of a batch
-would change the last bits of its shorter texts.
+An instruction is always really read: nothing here falls back to zeros. Embeddings are kept in memory, the latest of
+them, and on disk by content, so a text model is loaded only when an instruction is new to it. A server keeps nothing on
+disk: strangers would fill it. Texts are embedded one by one, as the padding of a batch would change the last bits of
+its shorter texts.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import hashlib
 import importlib.util
 import os
 import tempfile
+import threading
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +31,10 @@ from statevla.transforms import normalize_instruction
 
 _EMBEDDING_VERSION = 1
 """Part of every cache key; raise it when the same text and weights would give other numbers."""
+MAX_REMEMBERED = 1024
+"""Instructions whose embeddings stay in memory; the one that was not asked for longest makes room."""
+_MAX_COMPARED_CHARS = 160
+"""Of an unknown instruction, in looking for the nearest known one: that takes time by the square."""
 _FILE_SUFFIXES = (".safetensors", ".npz")
 _MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 
@@ -42,18 +49,23 @@ class LanguageInfo:
 
 
 class LanguageEncoder:
-    """Embeds instructions as the model reads them.
+    """Embeds instructions as the model reads them; threads may share it.
 
     Attributes:
         name: as in `language.encoder`.
         dim: `E`, `model.language_dim`.
+        uses_disk: whether embeddings are looked up and kept in `$STATEVLA_HOME/language_cache`.
     """
 
     def __init__(self, name: str, dim: int, backend: _Backend) -> None:
         self.name = name
         self.dim = dim
+        self.uses_disk = True
         self._backend = backend
         self._fingerprint: str | None = None
+        self._memory: OrderedDict[str, np.ndarray] = OrderedDict()
+        # Two, so that what is remembered is answered while another thread embeds something new.
+        self._memory_lock, self._backend_lock = threading.Lock(), threading.Lock()
 
     def fingerprint(self) -> str:
         """Hash of what the embeddings depend on: weights, tokenizer or file, and width. Hex, 16 characters."""
@@ -74,14 +86,40 @@ class LanguageEncoder:
             UserError: an instruction is empty, too long for the encoder, or not in the file of embeddings.
         """
         texts = [normalize_instruction(instruction) for instruction in instructions]
-        vectors = {text: self._embed(text) for text in dict.fromkeys(texts)}
+        vectors = {text: self._vector(text) for text in dict.fromkeys(texts)}
         table = np.zeros((len(texts), self.dim), np.float32)
         for row, text in enumerate(texts):
             table[row, : len(vectors[text])] = vectors[text]
         return torch.from_numpy(table)
 
+    def remembers(self, instruction: str) -> bool:
+        """Whether `encode` has its answer in memory; asking keeps it there."""
+        return self._recall(normalize_instruction(instruction)) is not None
+
+    def warm_up(self) -> None:
+        """Load the text model and run it once, so that the first new instruction is embedded as fast as any other."""
+        with self._backend_lock:
+            self._backend.warm_up()
+
+    def _vector(self, text: str) -> np.ndarray:
+        vector = self._recall(text)
+        if vector is None:
+            with self._backend_lock:
+                vector = self._embed(text)
+            with self._memory_lock:
+                self._memory[text] = vector
+                while len(self._memory) > MAX_REMEMBERED:
+                    self._memory.popitem(last=False)
+        return vector
+
+    def _recall(self, text: str) -> np.ndarray | None:
+        with self._memory_lock:
+            if text in self._memory:
+                self._memory.move_to_end(text)
+            return self._memory.get(text)
+
     def _embed(self, text: str) -> np.ndarray:
-        if not self._backend.slow:
+        if not (self._backend.slow and self.uses_disk):
             return self._backend.embed(text)
         key = hashlib.sha256(f"{self.name}\n{self.fingerprint()}\n{text}".encode()).hexdigest()
         file = home_dir() / "language_cache" / f"{key}.npy"
@@ -136,6 +174,10 @@ class _Backend(ABC):
     def fingerprint(self) -> str:
         """Changes with whatever the vectors depend on."""
 
+    @abstractmethod
+    def warm_up(self) -> None:
+        """Do now what the first `embed` would do besides."""
+
 
 class _TextModel(_Backend):
     """A Hugging Face text model in a folder: CLIP's or SigLIP's text tower, else the mean over tokens; unit length."""
@@ -189,6 +231,9 @@ class _TextModel(_Backend):
         files = [f for pattern in (*_MODEL_FILES, "*.bin") for f in self._folder.glob(pattern)]
         return _hash_files(sorted(files))
 
+    def warm_up(self) -> None:
+        self.embed("warm up")
+
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
             from transformers import AutoModel, AutoTokenizer
@@ -233,7 +278,7 @@ class _Precomputed(_Backend):
 
     def embed(self, text: str) -> np.ndarray:
         if text not in self._vectors:
-            near = difflib.get_close_matches(text, self._vectors, n=1, cutoff=0.0)[0]
+            near = difflib.get_close_matches(text[:_MAX_COMPARED_CHARS], self._vectors, n=1, cutoff=0.0)[0]
             raise UserError(
                 f"instruction '{text}': not among the {len(self._vectors)} of {self._file} (nearest: '{near}'); "
                 "add its vector or set language.encoder=minilm"
@@ -242,6 +287,9 @@ class _Precomputed(_Backend):
 
     def fingerprint(self) -> str:
         return _hash_files([self._file])
+
+    def warm_up(self) -> None:
+        """All vectors are read already."""
 
 
 def _read_vectors(file: Path) -> dict[str, np.ndarray]:
