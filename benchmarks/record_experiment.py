@@ -22,7 +22,7 @@ from statevla.checkpoints.checkpoint import BEST, LAST
 from statevla.commands.entry import run_command
 from statevla.config import Config, config_from_dict, load_config, portable_text
 from statevla.errors import UserError
-from statevla.machine.storage import read_json, write_json_atomically
+from statevla.machine.storage import read_json, write_json
 from statevla.worlds.rollout_results import read_results
 
 ROOT = Path(__file__).parents[1]
@@ -86,7 +86,7 @@ def record(args: Args) -> int:
     }
     args.out.mkdir(parents=True, exist_ok=True)
     target = args.out / f"{args.name}.json"
-    write_json_atomically(target, json.loads(portable_text(json.dumps(tree))))
+    write_json(target, json.loads(portable_text(json.dumps(tree))))
     for folder in args.rollout:
         write_episodes(args.out / f"{args.name}-{folder.name}.csv", folder)
     for key, rollout in zip(args.headline, tree["simulated"]):

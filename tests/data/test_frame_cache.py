@@ -167,7 +167,7 @@ def test_input_errors(libero_dir: Path, tmp_path: Path) -> None:
         open_frame_cache(config_for(libero_dir, tmp_path, cameras=["front"]), progress=False)
     blocker = tmp_path / "file"
     blocker.write_text("")
-    with pytest.raises(UserError, match=r"cannot be made .*set data.cache_dir"):
+    with pytest.raises(UserError, match=r"cannot be written .*set data.cache_dir"):
         open_frame_cache(config_for(libero_dir, blocker / "cache"), progress=False)
 
 

@@ -156,7 +156,7 @@ def test_what_was_assumed_is_a_comment_in_a_file_to_edit(tmp_path: Path) -> None
     assert load_robot(file) == arm()
     with pytest.raises(UserError, match=r"robot .*robot.yaml: exists already"):
         save_robot(robot, file)
-    with pytest.raises(UserError, match=r"cannot write"):
+    with pytest.raises(UserError, match=r"cannot be written"):
         save_robot(robot, file / "below.yaml")
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from statevla.checkpoints.checkpoint import ALARM_FILE, MEMORY_FILE
 from statevla.errors import UserError
-from statevla.machine.storage import read_json, read_tensors, write_json_atomically, write_tensors, writing
+from statevla.machine.storage import read_json, read_tensors, write_json, write_tensors
 from statevla.model.statevla_model import StateVLA
 from statevla.transforms import Transform
 
@@ -135,10 +135,7 @@ class Calibration:
         Raises:
             UserError: they cannot be written.
         """
-        part = folder / f".{MEMORY_FILE}.tmp"
-        with writing(folder / MEMORY_FILE):
-            write_tensors(part, {"memory": self.memory})
-            part.replace(folder / MEMORY_FILE)
+        write_tensors(folder / MEMORY_FILE, {"memory": self.memory})
         tree = {
             "alpha": self.alpha,
             "num_episodes": self.num_episodes,
@@ -149,7 +146,7 @@ class Calibration:
                 for score, values in self.thresholds.items()
             },
         }
-        write_json_atomically(folder / ALARM_FILE, tree)
+        write_json(folder / ALARM_FILE, tree)
 
     @classmethod
     def load(cls, folder: Path, weights_sha256: str | None, state_dim: int) -> Calibration | None:

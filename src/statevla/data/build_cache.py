@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from statevla.config import Config, expand_path, fit_to_robot
 from statevla.data.cache import (
     ACTIONS,
+    CACHE_FIX,
     CACHE_VERSION,
     EXECUTED,
     FRAMES_FILE,
@@ -34,6 +35,7 @@ from statevla.data.cache import (
 from statevla.data.episodes import EpisodeArrays, EpisodeReader
 from statevla.data.formats import open_reader
 from statevla.errors import UserError
+from statevla.machine.storage import replacing, writing
 from statevla.robots import RobotSpec
 from statevla.transforms import resize_frames, to_upright
 
@@ -166,26 +168,18 @@ def _cache_episode(job: _Job, index: int, start: int) -> int:
     ]
     frames = np.stack(views, axis=1)
     frame_bytes = len(job.robot.cameras) * job.image_size**2 * 3
-    descriptor = os.open(job.folder / FRAMES_FILE, os.O_WRONLY)
     seen = arrays.seen
-    try:
-        if seen.all():
-            _write(descriptor, frames, start * frame_bytes)
-        else:  # holes in the file take no room
-            for step in np.flatnonzero(seen):
-                _write(descriptor, frames[step], (start + int(step)) * frame_bytes)
-        os.fsync(descriptor)
-    except OSError as error:
-        raise UserError(
-            f"frame cache {job.folder}: cannot write ({error.strerror}); make room or set data.cache_dir"
-        ) from None
-    finally:
-        os.close(descriptor)
-    target = _low_dim_file(job.folder, index)
-    temporary = target.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        np.savez(file, allow_pickle=False, **_low_dim(arrays))
-    os.replace(temporary, target)
+    with writing(f"frame cache {job.folder}", CACHE_FIX):
+        # Others write their episodes to the same file.
+        with open(job.folder / FRAMES_FILE, "r+b", buffering=0) as file:
+            if seen.all():
+                _write(file.fileno(), frames, start * frame_bytes)
+            else:  # holes in the file take no room
+                for step in np.flatnonzero(seen):
+                    _write(file.fileno(), frames[step], (start + int(step)) * frame_bytes)
+            os.fsync(file.fileno())
+        with replacing(_low_dim_file(job.folder, index)) as part, part.open("wb") as file:
+            np.savez(file, allow_pickle=False, **_low_dim(arrays))
     return index
 
 
@@ -265,19 +259,14 @@ def _low_dim_file(folder: Path, index: int) -> Path:
 
 
 def _make_directory(folder: Path) -> None:
-    try:
+    with writing(f"frame cache {folder}", CACHE_FIX):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"frame cache {folder}: cannot be made ({error.strerror}); set data.cache_dir") from None
 
 
 def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise UserError(
-            f"frame cache {folder}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
-            "make room or set data.cache_dir"
-        )
+        raise UserError(f"frame cache {folder}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; {CACHE_FIX}")
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ import torch
 
 from statevla.data.statistics import compute_statistics
 from statevla.errors import UserError
+from statevla.machine.storage import write_json
 from statevla.robots import RobotSpec
 from statevla.transforms import ActionNormalization, RelativeActions, Statistics
 
@@ -32,6 +33,7 @@ CACHE_VERSION = 2
 FRAMES_FILE, INDEX_FILE = "frames.bin", "cache.json"
 ACTIONS, EXECUTED, OBJECTS, STATE_PREFIX = "actions", "executed_actions", "object_poses", "state_"
 IS_SEEN = "is_seen"
+CACHE_FIX = "make room or set data.cache_dir"
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,4 @@ def write_index(
         "arrays": sorted(arrays),
         "episodes": [asdict(episode) for episode in episodes],
     }
-    temporary = folder / f"{INDEX_FILE}.tmp"
-    temporary.write_text(json.dumps(index), encoding="utf-8")
-    os.replace(temporary, folder / INDEX_FILE)
+    write_json(folder / INDEX_FILE, index, CACHE_FIX)

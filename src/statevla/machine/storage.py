@@ -15,46 +15,63 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from typing import TYPE_CHECKING, Any
 
 from statevla.errors import UserError
 
+if TYPE_CHECKING:  # most of this file serves code that runs without PyTorch
+    import torch
+
+FIX = "what was there before is intact; make room or choose another place, and go on"
+
 
 @contextlib.contextmanager
-def writing(what: Path) -> Iterator[None]:
-    """Turn failures of writing into a UserError that names `what`; a full disk is named as such."""
+def writing(what: Path | str, fix: str = FIX) -> Iterator[None]:
+    """Turn failures of writing into a UserError that names `what` and ends with `fix`; a full disk is named as such."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        code = error.errno if isinstance(error, OSError) else None
-        text = " ".join(str(error).split())
-        full = code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "space left" in text or "too large" in text
-        reason, fix = ("the disk is full", "free space") if full else (text, "mend that")
-        raise UserError(
-            f"{what}: not written, {reason}; what was saved before is intact, {fix} and go on with --resume"
-        ) from None
+    except OSError as error:
+        text = " ".join((error.strerror or str(error)).split())
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "space left" in text or "too large" in text
+        raise UserError(f"{what}: cannot be written ({'the disk is full' if full else text}); {fix}") from None
 
 
-def write_json(path: Path, tree: Any) -> None:
-    """Write JSON and sync it to the disk; the parent folder must exist."""
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(tree, file, indent=1, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The path to write a file to, which the end of the block syncs and renames to `path`; parent folders are made.
+
+    If the block fails, what was at `path` stays and what was written is removed.
+
+    Raises:
+        OSError: the disk does not take it; `writing` makes it a UserError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # other processes may be writing the same file
+    try:
+        yield part
+        sync(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
-def write_json_atomically(path: Path, tree: Any) -> None:
-    """`write_json` under a temporary name, then renamed over `path`."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(temporary, tree)
-        os.replace(temporary, path)
+def write_text(path: Path, text: str, fix: str = FIX) -> None:
+    """Write a text file, whole or not at all.
+
+    Raises:
+        UserError: the disk does not take it; it ends with `fix`.
+    """
+    with writing(path, fix), replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, tree: Any, fix: str = FIX) -> None:
+    """Write JSON, whole or not at all; numbers must be finite.
+
+    Raises:
+        UserError: the disk does not take it; it ends with `fix`.
+    """
+    write_text(path, json.dumps(tree, indent=1, allow_nan=False) + "\n", fix)
 
 
 def read_json(path: Path) -> Any:
@@ -75,7 +92,14 @@ def read_json(path: Path) -> Any:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a safetensors file and sync it to the disk. Tensors go to the CPU; shared memory is copied apart."""
+    """Write a safetensors file, whole or not at all. Tensors go to the CPU; shared memory is copied apart.
+
+    Raises:
+        UserError: the disk does not take it.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     own: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -83,8 +107,11 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         key = plain.untyped_storage().data_ptr()
         own[name] = plain.clone() if key in seen or plain.untyped_storage().nbytes() != plain.nbytes else plain
         seen.add(key)
-    save_file(own, path)
-    sync(path)
+    with writing(path), replacing(path) as part:
+        try:
+            save_file(own, part)
+        except SafetensorError as error:  # its name for a full disk
+            raise OSError(str(error)) from None
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -93,6 +120,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         UserError: absent, cut short or damaged.
     """
+    from safetensors import SafetensorError, safe_open
+
     if not path.is_file():
         raise UserError(f"{path}: no such file; the checkpoint is incomplete, take another one")
     try:
@@ -104,14 +133,11 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
+    """Digest of a file, in hexadecimal."""
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 

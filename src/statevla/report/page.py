@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import html
 import math
-import os
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from statevla.checkpoints.comparisons import binary_lines, comparisons, names_with_units
-from statevla.errors import UserError
+from statevla.machine.storage import write_text
 from statevla.report.charts import copy_skill_curves, success_bars, surprise_curves, training_curves
 from statevla.report.sources import Run, Sources, Tree, find_sources, read_episodes
 from statevla.robots import RobotSpec
@@ -316,12 +315,5 @@ def write_report(folders: Sequence[Path], out: Path, title: str = "StateVLA repo
     Raises:
         UserError: nothing to show, a damaged file, or `out` cannot be written.
     """
-    text = build_page(find_sources(folders), title)
-    part = out.with_name(out.name + ".part")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, out)
-    except OSError as error:
-        raise UserError(f"report {out}: cannot be written ({error.strerror}); choose another --out") from None
+    write_text(out, build_page(find_sources(folders), title), "choose another --out")
     return out

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import os
 from pathlib import Path
 
 import yaml
 
 from statevla.errors import UserError
+from statevla.machine.storage import write_text
+from statevla.machine.yaml_text import read_yaml
 from statevla.robots.aloha import ALOHA
 from statevla.robots.libero import LIBERO, LIBERO_HAND, LIBERO_HUB, LIBERO_OPENPI
 from statevla.robots.metaworld import METAWORLD
@@ -21,7 +22,6 @@ KNOWN_ROBOTS: dict[str, RobotSpec] = {
 }
 ROBOT_TYPES = {"Unitree_G1_Inspire": "unitree_g1"}
 """`robot_type` of a LeRobot data set → the known robot whose features it has."""
-_MAX_BYTES = 1_000_000
 
 
 def load_robot(name: str | Path) -> RobotSpec:
@@ -41,13 +41,9 @@ def load_robot(name: str | Path) -> RobotSpec:
             f"robot '{text}': {hint}known are {', '.join(KNOWN_ROBOTS)}; or give a YAML file (docs/robots.md)"
         )
     try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise UserError(f"robot {file}: larger than {_MAX_BYTES} bytes, expected a short YAML file")
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree = read_yaml(file, f"robot {file}")
     except FileNotFoundError:
         raise UserError(f"robot {file}: no such file; known robots are {', '.join(KNOWN_ROBOTS)}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
-        raise UserError(f"robot {file}: not readable as YAML ({' '.join(str(error).split())[:160]})") from None
     return RobotSpec.from_dict(tree, str(file))
 
 
@@ -63,10 +59,4 @@ def save_robot(robot: RobotSpec, file: Path) -> None:
     lines += [f"# Assumed: {' '.join(sentence.split())}" for sentence in robot.assumed]
     tree = {key: value for key, value in robot.to_dict().items() if key != "assumed"}
     text = yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, allow_unicode=True, width=110)
-    part = file.with_name(f".{file.name}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text("\n".join([*lines, text]), encoding="utf-8")
-        os.replace(part, file)
-    except OSError as error:
-        raise UserError(f"robot {file}: cannot write ({error.strerror}); choose another file") from None
+    write_text(file, "\n".join([*lines, text]), "choose another file")

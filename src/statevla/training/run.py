@@ -18,7 +18,7 @@ from statevla.errors import UserError
 from statevla.machine.allocator import keep_freed_memory
 from statevla.machine.device import resolve_device, resolve_precision
 from statevla.machine.processes import Processes, join_processes
-from statevla.machine.storage import whole_folder, write_json_atomically
+from statevla.machine.storage import whole_folder, write_json
 from statevla.training.setup import Setup, prepare
 from statevla.training.trainer import Trainer
 
@@ -91,7 +91,7 @@ def _run(
         info: dict[str, Any] = {"phase": phase, **run_info(config.seed, processes.world_size, device)}
         info["precision"] = resolve_precision(config.training.precision, device)
         info["config"] = setup.config.model_dump(mode="json")
-        write_json_atomically(run / RUN_FILE, info)
+        write_json(run / RUN_FILE, info)
     trainer.fit()
     if phase == "1" and processes.is_main:
         _probe(setup, run, say)
@@ -106,7 +106,7 @@ def _probe(setup: Setup, run: Path, say: Callable[[str], None]) -> None:
         return
     episodes = thin(setup.validation_episodes, QUICK_EPISODES)
     results = measure_state(setup.subject, setup.train_episodes, setup.validation_episodes, episodes, thorough=False)
-    write_json_atomically(run / "probe.json", finite_tree(results))
+    write_json(run / "probe.json", finite_tree(results))
     draw_all(results, None, run)
     for note in results.get("notes", []):
         say(note)

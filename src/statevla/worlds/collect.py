@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import multiprocessing
-import os
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from statevla.errors import UserError
+from statevla.machine.storage import write_json
 from statevla.worlds.child_threads import single_threaded_children
 from statevla.worlds.demo_file import EpisodeRecord, join_episodes, stored_episodes, stored_settings, write_episode
 from statevla.worlds.task_indices import check_index
@@ -247,9 +247,7 @@ def _open_task(task: NamedTask, num_demos: int, out: Path, recipe: Recipe) -> Ta
             f"{out}: episodes of '{task.name}' were collected with another {changed}; "
             "use the same settings, or another --out folder"
         )
-    part = record.with_suffix(".tmp")
-    part.write_text(json.dumps(settings))
-    os.replace(part, record)
+    write_json(record, settings, "free space or choose another --out folder")
     job = TaskProgress(task, num_demos, file, parts)
     job.scan()
     return job
@@ -307,8 +305,6 @@ def _receive(connection: Connection, process: BaseProcess, job: TaskProgress, in
             f"a worker died (exit status {process.exitcode}) in episode {index} of '{job.task.name}'; "
             "finished episodes are kept: run the same command again, with fewer --workers if memory ran out"
         ) from None
-    if isinstance(error, OSError):
-        raise UserError(f"{job.parts}: episode {index} could not be written ({error.strerror}); free space, run again")
     if isinstance(error, UserError):
         raise error
     if error is not None:
@@ -365,7 +361,7 @@ def _work(connection: Connection, recipe: Recipe) -> None:
             connection.send((_collect_one(recorder, index, Path(folder)), None))
         except BrokenPipeError:
             return
-        except (OSError, UserError) as error:
+        except UserError as error:
             connection.send((False, error))
         except Exception:
             connection.send((False, traceback.format_exc()))

@@ -9,7 +9,6 @@ beside them (`executed_actions`). An episode may have frames at some steps only 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 
 from statevla.data.libero import IS_SEEN_KEY
 from statevla.errors import UserError
+from statevla.machine.storage import replacing, writing
 
 INDEX_ATTRIBUTE = "episode_index"
 FAILED_ATTRIBUTE = "failed_episodes"
@@ -44,9 +44,12 @@ class EpisodeRecord:
 
 
 def write_episode(path: Path, record: EpisodeRecord) -> None:
-    """Write one episode to a file of its own, atomically."""
-    part = path.with_suffix(".tmp")
-    with h5py.File(part, "w") as file:
+    """Write one episode to a file of its own, whole or not at all.
+
+    Raises:
+        UserError: the disk does not take it.
+    """
+    with writing(path), replacing(path) as part, h5py.File(part, "w") as file:
         group = file.create_group("episode")
         seen = record.datasets.get(f"obs/{IS_SEEN_KEY}")
         for name, values in record.datasets.items():
@@ -63,22 +66,23 @@ def write_episode(path: Path, record: EpisodeRecord) -> None:
             group[_OBJECTS].attrs["columns"] = "world position xyz (m), quaternion wxyz"
         for name, value in record.attributes.items():
             group.attrs[name] = value
-    os.replace(part, path)
 
 
 def join_episodes(
     path: Path, attributes: Mapping[str, Any], sources: Sequence[tuple[Path, str]], failed: Sequence[int]
 ) -> None:
-    """Join episodes into a task's file, atomically.
+    """Join episodes into a task's file, whole or not at all.
 
     Args:
         path: the file to write.
         attributes: of the file's `data` group.
         sources: file and group of each episode, in order; they become `demo_0`, `demo_1`, …
         failed: indices of the episodes that failed and were left out.
+
+    Raises:
+        UserError: the disk does not take it.
     """
-    part = path.with_suffix(".tmp")
-    with h5py.File(part, "w") as file:
+    with writing(path), replacing(path) as part, h5py.File(part, "w") as file:
         data = file.create_group("data")
         total = 0
         for number, (source, group) in enumerate(sources):
@@ -90,7 +94,6 @@ def join_episodes(
         data.attrs["num_demos"] = len(sources)
         data.attrs["total"] = total
         data.attrs[FAILED_ATTRIBUTE] = json.dumps(list(failed))
-    os.replace(part, path)
 
 
 def stored_settings(path: Path) -> dict[str, Any]:

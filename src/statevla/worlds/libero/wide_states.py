@@ -6,12 +6,12 @@ that every one is known to be solvable.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from statevla.machine.storage import replacing
 from statevla.worlds.libero.episodes import make_simulation
 from statevla.worlds.libero.placement import wide_init_state
 from statevla.worlds.libero.rollout import run_expert
@@ -37,15 +37,13 @@ def solvable_wide_states(simulation: Simulation, count: int, first_seed: int = F
 
 
 def write_wide_states(task: TaskSpec, folder: Path = WIDE_STATES) -> Path:
-    """Write the states of one task to `<folder>/<suite>/<task>.npz`, atomically."""
+    """Write the states of one task to `<folder>/<suite>/<task>.npz`, whole or not at all."""
     simulation = make_simulation(task)
     states = solvable_wide_states(simulation, NUM_STATES)
     simulation.close()
     path = folder / task.suite / f"{task.name}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".tmp.npz")
-    np.savez_compressed(part, states=states)
-    os.replace(part, path)
+    with replacing(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, states=states)
     return path
 
 

@@ -10,7 +10,6 @@ robot, the orientation of frames, and that an observation is what was seen when 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from statevla.data.hdf5_robot import ORIENTATION_ATTRIBUTE, ROBOT_ATTRIBUTE
 from statevla.data.libero import BEFORE_ACTION, TIMING_ATTRIBUTE
 from statevla.errors import UserError
+from statevla.machine.storage import replacing, writing
 from statevla.robots import ImageOrientation
 from statevla.worlds.libero.backend import versions
 from statevla.worlds.robosuite.demo_file import DemoFile, find_demo_file, open_demo_file
@@ -82,22 +82,21 @@ def replay_demonstrations(
         from statevla.worlds.robosuite.scene import RecordedScene
 
         scene = RecordedScene(demos)
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
             wanted = scene.default_cameras if cameras is None else tuple(cameras)
             for camera in wanted:
                 if camera not in scene.cameras:
                     known = ", ".join(scene.cameras)
                     raise UserError(f"demonstrations {path}: no camera '{camera}'; choose from {known}")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with h5py.File(part, "w") as file, _progress_bar(progress) as bar:
+            with (
+                writing(target),
+                replacing(target) as part,
+                h5py.File(part, "w") as file,
+                _progress_bar(progress) as bar,
+            ):
                 _write_file(file, demos, scene, wanted, image_size, instruction, bar)
-            os.replace(part, target)
-        except OSError as error:
-            raise UserError(f"{target}: cannot write ({error}); make room or choose another folder") from None
         finally:
             scene.close()
-            part.unlink(missing_ok=True)
     return target
 
 
