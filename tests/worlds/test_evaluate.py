@@ -187,7 +187,8 @@ def test_video_and_contact_sheet(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     from PIL import Image
 
-    from statevla.worlds.video import SurpriseTrace, caption, contact_sheet, write_mp4
+    from statevla.worlds.surprise_trace import SurpriseTrace
+    from statevla.worlds.video import caption, contact_sheet, write_mp4
 
     picture = np.zeros((64, 320, 3), np.uint8)
     trace = SurpriseTrace({2: 0.1, 4: 0.3, 6: 0.1}, threshold=0.2)

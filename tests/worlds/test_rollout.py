@@ -20,7 +20,8 @@ from statevla.worlds.fitting import check_fit
 from statevla.worlds.registry import open_suite
 from statevla.worlds.rollout_plan import EpisodeSpec
 from statevla.worlds.rollout_results import read_results
-from statevla.worlds.video import Film, SurpriseTrace, save_episode
+from statevla.worlds.surprise_trace import SurpriseTrace
+from statevla.worlds.video import Film, save_episode
 from statevla.worlds.workers import Ended, Execute, Failed, Look, Start, WorkerPool, WorldSettings
 from toy_worlds import DOT, MAX_STEPS, DotEnv, DotSuite, DotWorld, ReplayableDotWorld
 from untrained_policy import save_untrained

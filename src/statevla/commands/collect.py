@@ -12,6 +12,7 @@ from rich.console import Console
 
 from statevla.config import home_dir
 from statevla.errors import UserError
+from statevla.machine.extras import require
 from statevla.types import ReachKind, Rendering
 from statevla.worlds.collect import Recipe, TaskSummary, summary_table
 from statevla.worlds.collect import collect as run
@@ -123,6 +124,7 @@ def _libero_recipe(args: CollectArgs) -> Recipe:
     Raises:
         UserError: flags contradict one another.
     """
+    require("collect", "sim")
     from statevla.worlds.libero.episodes import CollectSettings
     from statevla.worlds.libero.tasks import parse_task_indices
 

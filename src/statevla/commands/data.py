@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 
 from statevla.errors import UserError
+from statevla.machine.extras import require
 
 Format = Literal["auto", "libero", "lerobot"]
 Orientation = Literal["auto", "upright", "flipped_vertically", "rotated_180", "mirrored"]
@@ -50,6 +51,8 @@ def inspect(args: InspectArgs) -> int:
         raise UserError(f"--max-episodes {args.max_episodes}: expected at least 1")
     if args.write_robot is not None and args.write_robot.exists():
         raise UserError(f"--write-robot {args.write_robot}: exists already; choose another file or delete it")
+    if args.report is not None:
+        require("--report", "plots")
     progress = sys.stderr.isatty() and not args.json
     options = (args.path, args.format, args.orientation, args.max_episodes, progress)
     try:

@@ -17,6 +17,7 @@ from statevla.checkpoints.checkpoint import RUN_FOLDERS
 from statevla.commands.stages import Stage, marks, read_mark, run_stages, set_aside, training_stage
 from statevla.config import expand_path, find_config, home_dir, load_config
 from statevla.errors import UserError
+from statevla.machine.extras import require
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ def demo(args: DemoArgs) -> int:
     """The whole way on a small scale: collect, train both phases, evaluate, simulate, report."""
     from statevla.report import write_report
 
+    # Found at once, not after half an hour.
+    require("demo", "language", "sim", "plots")
     console = Console()
     folder = expand_path(args.dir) if args.dir else home_dir() / "demo"
     stages = plan(args, folder)

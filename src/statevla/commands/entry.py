@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from statevla.errors import UserError
+from statevla.machine.extras import extra_of, install_line
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -17,16 +18,19 @@ def run_command(function: Callable[[], int | None]) -> NoReturn:
     """Call `function` and end the process with its status (None is 0).
 
     A `UserError` is printed on stderr as one line and gives status 2; Ctrl-C gives 130; a reader that closed the
-    pipe (`| head`) ends the command quietly. Any other exception is a bug and keeps its traceback.
+    pipe (`| head`) ends the command quietly. A package of an extra that is not installed is told like a `UserError`.
+    Any other exception is a bug and keeps its traceback.
     """
     try:
         status = function() or 0
         sys.stdout.flush()
     except UserError as error:
-        rank = os.environ.get("RANK", "0")
-        prefix = "error" if rank == "0" else f"error (process {rank})"
-        print(f"{prefix}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        status = EXIT_USER_ERROR
+        status = _tell(str(error))
+    except ModuleNotFoundError as error:
+        extra = extra_of(error.name or "")
+        if extra is None:
+            raise
+        status = _tell(f"needs the package {error.name}, which is not installed; {install_line(extra)}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         status = EXIT_INTERRUPTED
@@ -35,3 +39,11 @@ def run_command(function: Callable[[], int | None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     sys.exit(status)
+
+
+def _tell(text: str) -> int:
+    """Print an error as one line; the exit status."""
+    rank = os.environ.get("RANK", "0")
+    prefix = "error" if rank == "0" else f"error (process {rank})"
+    print(f"{prefix}: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    return EXIT_USER_ERROR

@@ -53,7 +53,7 @@ def offline(args: EvalArgs) -> None:
     """Evaluate a checkpoint on held-out episodes: action errors, world model, probes; JSON, tables and pictures."""
     from statevla.checkpoints.checkpoint import resolve_checkpoint
     from statevla.diagnostics.offline import evaluate, finite_tree
-    from statevla.diagnostics.plots import draw_all
+    from statevla.diagnostics.plots import draw_all, names_of
     from statevla.diagnostics.tables import result_tables
     from statevla.machine.storage import write_json_atomically, writing
 
@@ -78,4 +78,4 @@ def offline(args: EvalArgs) -> None:
         console.print(table)
     for line in [*comparisons(evaluation.results.get("actions", {})), *evaluation.results["notes"]]:
         console.print(line, soft_wrap=True, highlight=False)
-    console.print(f"{out}: evaluation.json, {', '.join(path.name for path in pictures)}", soft_wrap=True)
+    console.print(f"{out}: evaluation.json, {names_of(pictures)}", soft_wrap=True)

@@ -36,7 +36,7 @@ def probe(args: ProbeArgs) -> None:
     """Measure what z knows, on held-out episodes: probe.json, tables and pictures."""
     from statevla.checkpoints.checkpoint import resolve_checkpoint
     from statevla.diagnostics.offline import finite_tree, measure_state, open_subject
-    from statevla.diagnostics.plots import draw_all
+    from statevla.diagnostics.plots import draw_all, names_of
     from statevla.diagnostics.tables import result_tables
     from statevla.machine.storage import write_json_atomically, writing
 
@@ -63,7 +63,7 @@ def probe(args: ProbeArgs) -> None:
         console.print(table)
     for note in results.get("notes", []):
         console.print(note, soft_wrap=True)
-    console.print(f"{out}: probe.json, {', '.join(path.name for path in pictures)}", soft_wrap=True)
+    console.print(f"{out}: probe.json, {names_of(pictures)}", soft_wrap=True)
 
 
 def choose_exchange(simulator: str) -> Any:

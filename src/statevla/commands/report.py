@@ -9,6 +9,7 @@ import tyro
 
 from statevla.config import expand_path
 from statevla.errors import UserError
+from statevla.machine.extras import require
 from statevla.report.page import write_report
 
 
@@ -26,6 +27,7 @@ def report(args: ReportArgs) -> int:
     """Write one self-contained HTML page: curves, offline evaluation, probes, success in simulation, videos."""
     if not args.folders:
         raise UserError("report: expected at least one folder; give the folder of a run, of a demo, or of rollouts")
+    require("report", "plots")
     folders = [expand_path(folder) for folder in args.folders]
     print(write_report(folders, expand_path(args.out) if args.out else folders[0] / "report.html", args.title))
     return 0

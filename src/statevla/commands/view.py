@@ -17,6 +17,7 @@ import tyro
 
 from statevla.config import expand_path
 from statevla.errors import UserError
+from statevla.machine.extras import require
 from statevla.robots import LIBERO, RobotSpec
 from statevla.transforms import to_upright
 
@@ -41,10 +42,9 @@ class ViewArgs:
 
 def view(args: ViewArgs) -> int:
     """Show episodes in Rerun: pictures, actions, robot states, object positions; of rollouts videos and surprise."""
-    try:
-        import rerun
-    except ModuleNotFoundError:
-        raise UserError("view: needs rerun; pip install 'statevla[view]'") from None
+    require("view", "view")
+    import rerun
+
     if args.episodes < 1:
         raise UserError(f"--episodes: expected at least 1, got {args.episodes}")
     source = expand_path(args.source)

@@ -10,13 +10,16 @@ import numpy as np
 
 from statevla.checkpoints.comparisons import names_with_units
 from statevla.diagnostics.actions import ChunkSamples
+from statevla.machine.extras import install_line, missing
 from statevla.machine.storage import writing
 
 NUM_CHUNKS, MAX_COLUMNS = 4, 4
 
 
 def draw_all(results: dict[str, Any], samples: ChunkSamples | None, folder: Path) -> list[Path]:
-    """Write every picture that the results have data for; returns their paths."""
+    """Write every picture that the results have data for; returns their paths, none without the extra `plots`."""
+    if missing("plots"):
+        return []
     written = []
     if "normalized" in results.get("actions", {}):
         written.append(_draw_errors(results["actions"], folder / "action_errors.png"))
@@ -31,6 +34,11 @@ def draw_all(results: dict[str, Any], samples: ChunkSamples | None, folder: Path
     if results.get("object_surprise"):
         written.append(_draw_object_surprise(results["object_surprise"], folder / "object_surprise.png"))
     return written
+
+
+def names_of(pictures: Sequence[Path]) -> str:
+    """What `draw_all` has written, in words."""
+    return ", ".join(path.name for path in pictures) or f"no pictures ({install_line('plots')} draws them)"
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from statevla.machine.extras import missing
 from statevla.machine.storage import writing
 from statevla.types import ChunkBatch, ModelInput, TransitionBatch
 
@@ -22,11 +23,15 @@ def describe(batch: TransitionBatch | ChunkBatch) -> dict[str, list[int]]:
 def draw_observations(observation: ModelInput, cameras: Sequence[str], titles: Sequence[str], path: Path) -> None:
     """Write a PNG: a row per sample, a column per retained frame and camera, as the model gets them.
 
+    Without the extra `plots` there is none.
+
     Args:
         observation: leading dims `[B]` or `[B, T]`.
         cameras: names, in the order of the axis `V`.
         titles: one per sample, such as episode ids.
     """
+    if missing("plots"):
+        return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from statevla.errors import UserError
+from statevla.machine.extras import install_line, missing
 from statevla.machine.storage import writing
 
 LOG_FILE = "log.jsonl"
@@ -47,21 +48,22 @@ class RunLog:
         self._step, self._since = first_step, time.monotonic()
         if not enabled:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
         path = folder / LOG_FILE
         with writing(path):
             folder.mkdir(parents=True, exist_ok=True)
             kept = _records_until(path, first_step)
             path.write_text("".join(kept), encoding="utf-8")
             self._file = path.open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._tensorboard = _start_tensorboard(folder / "tensorboard", first_step)
         self._wandb = _start_wandb(folder, wandb, settings) if wandb != "off" else None
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         more = (TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
         self._progress = Progress(*columns, *more, console=self._console, disable=not self._console.is_terminal)
         self._task = self._progress.add_task(title, total=total_steps, completed=first_step, note="")
         self._progress.start()
+        for extra, what in (("tensorboard", "TensorBoard"), ("plots", "pictures")):
+            if missing(extra):
+                self.say(f"no {what}, {LOG_FILE} has the numbers; for more: {install_line(extra)}")
 
     def say(self, line: str) -> None:
         """Print a line above the progress bar."""
@@ -77,7 +79,7 @@ class RunLog:
             self._file.write(json.dumps(_jsonable(entry)) + "\n")
             self._file.flush()
         scalars = {f"{kind}/{key}": value for key, value in values.items() if isinstance(value, int | float)}
-        for name, value in scalars.items():
+        for name, value in scalars.items() if self._tensorboard is not None else ():
             self._tensorboard.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(scalars, step=step)
@@ -104,7 +106,8 @@ class RunLog:
     def close(self) -> None:
         if self.enabled:
             self._progress.stop()
-            self._tensorboard.close()
+            if self._tensorboard is not None:
+                self._tensorboard.close()
             self._file.close()
             if self._wandb is not None:
                 self._wandb.finish()
@@ -122,6 +125,15 @@ def _records_until(path: Path, step: int) -> list[str]:
         except (ValueError, KeyError):
             continue
     return kept
+
+
+def _start_tensorboard(folder: Path, first_step: int) -> Any:
+    """A writer, or None where TensorBoard is not installed."""
+    if missing("tensorboard"):
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=first_step + 1)
 
 
 def _start_wandb(folder: Path, mode: str, settings: Mapping[str, Any]) -> Any:

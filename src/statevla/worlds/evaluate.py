@@ -27,6 +27,7 @@ from statevla.checkpoints.provenance import git_commit, versions
 from statevla.config import expand_path, home_dir
 from statevla.errors import UserError
 from statevla.machine.device import resolve_device
+from statevla.machine.extras import require
 from statevla.machine.processes import join_processes
 from statevla.machine.storage import sha256
 from statevla.types import Rendering
@@ -156,6 +157,8 @@ def _prepare(
     args: RolloutArgs, device: torch.device
 ) -> tuple[Suite, dict[str, Any], list[EpisodeSpec], StateVLAPolicy]:
     """Everything that can be wrong is found here, before any worker starts."""
+    if args.videos > 0:
+        require("--videos", "video")
     suite = open_suite(args.world, **_chosen_options(args))
     tasks = [suite.tasks[index] for index in parse_indices(args.tasks, len(suite.tasks), args.world)]
     planned = plan_episodes(suite, tasks, args.num_trials, args.seed, args.instructions)

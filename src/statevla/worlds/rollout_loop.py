@@ -12,7 +12,7 @@ from statevla.worlds.rollout_plan import Schedule
 from statevla.worlds.rollout_results import EpisodeLog, EpisodeResult
 from statevla.worlds.rollout_view import RolloutProgress, VideoShelf
 from statevla.worlds.running_episode import RunningEpisode
-from statevla.worlds.video import SurpriseTrace
+from statevla.worlds.surprise_trace import SurpriseTrace
 from statevla.worlds.workers import Died, Ended, Execute, Failed, Look, SaveVideo, Start, Worker, WorkerPool
 
 MAX_ATTEMPTS = 2

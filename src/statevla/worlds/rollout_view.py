@@ -13,7 +13,6 @@ from rich.table import Table
 
 from statevla.worlds.rollout_plan import EpisodeSpec
 from statevla.worlds.rollout_results import EpisodeResult
-from statevla.worlds.video import contact_sheet
 
 PLAIN_INTERVAL_S = 15.0
 
@@ -94,6 +93,10 @@ class VideoShelf:
             for task, trial, success, path in self._strips()
             if (task, trial) in results
         ]
+        if not rows:
+            return
+        from statevla.worlds.video import contact_sheet  # needs the extra `video`
+
         contact_sheet(rows, self._folder / "contact_sheet.png")
 
     def _has_room(self, task: int, success: bool) -> bool:

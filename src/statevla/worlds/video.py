@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from statevla.errors import UserError
 from statevla.worlds.protocol import ReplayableWorld, ScalableWorld, World
+from statevla.worlds.surprise_trace import SurpriseTrace
 
 FRAME_SIZE, ONLY_FRAME_SIZE = 256, 384
 """Height of the frames (pixels) where there are several cameras, and where one alone has to leave room for words."""
@@ -23,28 +23,6 @@ STRIP_FRAMES = 6
 _BAR, _INK, _PAPER = 44, (235, 235, 235), (24, 26, 30)
 # Okabe & Ito's blue and vermilion: told apart without red-green vision.
 _SUCCESS, _FAILURE, _ALARM = (86, 180, 233), (213, 94, 0), (230, 159, 0)
-
-
-@dataclass(frozen=True)
-class SurpriseTrace:
-    """What surprised the policy in an episode.
-
-    Attributes:
-        values: control step of a look → surprise there.
-        threshold: above it the alarm rises; None without a calibration.
-    """
-
-    values: Mapping[int, float] = field(default_factory=dict)
-    threshold: float | None = None
-
-    def at(self, step: int) -> tuple[str, bool]:
-        """What is known at a control step, in words, and whether the alarm is on."""
-        before = [value for look, value in self.values.items() if look <= step]
-        if not before:
-            return "", False
-        if self.threshold is None:
-            return f"surprise {before[-1]:.3g}", False
-        return f"surprise {before[-1] / self.threshold:.2f} of threshold", max(before) > self.threshold
 
 
 class Film:
@@ -228,10 +206,8 @@ def _save_picture(path: Path, picture: np.ndarray) -> None:
 
 
 @lru_cache(maxsize=4)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    import matplotlib
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
 
 
 def _shorten(text: str, width: int) -> str:

@@ -30,7 +30,8 @@ from statevla.worlds.registry import open_suite
 from statevla.worlds.rollout_plan import EpisodeSpec
 
 if TYPE_CHECKING:
-    from statevla.worlds.video import Film, SurpriseTrace
+    from statevla.worlds.surprise_trace import SurpriseTrace
+    from statevla.worlds.video import Film
 
 REPLY_TIMEOUT_S = 600.0
 """A worker that has said nothing for so long is taken for dead. Building a world takes seconds."""
