@@ -55,7 +55,7 @@ def offline(args: EvalArgs) -> None:
     from statevla.diagnostics.offline import evaluate, finite_tree
     from statevla.diagnostics.plots import draw_all, names_of
     from statevla.diagnostics.tables import result_tables
-    from statevla.machine.storage import write_json_atomically, writing
+    from statevla.machine.storage import write_json, writing
 
     folder = resolve_checkpoint(args.checkpoint)
     out = Path(args.out) if args.out else results_dir(folder, f"evaluation_{folder.name.strip('.')}")
@@ -71,7 +71,7 @@ def offline(args: EvalArgs) -> None:
     )
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    write_json_atomically(out / "evaluation.json", finite_tree(evaluation.results))
+    write_json(out / "evaluation.json", finite_tree(evaluation.results))
     pictures = draw_all(evaluation.results, evaluation.samples, out)
     console = Console(width=None if sys.stdout.isatty() else 160)
     for table in result_tables(evaluation.results):

@@ -38,7 +38,7 @@ def probe(args: ProbeArgs) -> None:
     from statevla.diagnostics.offline import finite_tree, measure_state, open_subject
     from statevla.diagnostics.plots import draw_all, names_of
     from statevla.diagnostics.tables import result_tables
-    from statevla.machine.storage import write_json_atomically, writing
+    from statevla.machine.storage import write_json, writing
 
     folder = resolve_checkpoint(args.checkpoint)
     opened = open_subject(args.checkpoint, args.data, args.device)
@@ -56,7 +56,7 @@ def probe(args: ProbeArgs) -> None:
     results |= measure_state(
         opened.subject, opened.train, opened.held_out, episodes, exchange=choose_exchange(args.simulator)
     )
-    write_json_atomically(out / "probe.json", finite_tree(results))
+    write_json(out / "probe.json", finite_tree(results))
     pictures = draw_all(results, None, out)
     console = Console()
     for table in result_tables(results):

@@ -11,7 +11,7 @@ import numpy as np
 from statevla.checkpoints.comparisons import names_with_units
 from statevla.diagnostics.actions import ChunkSamples
 from statevla.machine.extras import install_line, missing
-from statevla.machine.storage import writing
+from statevla.machine.storage import replacing, writing
 
 NUM_CHUNKS, MAX_COLUMNS = 4, 4
 
@@ -51,8 +51,8 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, An
 
 
 def _save(figure: Any, path: Path) -> Path:
-    with writing(path):
-        figure.savefig(path, dpi=110)
+    with writing(path), replacing(path) as part:
+        figure.savefig(part, format="png", dpi=110)
     return path
 
 

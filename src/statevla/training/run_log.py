@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from statevla.errors import UserError
 from statevla.machine.extras import install_line, missing
-from statevla.machine.storage import writing
+from statevla.machine.storage import write_text, writing
 
 LOG_FILE = "log.jsonl"
 
@@ -50,9 +50,7 @@ class RunLog:
             return
         path = folder / LOG_FILE
         with writing(path):
-            folder.mkdir(parents=True, exist_ok=True)
-            kept = _records_until(path, first_step)
-            path.write_text("".join(kept), encoding="utf-8")
+            write_text(path, "".join(_records_until(path, first_step)))
             self._file = path.open("a", encoding="utf-8")
         self._tensorboard = _start_tensorboard(folder / "tensorboard", first_step)
         self._wandb = _start_wandb(folder, wandb, settings) if wandb != "off" else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from statevla.errors import UserError
+from statevla.machine.storage import replacing
 from statevla.worlds.protocol import ReplayableWorld, ScalableWorld, World
 from statevla.worlds.surprise_trace import SurpriseTrace
 
@@ -147,9 +147,8 @@ def write_mp4(path: Path, frames: Sequence[np.ndarray], freq_hz: float) -> None:
         import av
     except ImportError:
         raise UserError("videos need PyAV, which is not installed; run: pip install 'statevla[video]'") from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as container:
+    options = {"movflags": "faststart"}
+    with replacing(path) as part, av.open(str(part), "w", format="mp4", options=options) as container:
         stream = container.add_stream("libx264", rate=Fraction(freq_hz).limit_denominator(1000))
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "26", "preset": "veryfast"}
@@ -158,7 +157,6 @@ def write_mp4(path: Path, frames: Sequence[np.ndarray], freq_hz: float) -> None:
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode(None))
-    os.replace(part, path)
 
 
 def contact_sheet(strips: Sequence[tuple[str, bool, Path]], out: Path, max_width: int = 1200) -> bool:
@@ -199,10 +197,8 @@ def _at_height(picture: np.ndarray, height: int) -> np.ndarray:
 
 
 def _save_picture(path: Path, picture: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    Image.fromarray(picture).save(part, format="PNG")
-    os.replace(part, path)
+    with replacing(path) as part:
+        Image.fromarray(picture).save(part, format="PNG")
 
 
 @lru_cache(maxsize=4)
