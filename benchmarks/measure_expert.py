@@ -31,7 +31,7 @@ from rich.table import Table
 
 from statevla.commands.entry import run_command
 from statevla.errors import UserError
-from statevla.worlds.libero.backend import versions
+from statevla.worlds.backend import versions
 from statevla.worlds.libero.tasks import TaskSpec, find_task, load_init_states, parse_task_indices
 
 RESULTS = Path(__file__).parent / "results"
@@ -134,7 +134,7 @@ def measure(args: Args) -> int:
     path = args.out
     path.parent.mkdir(parents=True, exist_ok=True)
     settings_path = path.with_name(f"{path.stem}_settings.json")
-    settings = {"seed": args.seed, "noise": args.noise, "versions": versions()}
+    settings = {"seed": args.seed, "noise": args.noise, "versions": versions("sim")}
     measured_with = load(settings_path)
     if measured_with and measured_with != settings and not args.again:
         raise UserError(

@@ -56,7 +56,7 @@ def test_every_extra_is_told_and_the_last_line_names_what_is_absent(
 
 def test_wrong_mujoco_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mujoco")
-    from statevla.worlds.libero import backend
+    from statevla.worlds import backend
 
     only(monkeypatch, "simulator")
     real = backend.version

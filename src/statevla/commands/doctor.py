@@ -151,13 +151,13 @@ def _language(topic: str) -> Iterator[Finding]:
 
 
 def _simulator(topic: str) -> Iterator[Finding]:
-    from statevla.worlds.libero.backend import MUJOCO_VERSION, choose_backend, versions
+    from statevla.worlds.backend import MUJOCO_VERSION, choose_backend, versions
 
     if missing("sim"):
         yield Finding(topic, "note", "no demonstrations and rollouts in LIBERO", install_line("sim"))
         return
     try:
-        found = versions()
+        found = versions("sim")
     except UserError as error:
         yield Finding(topic, "problem", str(error), f"{install_line('sim')} mujoco=={MUJOCO_VERSION}")
         return

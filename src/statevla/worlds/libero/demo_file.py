@@ -11,8 +11,8 @@ from typing import Any
 
 from statevla.data.libero import BEFORE_ACTION, ORIENTATION_ATTRIBUTE, TIMING_ATTRIBUTE
 from statevla.robots import LIBERO, ImageOrientation
+from statevla.worlds.backend import versions
 from statevla.worlds.demo_file import SETTINGS_ATTRIBUTE
-from statevla.worlds.libero.backend import versions
 from statevla.worlds.libero.play import PLAY_INSTRUCTION
 from statevla.worlds.libero.rendering import CAMERAS
 from statevla.worlds.libero.tasks import TaskSpec
@@ -64,5 +64,5 @@ def file_attributes(task: TaskSpec, settings: Mapping[str, Any]) -> dict[str, An
         ORIENTATION_ATTRIBUTE: ImageOrientation.FLIPPED_VERTICALLY.value,
         TIMING_ATTRIBUTE: BEFORE_ACTION,
         SETTINGS_ATTRIBUTE: json.dumps(dict(settings)),
-        "versions": json.dumps(versions()),
+        "versions": json.dumps(versions("sim")),
     }

@@ -14,8 +14,8 @@ import numpy as np
 
 from statevla.data.libero import INSTRUCTION_ATTRIBUTE, IS_SEEN_KEY
 from statevla.types import ReachKind, Rendering
+from statevla.worlds.backend import prepare
 from statevla.worlds.demo_file import INDEX_ATTRIBUTE, EpisodeRecord
-from statevla.worlds.libero.backend import prepare
 from statevla.worlds.libero.demo_file import FIXTURES_ATTRIBUTE, HIDDEN_ATTRIBUTE, file_attributes
 from statevla.worlds.libero.placement import wide_init_state
 from statevla.worlds.libero.play import PLAY_INSTRUCTION
@@ -67,7 +67,7 @@ class CollectSettings:
         return CollectSettings(self.suite).as_dict()
 
     def prepare(self) -> None:
-        prepare()
+        prepare("sim")
 
     def tasks(self) -> list[TaskSpec]:
         return suite_tasks(self.suite)

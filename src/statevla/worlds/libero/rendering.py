@@ -1,14 +1,13 @@
 """Camera frames of the current state, on demand; meshes out of a camera's view are skipped without changing a pixel.
 
-Two ways to draw. `exact` is what robosuite draws: full meshes, four multisamples. `fast`, more than three times as
-fast on a CPU, draws meshes simplified to half a pixel at arm's length (`mesh_detail`), and smooths edges by averaging
-2 x 2 samples of a frame of twice the size. For a policy trained on published frames take `exact`.
+Two ways to draw (`statevla.worlds.fast_drawing`). `exact` is what robosuite draws: full meshes, four multisamples.
+`fast`, more than three times as fast on a CPU, simplifies meshes to half a pixel at arm's length. For a policy trained
+on published frames take `exact`.
 """
 
 from __future__ import annotations
 
 import atexit
-import copy
 import weakref
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from statevla.errors import UserError
 from statevla.types import Rendering
-from statevla.worlds.libero.mesh_detail import coarse_copy
+from statevla.worlds.fast_drawing import model_to_draw, upright_frame
 
 CAMERAS = {"agentview": "agentview", "eye_in_hand": "robot0_eye_in_hand"}
 """This package's camera names → the simulator's."""
@@ -55,26 +54,31 @@ class Renderer:
     def render(self, camera: str, size: int) -> np.ndarray:
         """An upright RGB frame, uint8 `[size, size, 3]`, of the current state.
 
+        Args:
+            camera: by this package's name.
+            size: side of the frame (pixels).
+
         Raises:
             UserError: there is no such camera.
         """
         name = CAMERAS.get(camera)
         if name is None:
             raise UserError(f"camera '{camera}': the simulator has {', '.join(CAMERAS)}; choose one of them")
-        self._open()
-        buffer = self._buffer(size)
         mujoco.mj_kinematics(self._model, self._data)  # positions may be one substep behind the state
         mujoco.mj_comPos(self._model, self._data)
         mujoco.mj_camlight(self._model, self._data)
-        hidden = self._outside_view(self._model.camera(name).id) if self.cull else self._meshes[:0]
+        return self.draw(name, size)
+
+    def draw(self, camera: str, size: int) -> np.ndarray:
+        """As `render`, but of the simulator's own camera of that name, with positions as they are."""
+        self._open()
+        buffer = self._buffer(size)
+        hidden = self._outside_view(self._model.camera(camera).id) if self.cull else self._meshes[:0]
         self._model.geom_group[hidden] = _HIDDEN_GROUP
         try:
-            frame = self._draw(buffer, name)
+            return upright_frame(self._draw(buffer, camera), self.rendering)
         finally:
             self._model.geom_group[hidden] = _VISUAL_GROUP
-        if self.rendering == "fast":
-            frame = _halved(frame)
-        return np.ascontiguousarray(frame[::-1])  # OpenGL's first row is the bottom one
 
     def _draw(self, buffer: Any, camera: str) -> np.ndarray:
         """The buffer's frame, bottom row first."""
@@ -95,11 +99,7 @@ class Renderer:
     def _buffer(self, size: int) -> Any:
         """The rendering context for frames of this size."""
         if size not in self._buffers:
-            fast = self.rendering == "fast"
-            model = coarse_copy(self._model, _CELL_TIMES_SIZE / size) if fast else copy.copy(self._model)
-            model.vis.global_.offwidth = model.vis.global_.offheight = 2 * size if fast else size
-            if fast:
-                model.vis.quality.offsamples = 0
+            model = model_to_draw(self._model, size, self.rendering, _CELL_TIMES_SIZE / size)
             self._context.gl_ctx.make_current()
             self._buffers[size] = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         return self._buffers[size]
@@ -135,15 +135,6 @@ class Renderer:
         near = -model.vis.map.znear * model.stat.extent
         sides = (x > reach, x < -reach, y > reach, y < -reach, z > near)
         return self._meshes[np.any([side.all(1) for side in sides], axis=0)]
-
-
-def _halved(frame: np.ndarray) -> np.ndarray:
-    """The means, rounded, of 2 x 2 samples: uint8 `[2H, 2W, 3]` → uint8 `[H, W, 3]`.
-
-    Whole rows are added before columns: several times as fast as a sum over a reshaped frame.
-    """
-    rows = np.add(frame[::2], frame[1::2], dtype=np.uint16)
-    return ((rows[:, ::2] + rows[:, 1::2] + 2) >> 2).astype(np.uint8)
 
 
 def _release(renderer: weakref.ref[Renderer]) -> None:

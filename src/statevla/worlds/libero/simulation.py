@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from statevla.errors import UserError
-from statevla.worlds.libero.backend import prepare
+from statevla.worlds.backend import prepare
 
-BACKEND = prepare()
+BACKEND = prepare("sim")
 
 import mujoco  # noqa: E402  (the backend has to be chosen first)
 from libero.libero.envs.bddl_utils import robosuite_parse_problem  # noqa: E402

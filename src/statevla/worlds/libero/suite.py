@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from statevla.errors import UserError
 from statevla.robots import LIBERO
 from statevla.types import Rendering
-from statevla.worlds.libero.backend import versions
+from statevla.worlds.backend import versions
 from statevla.worlds.libero.tasks import find_task, num_init_states, suite_tasks
 from statevla.worlds.protocol import Task, World
 
@@ -76,4 +76,4 @@ class LiberoSuite:
         return LiberoWorld(spec, image_size, cameras, self._init_states, rendering=self._rendering)
 
     def versions(self) -> Mapping[str, str]:
-        return versions()
+        return versions("sim")

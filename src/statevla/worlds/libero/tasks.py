@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from statevla.errors import UserError
-from statevla.worlds.libero.backend import versions
+from statevla.worlds.backend import versions
 from statevla.worlds.task_indices import check_index, parse_indices
 
 STANDARD_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
@@ -152,7 +152,7 @@ def num_init_states(task: TaskSpec, kind: str = "official") -> int:
 
 @lru_cache(maxsize=1)
 def _package_dir() -> Path:
-    versions()
+    versions("sim")
     import libero.libero
 
     return Path(libero.libero.__file__).parent
@@ -160,7 +160,7 @@ def _package_dir() -> Path:
 
 @lru_cache(maxsize=1)
 def _task_map() -> dict[str, list[str]]:
-    versions()
+    versions("sim")
     from libero.libero.benchmark.libero_suite_task_map import libero_task_map
 
     return {suite: list(tasks) for suite, tasks in libero_task_map.items()}

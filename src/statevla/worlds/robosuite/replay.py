@@ -24,7 +24,7 @@ from statevla.data.libero import BEFORE_ACTION, TIMING_ATTRIBUTE
 from statevla.errors import UserError
 from statevla.machine.storage import replacing, writing
 from statevla.robots import ImageOrientation
-from statevla.worlds.libero.backend import versions
+from statevla.worlds.backend import versions
 from statevla.worlds.robosuite.demo_file import DemoFile, find_demo_file, open_demo_file
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _attributes(demos: DemoFile, cameras: Sequence[str], image_size: int, instru
         ORIENTATION_ATTRIBUTE: ImageOrientation.UPRIGHT.value,
         TIMING_ATTRIBUTE: BEFORE_ACTION,
         "tag": "statevla-robosuite-replay",
-        "versions": json.dumps(versions()),
+        "versions": json.dumps(versions("sim")),
     }
 
 

@@ -9,14 +9,14 @@ import numpy as np
 
 from statevla.errors import UserError
 from statevla.types import Rendering
-from statevla.worlds.libero.backend import prepare
+from statevla.worlds.backend import prepare
 
-BACKEND = prepare()
+BACKEND = prepare("sim")
 
 import mujoco  # noqa: E402  (the backend has to be chosen first)
 import robosuite  # noqa: E402
 
-from statevla.worlds.libero.rendering import _HIDDEN_GROUP, _VISUAL_GROUP, Renderer, _halved  # noqa: E402
+from statevla.worlds.libero.rendering import Renderer  # noqa: E402
 from statevla.worlds.robosuite.demo_file import DemoFile, RecordedEpisode  # noqa: E402
 from statevla.worlds.robosuite.recorded_xml import kinematic_model, with_recorded_scene  # noqa: E402
 
@@ -37,7 +37,7 @@ class RecordedScene:
     def __init__(self, demos: DemoFile, rendering: Rendering = "fast") -> None:
         self._source = f"demonstrations {demos.path}"
         self._rendering = rendering
-        self._renderer: _SceneRenderer | None = None
+        self._renderer: Renderer | None = None
         settings = {
             "has_renderer": False,
             "has_offscreen_renderer": False,
@@ -130,7 +130,7 @@ class RecordedScene:
     def render(self, camera: str, size: int) -> np.ndarray:
         """An upright RGB frame, uint8 `[size, size, 3]`, of what is shown."""
         if self._renderer is None:
-            self._renderer = _SceneRenderer(self.env.sim, self._rendering)
+            self._renderer = Renderer(self.env.sim, self._rendering)
         return self._renderer.draw(camera, size)
 
     def robot_state(self) -> dict[str, np.ndarray]:
@@ -185,21 +185,3 @@ class RecordedScene:
         radius, _, half_length = model.geom("hammer_handle").size
         hammer.handle_radius, hammer.handle_length = float(radius), 2 * float(half_length)
         hammer.head_halfsize = float(model.geom("hammer_head").size[2])
-
-
-class _SceneRenderer(Renderer):
-    """LIBERO's renderer, for whatever cameras the scene has."""
-
-    def draw(self, camera: str, size: int) -> np.ndarray:
-        """An upright RGB frame, uint8 `[size, size, 3]`, of the simulator's camera of that name."""
-        self._open()
-        buffer = self._buffer(size)
-        hidden = self._outside_view(self._model.camera(camera).id) if self.cull else self._meshes[:0]
-        self._model.geom_group[hidden] = _HIDDEN_GROUP
-        try:
-            frame = self._draw(buffer, camera)
-        finally:
-            self._model.geom_group[hidden] = _VISUAL_GROUP
-        if self.rendering == "fast":
-            frame = _halved(frame)
-        return np.ascontiguousarray(frame[::-1])  # OpenGL's first row is the bottom one

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from statevla.errors import UserError
-from statevla.worlds.so101.backend import prepare
+from statevla.worlds.backend import prepare
 
-BACKEND = prepare()
+BACKEND = prepare("so101")
 
 import mujoco as mujoco  # noqa: E402  (the backend has to be chosen first; the other modules take it from here)
 

@@ -10,9 +10,9 @@ import numpy as np
 from statevla.errors import UserError
 from statevla.robots.so101 import SO101
 from statevla.types import Rendering
+from statevla.worlds.backend import versions
 from statevla.worlds.experts import Expert, ExpertStep
 from statevla.worlds.protocol import Task, World
-from statevla.worlds.so101.backend import versions
 from statevla.worlds.so101.task import INSTRUCTION, MAX_STEPS
 
 NOISE_RAD = 0.03
@@ -55,7 +55,7 @@ class So101Suite:
         return _disturbed_expert
 
     def versions(self) -> Mapping[str, str]:
-        return versions()
+        return versions("so101")
 
 
 def _disturbed_expert(world: Any, rng: np.random.Generator) -> Iterator[ExpertStep]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from statevla.errors import UserError
-from statevla.worlds.libero import backend
+from statevla.worlds import backend
 
 
 def test_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,13 +18,13 @@ def test_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(backend, "version", missing)
     with pytest.raises(UserError, match=r"pip install 'statevla\[sim\]'"):
-        backend.versions()
+        backend.versions("sim")
 
 
 def test_other_mujoco_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "version", lambda name: "3.9.0")
     with pytest.raises(UserError, match=r"expected mujoco 3\.3\.2, got 3\.9\.0.*pip install mujoco==3\.3\.2"):
-        backend.versions()
+        backend.versions("sim")
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_users_own_choice_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mujoco")
     monkeypatch.setenv("MUJOCO_GL", "glfw")
     monkeypatch.setattr(backend, "_renders", lambda name: pytest.fail("must not probe"))
-    assert backend.prepare() == "glfw"
+    assert backend.prepare("sim") == "glfw"
 
 
 @pytest.mark.slow

