@@ -27,8 +27,9 @@ from statevla.transforms import (
     Transform,
     from_upright,
     pixel_table,
+    planes_to_upright,
     resize_frames,
-    square_frames,
+    square_planes,
     to_upright,
 )
 from statevla.types import Observation
@@ -63,6 +64,8 @@ def test_orientations(orientation: ImageOrientation) -> None:
     corner = corners[orientation.value]
     np.testing.assert_array_equal(upright[0, 0], picture[corner])
     np.testing.assert_array_equal(from_upright(upright, orientation), picture)
+    planes = torch.from_numpy(picture).permute(2, 0, 1)
+    np.testing.assert_array_equal(planes_to_upright(planes, orientation).permute(1, 2, 0), upright)
 
 
 @settings(max_examples=25, deadline=None)
@@ -254,7 +257,8 @@ def test_misfits_are_refused(model: ModelConfig) -> None:
 def test_frames_become_square_exactly(height: int, width: int) -> None:
     frames = np.random.default_rng(0).integers(1, 256, (2, height, width, 3), dtype=np.uint8)
     longer, shorter = max(height, width), min(height, width)
-    padded, cropped = square_frames(frames, "pad"), square_frames(frames, "crop")
+    planes = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    padded, cropped = (square_planes(planes, fit).permute(0, 2, 3, 1).numpy() for fit in ("pad", "crop"))
     assert padded.shape == (2, longer, longer, 3)
     assert cropped.shape == (2, shorter, shorter, 3)
     top, left = (longer - height) // 2, (longer - width) // 2
@@ -262,7 +266,7 @@ def test_frames_become_square_exactly(height: int, width: int) -> None:
     assert int((padded != 0).sum()) == frames.size  # bars are black, and nothing else is
     top, left = (height - shorter) // 2, (width - shorter) // 2
     np.testing.assert_array_equal(cropped, frames[:, top : top + shorter, left : left + shorter])
-    assert square_frames(frames, "stretch") is frames
+    assert square_planes(planes, "stretch") is planes
     # The square frame is what is resized; bars are the default.
     for fit, square in (("pad", padded), ("crop", cropped)):
         np.testing.assert_array_equal(resize_frames(frames, 9, fit), resize_frames(square, 9))

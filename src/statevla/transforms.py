@@ -109,15 +109,18 @@ class Statistics:
         )
 
 
+_FLIPPED: Mapping[ImageOrientation, tuple[int, ...]] = {
+    ImageOrientation.UPRIGHT: (),
+    ImageOrientation.FLIPPED_VERTICALLY: (-2,),
+    ImageOrientation.ROTATED_180: (-2, -1),
+    ImageOrientation.MIRRORED: (-1,),
+}
+"""How pictures `[..., H, W]` are stored → axes to flip so that they stand upright."""
+
+
 def to_upright(frames: np.ndarray, orientation: ImageOrientation) -> np.ndarray:
     """Turn stored frames `[..., H, W, 3]` upright; a view, nothing is copied."""
-    if orientation is ImageOrientation.FLIPPED_VERTICALLY:
-        return frames[..., ::-1, :, :]
-    if orientation is ImageOrientation.ROTATED_180:
-        return frames[..., ::-1, ::-1, :]
-    if orientation is ImageOrientation.MIRRORED:
-        return frames[..., :, ::-1, :]
-    return frames
+    return np.flip(frames, tuple(axis - 1 for axis in _FLIPPED[orientation]))
 
 
 def from_upright(frames: np.ndarray, orientation: ImageOrientation) -> np.ndarray:
@@ -125,43 +128,58 @@ def from_upright(frames: np.ndarray, orientation: ImageOrientation) -> np.ndarra
     return to_upright(frames, orientation)
 
 
-def square_frames(frames: np.ndarray, fit: ImageFit) -> np.ndarray:
-    """Make frames `[N, H, W, 3]` square: black bars (`pad`), the middle (`crop`), or as they are (`stretch`)."""
-    height, width = frames.shape[1:3]
+def planes_to_upright(planes: torch.Tensor, orientation: ImageOrientation) -> torch.Tensor:
+    """`to_upright` of a tensor `[..., H, W]`."""
+    return planes.flip(_FLIPPED[orientation])
+
+
+def square_planes(planes: torch.Tensor, fit: ImageFit) -> torch.Tensor:
+    """Make `[..., H, W]` square: black bars (`pad`), the middle (`crop`), or as they are (`stretch`)."""
+    height, width = planes.shape[-2:]
     if height == width or fit == "stretch":
-        return frames
+        return planes
     if fit == "crop":
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
-        return frames[:, top : top + side, left : left + side]
+        return planes[..., top : top + side, left : left + side]
     side = max(height, width)
-    square = np.zeros((len(frames), side, side, 3), frames.dtype)
     top, left = (side - height) // 2, (side - width) // 2
-    square[:, top : top + height, left : left + width] = frames
-    return square
+    return functional.pad(planes, (left, side - width - left, top, side - height - top))
+
+
+def resize_planes(planes: torch.Tensor, size: int, fit: ImageFit = "pad") -> torch.Tensor:
+    """Resize `[N, 3, H, W]` to `[N, 3, size, size]`: bilinear, antialiased, rounded; same size: unchanged.
+
+    Values are those of bytes, 0 to 255, of any dtype. What is not square is made so first, as `fit` says.
+    """
+    planes = square_planes(planes, fit)
+    if planes.shape[-2:] == (size, size):
+        return planes
+    # One frame at a time: the sum's order, and so the rounding, must not depend on how many frames there are.
+    resized = [
+        functional.interpolate(
+            plane[None].float(), size=(size, size), mode="bilinear", antialias=True, align_corners=False
+        )
+        for plane in planes
+    ]
+    whole = torch.cat(resized) if resized else torch.zeros((0, 3, size, size), device=planes.device)
+    return whole.round_().clamp_(0, 255).to(planes.dtype)
 
 
 def resize_frames(frames: np.ndarray, size: int, fit: ImageFit = "pad") -> np.ndarray:
-    """Resize uint8 `[N, H, W, 3]` to uint8 `[N, size, size, 3]`: bilinear, antialiased, rounded; same size: unchanged.
+    """`resize_planes` of uint8 `[N, H, W, 3]` → uint8 `[N, size, size, 3]`."""
+    planes = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+    return resize_planes(planes, size, fit).permute(0, 2, 3, 1).contiguous().numpy()
 
-    Frames that are not square are made so first, as `fit` says.
-    """
-    frames = square_frames(frames, fit)
-    if frames.shape[1:3] == (size, size):
-        return np.ascontiguousarray(frames)
-    planes = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
-    # One frame at a time: the sum's order, and so the rounding, must not depend on how many frames there are.
-    resized = [
-        functional.interpolate(plane[None], size=(size, size), mode="bilinear", antialias=True, align_corners=False)
-        for plane in planes
-    ]
-    whole = torch.cat(resized) if resized else planes.new_zeros((0, 3, size, size))
-    return whole.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+def bytes_to_float(values: torch.Tensor) -> torch.Tensor:
+    """Byte values 0 to 255, as floats, to what the model takes: -1 to 1."""
+    return values / 127.5 - 1.0
 
 
 def pixel_table() -> torch.Tensor:
     """What each of the 256 byte values becomes: float32 `[256]` from -1 to 1."""
-    return torch.arange(256, dtype=torch.float32) / 127.5 - 1.0
+    return bytes_to_float(torch.arange(256, dtype=torch.float32))
 
 
 class RelativeActions:

@@ -11,21 +11,14 @@ import numpy as np
 import torch
 from lerobot.utils.constants import ACTION, OBS_STATE, OBS_STR
 from torch import Tensor
-from torch.nn import functional
 
 from statevla.data.keys import split_key
 from statevla.data.lerobot_meta import Metadata
 from statevla.data.lerobot_robot import bind_robot
 from statevla.errors import UserError
-from statevla.robots import Camera, ImageFit, ImageOrientation, RobotSpec
+from statevla.robots import Camera, ImageOrientation, RobotSpec
+from statevla.transforms import bytes_to_float, planes_to_upright, resize_planes
 
-FLIPS: Mapping[ImageOrientation, tuple[int, ...]] = {
-    ImageOrientation.UPRIGHT: (),
-    ImageOrientation.FLIPPED_VERTICALLY: (-2,),
-    ImageOrientation.ROTATED_180: (-2, -1),
-    ImageOrientation.MIRRORED: (-1,),
-}
-"""How pictures are stored → dims of `[..., 3, H, W]` to flip so that they stand upright."""
 _COMMAND_TOLERANCE = 1e-3
 
 logger = logging.getLogger(__name__)
@@ -155,26 +148,8 @@ def frames_of_batch(robot: RobotSpec, batch: Mapping[str, Any], size: int) -> Te
 
 
 def _frames(images: Tensor, camera: Camera, size: int) -> Tensor:
-    upright = _square((images.flip(FLIPS[camera.orientation]) * 255).round(), camera.fit)
-    if upright.shape[-2:] != (size, size):
-        flat = upright.flatten(0, -4)
-        resized = functional.interpolate(flat, (size, size), mode="bilinear", antialias=True, align_corners=False)
-        upright = resized.round().clamp(0, 255).unflatten(0, upright.shape[:-3])
-    return upright / 127.5 - 1
-
-
-def _square(frames: Tensor, fit: ImageFit) -> Tensor:
-    """`statevla.transforms.square_frames` of `[..., 3, H, W]`."""
-    height, width = frames.shape[-2:]
-    if height == width or fit == "stretch":
-        return frames
-    if fit == "crop":
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        return frames[..., top : top + side, left : left + side]
-    side = max(height, width)
-    top, left = (side - height) // 2, (side - width) // 2
-    return functional.pad(frames, (left, side - width - left, top, side - height - top))
+    planes = planes_to_upright((images * 255).round(), camera.orientation).flatten(0, -4)
+    return bytes_to_float(resize_planes(planes, size, camera.fit)).unflatten(0, images.shape[:-3])
 
 
 def _feature(batch: Mapping[str, Any], key: str, robot: RobotSpec) -> Tensor:
