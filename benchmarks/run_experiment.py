@@ -141,8 +141,6 @@ def read_experiments(file: Path) -> Experiments:
     """
     try:
         known = Experiments.model_validate(read_yaml(file, str(file)))
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file; give the list of experiments") from None
     except ValidationError as error:
         problem = error.errors()[0]
         raise UserError(f"{file}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None

@@ -11,6 +11,7 @@ from typing import Literal, NoReturn
 from rich.console import Console
 
 from statevla.checkpoints.comparisons import comparisons
+from statevla.commands.earlier_flags import refuse_earlier_flags
 from statevla.commands.entry import run_command
 from statevla.config import results_dir
 
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _evaluate(arguments: list[str]) -> None:
     import tyro
 
+    refuse_earlier_flags("eval", arguments)
     args = tyro.cli(EvalArgs, prog="eval.py", args=arguments, description="Evaluate a checkpoint on held-out episodes.")
     offline(args)
 

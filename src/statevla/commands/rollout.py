@@ -2,24 +2,62 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+from typing import Any
+
 import tyro
 from rich.console import Console
 
+from statevla.commands.earlier_flags import refuse_earlier_flags
 from statevla.commands.entry import run_command
+from statevla.errors import UserError
 from statevla.worlds.evaluate import RolloutArgs, evaluate
 from statevla.worlds.rollout_view import results_table
 
 
 def rollout(args: RolloutArgs) -> int:
-    """Measure a policy's success in LIBERO or another world; per-episode results, intervals, videos."""
+    """Measure a policy's success in LIBERO or another world; per-episode results, intervals, videos.
+
+    Episodes that end in an error of the world count neither as success nor as failure; the exit status is then 1, or 2
+    if not one episode could be judged, and the same command runs them again.
+    """
     console = Console()
     folder, summary = evaluate(args, console)
-    if summary is not None:
-        console.print(results_table(summary))
-        console.print(f"results: {folder}")
-    return 0
+    if summary is None:
+        return 0
+    console.print(results_table(summary))
+    console.print(f"results: {folder}")
+    return _status(summary)
+
+
+def _status(summary: Mapping[str, Any]) -> int:
+    """The exit status; errors of the world are told of on stderr.
+
+    Raises:
+        UserError: every episode ended in one.
+    """
+    if not summary["errors"]:
+        return 0
+    judged, errors = summary["total"]["episodes"], summary["total"]["errors"]
+    reason = " ".join(str(summary["errors"][0]["error"]).split())
+    if not judged:
+        raise UserError(
+            f"rollout: nothing was measured, all {errors} episodes ended in an error ({reason}); run 'statevla doctor'"
+        )
+    print(
+        f"warning: {errors} of {judged + errors} episodes ended in an error and count for nothing ({reason}); the same "
+        "command runs these again",
+        file=sys.stderr,
+    )
+    return 1
 
 
 def main() -> None:
     """Entry point of `run_libero_eval.py`."""
-    run_command(lambda: rollout(tyro.cli(RolloutArgs, description=rollout.__doc__)))
+    run_command(lambda: _run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> int:
+    refuse_earlier_flags("rollout", arguments)
+    return rollout(tyro.cli(RolloutArgs, args=arguments, description=rollout.__doc__))

@@ -7,6 +7,7 @@ import sys
 import typing
 from collections.abc import Callable
 
+from statevla.commands.earlier_flags import refuse_earlier_flags
 from statevla.commands.entry import run_command
 from statevla.errors import UserError
 
@@ -70,6 +71,7 @@ def _dispatch(arguments: list[str]) -> int:
 def _call(name: str, arguments: list[str]) -> int:
     import tyro
 
+    refuse_earlier_flags(name, arguments)
     module, _, attribute = COMMANDS[name][0].partition(":")
     function: Callable[[typing.Any], int | None] = getattr(importlib.import_module(module), attribute)
     (argument_type, *_) = (t for key, t in typing.get_type_hints(function).items() if key != "return")

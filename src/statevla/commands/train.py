@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
+from statevla.commands.earlier_flags import refuse_earlier_flags
 from statevla.commands.entry import run_command
-from statevla.config import load_config
+from statevla.config import load_config, takes_text
 from statevla.errors import UserError
 
 EPILOGUE = (
     "Any key of the configuration can be given as well: --training.phase1.batch_size 8, --device=cpu or "
-    "model.cameras=[agentview]. Values are YAML."
+    "model.cameras=[agentview]. Text is taken as it stands; numbers, lists and sections are YAML."
 )
 
 
@@ -45,6 +46,7 @@ def train(arguments: list[str]) -> None:
     """Train a phase: `TrainArgs`, then any key of the configuration."""
     import tyro
 
+    refuse_earlier_flags("train", arguments)
     args, rest = tyro.cli(
         TrainArgs, prog="train.py", args=arguments, return_unknown_args=True, description=f"Train StateVLA. {EPILOGUE}"
     )
@@ -62,7 +64,7 @@ def parse_overrides(rest: Sequence[str]) -> list[str]:
     """`--a.b 8`, `--a.b=8`, `a.b=8` and a bare `--a.b` (true) → `a.b=8`, as `load_config` takes it.
 
     Raises:
-        UserError: a word belongs to no key.
+        UserError: a word belongs to no key, or a key that takes text has none.
     """
     overrides = []
     words = list(rest)
@@ -73,6 +75,9 @@ def parse_overrides(rest: Sequence[str]) -> list[str]:
         if not equals:
             if not is_flag:
                 raise UserError(f"argument '{word}': expected --key value or key=value; see train.py --help")
-            value = words.pop(0) if words and not words[0].startswith("--") else "true"
+            is_bare = not words or words[0].startswith("--")
+            if is_bare and takes_text(key.replace("-", "_")):
+                raise UserError(f"argument '{word}': expected a value after it, as in {word} VALUE")
+            value = "true" if is_bare else words.pop(0)
         overrides.append(f"{key.replace('-', '_')}={value}")
     return overrides

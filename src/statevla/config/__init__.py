@@ -5,7 +5,7 @@ configuration (`conf/config.yaml` spells them out); presets in `conf/` change th
 """
 
 from statevla.config.data import AugmentationConfig, DataConfig, LanguageConfig, SourceConfig
-from statevla.config.loading import all_keys, config_from_dict, load_config
+from statevla.config.loading import all_keys, config_from_dict, load_config, takes_text
 from statevla.config.model import (
     ConditionConfig,
     ConvStem,
@@ -71,4 +71,5 @@ __all__ = [
     "portable_text",
     "presets",
     "results_dir",
+    "takes_text",
 ]

@@ -55,17 +55,14 @@ def read_yaml(file: Path, source: str) -> Any:
         source: what errors begin with, the file's name among it.
 
     Raises:
-        FileNotFoundError: there is none.
-        UserError: it cannot be read, or as `parse_yaml` says.
+        UserError: there is none, it cannot be read, or as `parse_yaml` says.
     """
     try:
         if file.stat().st_size > _MAX_BYTES:
-            raise UserError(f"{source}: larger than {_MAX_BYTES:,} bytes, expected a short YAML file")
+            raise UserError(f"{source}: larger than {_MAX_BYTES} bytes, expected a short YAML file")
         text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{source}: not readable as text ({' '.join(str(error).split())}); give a YAML file") from None
+        raise UserError(f"{source}: not readable as YAML ({' '.join(str(error).split())}); give a YAML file") from None
     return parse_yaml(text, source)
 
 

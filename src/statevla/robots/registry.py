@@ -40,11 +40,9 @@ def load_robot(name: str | Path) -> RobotSpec:
         raise UserError(
             f"robot '{text}': {hint}known are {', '.join(KNOWN_ROBOTS)}; or give a YAML file (docs/robots.md)"
         )
-    try:
-        tree = read_yaml(file, f"robot {file}")
-    except FileNotFoundError:
-        raise UserError(f"robot {file}: no such file; known robots are {', '.join(KNOWN_ROBOTS)}") from None
-    return RobotSpec.from_dict(tree, str(file))
+    if not file.exists():
+        raise UserError(f"robot {file}: no such file; known robots are {', '.join(KNOWN_ROBOTS)}")
+    return RobotSpec.from_dict(read_yaml(file, f"robot {file}"), str(file))
 
 
 def save_robot(robot: RobotSpec, file: Path) -> None:
