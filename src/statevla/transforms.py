@@ -53,10 +53,29 @@ class FieldStatistics:
         keys = tuple(cls.__dataclass_fields__)
         if not isinstance(tree, Mapping) or set(tree) != set(keys):
             raise UserError(f"statistics {source}: expected the keys {', '.join(keys)}; use the checkpoint's own file")
-        arrays = {key: np.asarray(tree[key], np.float64) for key in keys}
-        if len({array.shape for array in arrays.values()}) != 1:
+        try:
+            arrays = {key: np.asarray(tree[key], np.float64) for key in keys}
+        except (TypeError, ValueError):
+            raise UserError(f"statistics {source}: expected lists of numbers; use the checkpoint's own file") from None
+        if {array.shape for array in arrays.values()} != {(arrays["mean"].size,)}:
             raise UserError(f"statistics {source}: its arrays differ in length; use the checkpoint's own file")
-        return cls(**arrays)
+        found = cls(**arrays)
+        found._check_possible(source)
+        return found
+
+    def _check_possible(self, source: str) -> None:
+        """Raise a UserError unless numbers can have these statistics."""
+        for key, array in vars(self).items():
+            if not np.isfinite(array).all():
+                raise UserError(f"statistics {source}: {key} has NaN or infinite values; use the checkpoint's own file")
+        for what, low, high in (
+            ("a negative std", 0.0 * self.std, self.std),
+            ("a min above its max", self.min, self.max),
+            ("a q01 above its q99", self.q01, self.q99),
+        ):
+            if (low > high).any():
+                dim = int((low > high).argmax())
+                raise UserError(f"statistics {source}: {what} at position {dim}; use the checkpoint's own file")
 
 
 @dataclass(frozen=True)

@@ -152,10 +152,78 @@ def test_damaged_json_is_noticed(tiny_config: Config, tmp_path: Path, name: str)
         load_checkpoint(tmp_path / "last")
 
 
+def change_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metrics", "{}", "metrics.json: phase is None, expected one of 1, 2, bc"),
+        ("metrics", "null", "metrics.json: phase is None"),
+        ("metrics", '{"phase": ["1"]}', "metrics.json: phase is ['1']"),
+        ("config", "null", "config.json: expected a mapping of sections at the top, got None"),
+        ("config", "[" * 100_000, "config.json: not readable as JSON"),
+        ("robot", "null", "robot.json: expected a mapping"),
+        ("statistics", "null", "statistics.json: malformed"),
+        ("language", "[]", "language.json: expected the keys encoder, dim, fingerprint"),
+        ("language", '{"encoder": "x", "dim": "wide", "fingerprint": ""}', "language.json: expected the keys"),
+        ("data", '{"cache": "x", "train_split": 0.9, "split_seed": 0, "source_caches": null}', "data.json: expected"),
+        ("version", '{"format": 2, "sha256": null}', "version.json: expected hashes by file under sha256"),
+    ],
+    ids=range(11),
+)
+def test_json_that_says_something_else_is_noticed(
+    tiny_config: Config, tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    save(tmp_path, tiny_config)
+    (tmp_path / "last" / f"{name}.json").write_text(content)
+    with pytest.raises(UserError) as raised:
+        load_checkpoint(tmp_path / "last")
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "key", "value", "message"),
+    [
+        ("actions", "std", -0.1, "statistics.json: actions: a negative std at position 2"),
+        ("robot_state", "std", float("nan"), "statistics.json: robot_state: std has NaN or infinite values"),
+        ("actions", "mean", float("inf"), "statistics.json: actions: mean has NaN or infinite values"),
+        ("actions", "q99", -1e9, "statistics.json: actions: a q01 above its q99 at position 2"),
+        ("actions", "min", 1e9, "statistics.json: actions: a min above its max at position 2"),
+        ("actions", "max", "much", "statistics.json: actions: expected lists of numbers"),
+        ("actions", "max", None, "statistics.json: actions: max has NaN"),
+    ],
+)
+def test_statistics_that_no_numbers_have_are_refused(
+    tiny_config: Config, tmp_path: Path, field: str, key: str, value: object, message: str
+) -> None:
+    save(tmp_path, tiny_config)
+    path = tmp_path / "last" / "statistics.json"
+    tree = json.loads(path.read_text())
+    tree[field][key][2] = value
+    path.write_text(json.dumps(tree))
+    with pytest.raises(UserError) as raised:
+        load_checkpoint(tmp_path / "last")
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tiny_config: Config, tmp_path: Path, value: float) -> None:
+    made = contents(tiny_config)
+    made.model["state_encoder.projection.0.weight"][1, 2] = value
+    save_checkpoint(tmp_path, made, TrainingState({}, {"step": 0}), is_best=True)
+    message = r"model\.safetensors: 'state_encoder\.projection\.0\.weight' has NaN or infinite values"
+    with pytest.raises(UserError, match=message):
+        load_checkpoint(tmp_path)
+    with pytest.raises(UserError, match=message):
+        load_training_state(tmp_path)
+
+
 def test_another_format_is_refused(tiny_config: Config, tmp_path: Path) -> None:
     save(tmp_path, tiny_config)
-    path = tmp_path / "last" / "version.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    change_json(tmp_path / "last" / "version.json", format=99)
     with pytest.raises(UserError, match="format 99, this code reads 2"):
         load_checkpoint(tmp_path / "last")
 

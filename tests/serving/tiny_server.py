@@ -70,6 +70,7 @@ def save_tiny_checkpoint(folder: Path, robot: RobotSpec, relative_actions: tuple
         tiny_statistics(robot, relative_actions),
         language,
         DataInfo("", 0.9, 0),
+        {"phase": "2"},
     )
     save_checkpoint(folder, contents, TrainingState({}, {}), is_best=False)
     return folder / "last"

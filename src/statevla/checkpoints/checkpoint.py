@@ -19,11 +19,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from statevla.checkpoints.hub import download, is_repo_id
@@ -91,7 +92,12 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint holds, apart from the training state. `model` are the tensors to deploy, by name."""
+    """What a checkpoint holds, apart from the training state.
+
+    Attributes:
+        model: the tensors to deploy, by name.
+        metrics: `phase`, and what is known of the training: step, losses, diagnostics.
+    """
 
     model: Mapping[str, Tensor]
     config: Config
@@ -99,7 +105,7 @@ class Contents:
     statistics: Statistics
     language: LanguageInfo
     data: DataInfo
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -186,7 +192,8 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Loa
         device: where the model goes.
 
     Raises:
-        UserError: absent, cut short, damaged, of another format, or its weights do not fit its configuration.
+        UserError: absent, cut short, damaged, of another format, its weights are not finite, or they do not fit its
+            configuration.
     """
     folder = resolve_checkpoint(path)
     check_format(folder)
@@ -200,22 +207,24 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Loa
         robot=robot,
         statistics=Statistics.from_dict(read_json(folder / "statistics.json"), str(folder / "statistics.json")),
         language=_read_fields(LanguageInfo, folder / "language.json"),
-        data=_read_data_info(folder / "data.json"),
-        metrics=read_json(folder / "metrics.json"),
+        data=_read_fields(DataInfo, folder / "data.json"),
+        metrics=_read_metrics(folder / "metrics.json"),
         path=folder,
     )
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The deployed tensors of a checkpoint, checked against their recorded hash."""
-    _check_hash(folder, MODEL_FILE)
-    return read_tensors(folder / MODEL_FILE)
+    """The deployed tensors of a checkpoint: as their recorded hash says, and finite.
+
+    Raises:
+        UserError: they are not.
+    """
+    return _read_checked(folder, MODEL_FILE)
 
 
 def weights_hash(folder: Path) -> str | None:
     """SHA-256 of the deployed weights as the checkpoint records it; None where it does not."""
-    recorded = _version(folder).get("sha256", {}).get(MODEL_FILE)
-    return None if recorded is None else str(recorded)
+    return _recorded_hash(folder, MODEL_FILE)
 
 
 def load_training_state(run: Path) -> tuple[TrainingState, dict[str, Tensor], Config]:
@@ -231,10 +240,8 @@ def load_training_state(run: Path) -> tuple[TrainingState, dict[str, Tensor], Co
     if not (folder / STATE_FOLDER).is_dir():
         raise UserError(f"--resume: {run} holds no checkpoint to continue from; leave --resume out to start anew")
     check_format(folder)
-    _check_hash(folder, f"{STATE_FOLDER}/{STATE_FILE}")
-    state = TrainingState(
-        read_tensors(folder / STATE_FOLDER / STATE_FILE), read_json(folder / STATE_FOLDER / "state.json")
-    )
+    tensors = _read_checked(folder, f"{STATE_FOLDER}/{STATE_FILE}")
+    state = TrainingState(tensors, read_json(folder / STATE_FOLDER / "state.json"))
     config = config_from_dict(read_json(folder / "config.json"), source=str(folder / "config.json"))
     return state, read_weights(folder), config
 
@@ -295,18 +302,24 @@ def _write_version(folder: Path) -> None:
 
 
 def _read_fields(kind: Any, path: Path) -> Any:
-    tree = read_json(path)
+    tree, names = read_json(path), list(kind.__dataclass_fields__)
     try:
-        return kind(**tree)
-    except TypeError:
+        if not isinstance(tree, dict) or not set(tree) <= set(names):
+            raise TypeError
+        return TypeAdapter(kind).validate_python(tree)
+    except (TypeError, ValidationError):
+        raise UserError(f"{path}: expected the keys {', '.join(names)}; the file is damaged") from None
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    metrics = read_json(path)
+    phase = metrics.get("phase") if isinstance(metrics, dict) else None
+    if not isinstance(phase, str) or phase not in RUN_FOLDERS:
         raise UserError(
-            f"{path}: expected the keys {', '.join(kind.__dataclass_fields__)}; the file is damaged"
-        ) from None
-
-
-def _read_data_info(path: Path) -> DataInfo:
-    info = _read_fields(DataInfo, path)
-    return replace(info, source_caches=tuple(info.source_caches))  # JSON has no tuples
+            f"{path}: phase is {phase!r}, expected one of {', '.join(RUN_FOLDERS)}; the file is damaged, take another "
+            "checkpoint"
+        )
+    return metrics
 
 
 def _version(folder: Path) -> dict[str, Any]:
@@ -316,11 +329,29 @@ def _version(folder: Path) -> dict[str, Any]:
     return tree
 
 
-def _check_hash(folder: Path, name: str) -> None:
-    recorded = _version(folder).get("sha256", {}).get(name)
+def _recorded_hash(folder: Path, name: str) -> str | None:
+    hashes = _version(folder).get("sha256", {})
+    if not isinstance(hashes, dict):
+        raise UserError(f"{folder / VERSION_FILE}: expected hashes by file under sha256; the file is damaged")
+    recorded = hashes.get(name)
+    return None if recorded is None else str(recorded)
+
+
+def _read_checked(folder: Path, name: str) -> dict[str, Tensor]:
+    """A checkpoint's tensors.
+
+    Raises:
+        UserError: damaged, or not finite.
+    """
     path = folder / name
+    recorded = _recorded_hash(folder, name)
     if recorded is not None and path.is_file() and sha256(path) != recorded:
         raise UserError(f"{path}: damaged or cut short (its SHA-256 is not the recorded one); take another checkpoint")
+    tensors = read_tensors(path)
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"{path}: '{key}' has NaN or infinite values; its training failed, take another checkpoint")
+    return tensors
 
 
 def _link_files(source: Path, target: Path) -> None:

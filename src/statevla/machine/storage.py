@@ -78,13 +78,13 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        UserError: absent, cut short or not JSON.
+        UserError: absent, cut short, not JSON, or nested too deeply.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; the checkpoint is incomplete, take another one") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path}: not readable as JSON ({reason}); the file is damaged, take another checkpoint"
