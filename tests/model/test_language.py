@@ -238,6 +238,9 @@ def test_precomputed_files(home: Path, tmp_path: Path, suffix: str) -> None:
         UserError, match=r"'open the top drawers': not among the 3 .* \(nearest: 'open the top drawer'\)"
     ):
         encoder.encode(["open the top drawers"])
+    with pytest.raises(UserError) as caught:
+        encoder.encode(["open the top drawers " * 100])
+    assert len(str(caught.value)) < 400 + len(str(file))
 
 
 def test_bad_files(home: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from statevla.acting.policy import StateVLAPolicy
 from statevla.checkpoints.checkpoint import BEST, LAST, resolve_checkpoint
 from statevla.errors import UserError
 from statevla.serving.auth import read_api_key
-from statevla.serving.protocol import DEFAULT_HOST, DEFAULT_PORT
+from statevla.serving.protocol import DEFAULT_HOST, DEFAULT_PORT, bare_host, url
 
 if TYPE_CHECKING:
     from statevla.serving.server import PolicyServer
@@ -47,6 +47,9 @@ class ServeArgs:
     max_batch_size: int = 16
     batch_window_ms: float = 3.0
     """How long a forward waits for further clients; a single client never waits."""
+    heavy_share: float = 0.05
+    """Of one core, for the large pictures (over 2 MiB a request) and new instructions of all clients together; raise it
+    where all of them send such. A single client never waits."""
     idle_timeout_s: float = 600.0
 
 
@@ -83,6 +86,7 @@ def serve(args: ServeArgs) -> None:
         max_queue_size=max(64, 2 * args.max_clients),
         max_batch_size=args.max_batch_size,
         batch_window_s=args.batch_window_ms / 1000,
+        heavy_share=args.heavy_share,
         idle_timeout_s=args.idle_timeout_s,
     )
     asyncio.run(_run(PolicyServer(policy, settings)))
@@ -100,7 +104,7 @@ async def _run(server: PolicyServer) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     async with server:
-        logger.info("listening on ws://%s:%d", server.settings.host, server.port)
+        logger.info("listening on %s", url(server.settings.host, server.port))
         await server.wait_stopped()
     logger.info("closed")
 
@@ -108,7 +112,7 @@ async def _run(server: PolicyServer) -> None:
 def _check(args: ServeArgs) -> None:
     if not 0 <= args.port <= 65535:
         raise UserError(f"--port: expected 0 to 65535, got {args.port}")
-    for name in ("max_clients", "max_batch_size", "max_message_mib", "idle_timeout_s"):
+    for name in ("max_clients", "max_batch_size", "max_message_mib", "heavy_share", "idle_timeout_s"):
         if getattr(args, name) <= 0:
             raise UserError(f"--{name.replace('_', '-')}: expected more than 0, got {getattr(args, name)}")
     if args.batch_window_ms < 0:
@@ -125,6 +129,6 @@ def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(bare_host(host)).is_loopback
     except ValueError:
         return False

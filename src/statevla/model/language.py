@@ -33,8 +33,8 @@ _EMBEDDING_VERSION = 1
 """Part of every cache key; raise it when the same text and weights would give other numbers."""
 MAX_REMEMBERED = 1024
 """Instructions whose embeddings stay in memory; the one that was not asked for longest makes room."""
-_MAX_COMPARED_CHARS = 160
-"""Of an unknown instruction, in looking for the nearest known one: that takes time by the square."""
+_MAX_SHOWN_CHARS = 160
+"""Of an unknown instruction, which is also compared with all known ones: that takes time by the square."""
 _FILE_SUFFIXES = (".safetensors", ".npz")
 _MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 
@@ -278,9 +278,11 @@ class _Precomputed(_Backend):
 
     def embed(self, text: str) -> np.ndarray:
         if text not in self._vectors:
-            near = difflib.get_close_matches(text[:_MAX_COMPARED_CHARS], self._vectors, n=1, cutoff=0.0)[0]
+            start = text[:_MAX_SHOWN_CHARS]
+            near = difflib.get_close_matches(start, self._vectors, n=1, cutoff=0.0)[0]
+            shown = start if start == text else f"{start}..."
             raise UserError(
-                f"instruction '{text}': not among the {len(self._vectors)} of {self._file} (nearest: '{near}'); "
+                f"instruction '{shown}': not among the {len(self._vectors)} of {self._file} (nearest: '{near}'); "
                 "add its vector or set language.encoder=minilm"
             )
         return self._vectors[text]

@@ -34,7 +34,7 @@ class PolicyClient:
     """A policy on a server, with the verbs of `StateVLAPolicy`: `reset`, `needs_observation`, `act`, `act_chunk`.
 
     Args:
-        host: name or address, or a whole `ws://` or `wss://` address.
+        host: name or address (IPv6 with brackets or without), or a whole `ws://` or `wss://` address.
         port: of the server.
         api_key: sent as `Authorization: Api-Key ...`.
         timeout_s: of connecting, and of each answer.
@@ -57,7 +57,7 @@ class PolicyClient:
         timeout_s: float = 30.0,
         wait_s: float = 0.0,
     ) -> None:
-        self._address = host if host.startswith(("ws://", "wss://")) else f"ws://{host}:{port}"
+        self._address = host if host.startswith(("ws://", "wss://")) else protocol.url(host, port)
         self._timeout_s = timeout_s
         self._connection = self._connect(api_key, time.monotonic() + wait_s)
         self._needs_observation = True
@@ -84,9 +84,9 @@ class PolicyClient:
         """
         message = {} if observation is None or not self._needs_observation else request_of(observation)
         answer = self.infer({protocol.MODE: protocol.ACT, **message})
-        self._needs_observation = bool(answer[protocol.NEEDS_OBSERVATION])
+        self._needs_observation = bool(self._taken(answer, protocol.NEEDS_OBSERVATION))
         self._take_surprise(answer)
-        return answer[protocol.ACTION]
+        return self._taken(answer, protocol.ACTION)
 
     def act_chunk(
         self, observation: Observation | Mapping[str, Any], executed_actions: np.ndarray | None = None
@@ -103,7 +103,7 @@ class PolicyClient:
         executed = {} if executed_actions is None else {protocol.EXECUTED_ACTIONS: executed_actions}
         answer = self.infer({**request_of(observation), **executed})
         self._take_surprise(answer)
-        return ActionChunk(answer[protocol.ACTIONS])
+        return ActionChunk(self._taken(answer, protocol.ACTIONS))
 
     def infer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Send one request (`statevla.serving.protocol` has the keys) and wait for its answer.
@@ -130,6 +130,11 @@ class PolicyClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _taken(self, answer: dict[str, Any], key: str) -> Any:
+        if key not in answer:
+            raise UserError(f"policy server {self._address}: not its protocol (no '{key}' in its answer)")
+        return answer[key]
 
     def _take_surprise(self, answer: dict[str, Any]) -> None:
         self.surprise, self.alarm = answer.get(protocol.SURPRISE), answer.get(protocol.ALARM)
@@ -186,8 +191,18 @@ class PolicyClient:
 
 
 def request_of(observation: Observation | Mapping[str, Any]) -> dict[str, Any]:
-    """An observation as a request in StateVLA's own names; a mapping is one already."""
+    """An observation as a request in StateVLA's own names; a mapping is one already.
+
+    Raises:
+        UserError: a picture of the mapping is a list: sending one takes seconds, and the server would refuse it.
+    """
     if not isinstance(observation, Observation):
+        for key, value in observation.items():
+            if key.startswith(protocol.IMAGE_PREFIX) and not isinstance(value, np.ndarray):
+                raise UserError(
+                    f"{key}: expected a uint8 array [H, W, 3], got {type(value).__name__}; send "
+                    "np.asarray(frame, np.uint8)"
+                )
         return dict(observation)
     return {
         **{protocol.IMAGE_PREFIX + camera: image for camera, image in observation.images.items()},

@@ -281,7 +281,10 @@ def _read_instruction(value: Any, key: str) -> str:
         raise UserError(f"{key}: expected the task in words, got none; say what to do, as in the training data")
     if len(value) > MAX_INSTRUCTION_CHARS:
         raise UserError(f"{key}: expected at most {MAX_INSTRUCTION_CHARS} characters, got {len(value)}; shorten it")
-    return value
+    # Control characters would reach the terminal that shows the server's log.
+    if not (text := " ".join(value.split())).isprintable():
+        raise UserError(f"{key}: expected printable text, got control characters; send plain words")
+    return text
 
 
 def _names(keys: Any, limit: int = 8) -> str:

@@ -19,7 +19,8 @@ may be given as `episode` (it chooses the noise); a request that holds nothing e
 
 Answers with actions also carry `surprise` (a number) and `alarm` (a boolean) where there are such, see
 `statevla.acting.alarm`. In mode "chunk" the server does not know what the client executed: there is a surprise where
-the request says so in `executed_actions`, float [n, A], the actions since the last look.
+the request says so in `executed_actions`, float [n, A], the actions since the last look, and an alarm from the first
+surprise of the episode on.
 
 Every error is one text frame. After it the connection stays open if the request was well formed but unfit, or the
 server busy; a malformed message, or a failure inside the server, closes it with code 1011.
@@ -47,3 +48,14 @@ SURPRISE, ALARM = "surprise", "alarm"
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
 API_KEY_SCHEME = "Api-Key"
+
+
+def bare_host(host: str) -> str:
+    """A host without the brackets that IPv6 addresses have in URLs."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
+def url(host: str, port: int) -> str:
+    """`ws://host:port`; IPv6 addresses, given with brackets or without, stand in brackets."""
+    bare = bare_host(host)
+    return f"ws://[{bare}]:{port}" if ":" in bare else f"ws://{bare}:{port}"

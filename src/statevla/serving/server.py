@@ -23,9 +23,11 @@ from statevla.errors import UserError
 from statevla.serving import protocol
 from statevla.serving.auth import ApiKey
 from statevla.serving.batching import Answer, Batcher, QueueFullError
-from statevla.serving.formats import ORIENTATIONS, Request, read_request
+from statevla.serving.formats import ORIENTATIONS, Request
 from statevla.serving.metrics import CONTENT_TYPE, Metrics
-from statevla.serving.wire import MAX_MESSAGE_BYTES, WireError, pack, unpack
+from statevla.serving.preparing import Preparer
+from statevla.serving.shares import Account, Shares
+from statevla.serving.wire import MAX_MESSAGE_BYTES, WireError, pack
 from statevla.types import Observation
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,8 @@ class ServerSettings:
         max_queue_size: requests that may wait for the model.
         max_batch_size: observations per forward.
         batch_window_s: how long a forward waits for further clients.
+        heavy_share: seconds of one core per second, for the large pictures and new instructions of all clients
+            together while there are several, see `statevla.serving.shares`.
         idle_timeout_s: a client that sends nothing for so long is closed.
         send_timeout_s: a client that does not take its answer for so long is closed.
         ping_interval_s: between keep-alive pings; a client that answers none within the same time is closed.
@@ -62,6 +66,7 @@ class ServerSettings:
     max_queue_size: int = 64
     max_batch_size: int = 16
     batch_window_s: float = 0.003
+    heavy_share: float = 0.05
     idle_timeout_s: float = 600.0
     send_timeout_s: float = 30.0
     ping_interval_s: float = 20.0
@@ -69,12 +74,14 @@ class ServerSettings:
 
 
 class _Client:
-    """One connection: its session, and whether it waits for an answer."""
+    """One connection: its session, its account, and whether it waits for an answer."""
 
-    def __init__(self, connection: ServerConnection, session: PolicySession) -> None:
+    def __init__(self, connection: ServerConnection, session: PolicySession, account: Account) -> None:
         self.connection = connection
         self.session = session
+        self.account = account
         self.busy = False
+        self.was_judged = False  # whether there has been a surprise in this episode
         self.previous_total_s: float | None = None
 
 
@@ -92,6 +99,8 @@ class PolicyServer:
         self._clients: set[_Client] = set()
         self._stopping = asyncio.Event()
         self._server: Server | None = None
+        self._shares = Shares(settings.heavy_share, lambda: len(self._clients))
+        self._preparer = Preparer(policy, settings.max_message_bytes)
         self._batcher = Batcher(
             policy,
             max_batch_size=settings.max_batch_size,
@@ -113,13 +122,14 @@ class PolicyServer:
     async def __aenter__(self) -> PolicyServer:
         settings = self.settings
         seconds = await self._batcher.warm_up()
+        await self._preparer.warm_up()
         logger.info("model ready, first forward took %.2f s", seconds)
         robot = self.policy.robot
         logger.info("robot '%s': %s; it reports %s", robot.name, robot.describe_actions(), robot.describe_state())
         try:
             self._server = await serve(
                 self._handle,
-                settings.host,
+                protocol.bare_host(settings.host),
                 settings.port,
                 process_request=self._answer_http,
                 # A web page may open sockets to this machine, and browsers always name the page: refuse them.
@@ -133,7 +143,7 @@ class PolicyServer:
             )
         except OSError as error:
             reason = error.strerror or "no such address"
-            address = f"{settings.host}:{settings.port}"
+            address = protocol.url(settings.host, settings.port)
             raise UserError(
                 f"serve: {address} cannot be listened on ({reason}); choose another --host or --port"
             ) from None
@@ -152,12 +162,13 @@ class PolicyServer:
         self._worker.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._worker
+        self._preparer.close()
         self._server.close()
         await self._server.wait_closed()
 
     # HTTP -------------------------------------------------------------------------------------------------------------
 
-    def _answer_http(self, connection: ServerConnection, request: HttpRequest) -> Response | None:
+    async def _answer_http(self, connection: ServerConnection, request: HttpRequest) -> Response | None:
         """Plain HTTP before the handshake; None goes on to the websocket."""
         path = request.path.partition("?")[0]
         if path == "/healthz":
@@ -169,6 +180,8 @@ class PolicyServer:
             return _plain(http.HTTPStatus.OK, self.metrics.text(), CONTENT_TYPE)
         if path != "/":
             return _plain(http.HTTPStatus.NOT_FOUND, "not found: the websocket is at the root\n")
+        # Before the handshake: afterwards a client may send a large message at once.
+        await self._shares.settle_address(_address_of(connection))
         if self._stopping.is_set() or len(self._clients) >= self.settings.max_clients:
             self.metrics.errors["refused"] += 1
             return _plain(http.HTTPStatus.SERVICE_UNAVAILABLE, "too many clients: try again later\n")
@@ -182,13 +195,14 @@ class PolicyServer:
             self.metrics.errors["refused"] += 1
             await connection.close(TRY_AGAIN_LATER, "too many clients")
             return
-        client = _Client(connection, self.policy.new_session())
+        client = _Client(connection, self.policy.new_session(), self._shares.open(_address_of(connection)))
         self._clients.add(client)
         self.metrics.connections += 1
         self.metrics.clients = len(self._clients)
         try:
             await self._send(client, self._metadata)
             while not self._stopping.is_set():
+                await self._shares.settle(client.account, connection)
                 message = await asyncio.wait_for(connection.recv(), self.settings.idle_timeout_s)
                 client.busy = True
                 keep = await self._serve_message(client, message)
@@ -203,13 +217,15 @@ class PolicyServer:
             pass
         finally:
             self._clients.discard(client)
+            self._shares.close(_address_of(connection), client.account)
             self.metrics.clients = len(self._clients)
 
     async def _serve_message(self, client: _Client, message: bytes | str) -> bool:
         """Answer one message; False ends the connection."""
         start = time.perf_counter()
+        self._shares.charge_message(client.account, len(message))
         try:
-            request = read_request(unpack(message, self.settings.max_message_bytes), self.policy.robot)
+            request = await self._preparer.read(message)
             answer = await self._answer(client, request)
             timing = answer.get(protocol.SERVER_TIMING)
             if timing is not None and client.previous_total_s is not None:
@@ -237,18 +253,23 @@ class PolicyServer:
         session = client.session
         if request.reset:
             session.reset(request.episode)
+            client.was_judged = False
             if request.only_resets:
                 return {protocol.RESET: True}
         if request.mode == protocol.CHUNK:
             if request.executed_actions is not None:
                 session.set_executed(request.executed_actions)
-            answer = await self._sample(session, request.observation)
+            answer = await self._sample(client, request.observation)
             session.note(answer.sighting)
-            return {protocol.ACTIONS: answer.chunk, **_surprise(session), **_timing(answer.seconds)}
+            client.was_judged |= session.surprise is not None
+            # Nobody has judged what nobody told of: no alarm is not the same as all clear.
+            told = _surprise(session) if client.was_judged else {}
+            return {protocol.ACTIONS: answer.chunk, **told, **_timing(answer.seconds)}
         seconds = 0.0
         if session.needs_observation():
-            answer = await self._sample(session, request.observation)
+            answer = await self._sample(client, request.observation)
             session.accept(answer.chunk, answer.sighting)
+            client.was_judged |= session.surprise is not None
             seconds = answer.seconds
         return {
             protocol.ACTION: session.next_action(),
@@ -257,11 +278,12 @@ class PolicyServer:
             **_timing(seconds),
         }
 
-    async def _sample(self, session: PolicySession, observation: Observation | None) -> Answer:
+    async def _sample(self, client: _Client, observation: Observation | None) -> Answer:
         if observation is None:
             raise UserError("request: expected an observation at this step, got none; send one")
         try:
-            return await self._batcher.sample(session, observation)
+            ready = await self._preparer.prepare(observation, client.account)
+            return await self._batcher.sample(client.session, ready)
         except UserError as error:
             logger.info("policy refused an observation: %s", error)
             raise UserError(_without_paths(str(error))) from None
@@ -319,6 +341,10 @@ def _without_paths(text: str) -> str:
 async def _close(connection: ServerConnection, code: int, reason: str) -> None:
     with contextlib.suppress(ConnectionClosed, asyncio.TimeoutError):
         await connection.close(code, reason)
+
+
+def _address_of(connection: ServerConnection) -> str:
+    return str(connection.remote_address[0]) if connection.remote_address else ""
 
 
 def _authorization(headers: Headers) -> str | None:
