@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -12,13 +13,14 @@ from statevla.errors import UserError
 from statevla.worlds import backend
 
 
-def test_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("extra", ["sim", "so101"])
+def test_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch, extra: backend.Extra) -> None:
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(backend, "version", missing)
-    with pytest.raises(UserError, match=r"pip install 'statevla\[sim\]'"):
-        backend.versions("sim")
+    with pytest.raises(UserError, match=rf"pip install 'statevla\[{extra}\]'"):
+        backend.versions(extra)
 
 
 def test_other_mujoco_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,3 +83,29 @@ def test_users_own_choice_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems render natively")
 def test_some_backend_really_renders(home: Path) -> None:
     assert backend.choose_backend() in backend.BACKENDS
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems render natively")
+def test_mujoco_alone_is_tried_where_there_is_no_robosuite(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without = "import sys; sys.modules['robosuite'] = None\n"
+    monkeypatch.setattr(backend, "_PROBE", without + backend._PROBE)
+    assert backend.choose_backend() in backend.BACKENDS
+
+
+def test_robosuite_opens_no_log_file() -> None:
+    """Its file in the temporary folder may be another user's, and importing it would fail."""
+    pytest.importorskip("robosuite")
+    quiet = "from statevla.worlds.backend import keep_robosuite_quiet; keep_robosuite_quiet()\n"
+    count = (
+        "import logging, robosuite\n"
+        "handlers = logging.getLogger('robosuite_logs').handlers\n"
+        "print(sum(isinstance(handler, logging.FileHandler) for handler in handlers))\n"
+    )
+
+    def num_files(code: str) -> str:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+        return done.stdout.strip()
+
+    assert num_files(quiet + count) == "0"
+    assert num_files(count) == "1"  # the control

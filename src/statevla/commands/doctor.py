@@ -17,6 +17,7 @@ from rich.console import Console
 from statevla.config import home_dir
 from statevla.errors import UserError
 from statevla.machine.extras import EXTRAS, install_line, missing
+from statevla.machine.kernel_cache import VARIABLE, choose_kernel_cache
 
 Status = Literal["ok", "note", "problem"]
 MIN_FREE_GB = 10.0
@@ -124,6 +125,16 @@ def _gpu(topic: str) -> Iterator[Finding]:
         yield Finding(topic, "note", "none; everything runs on the CPU, the compact preset is made for it")
 
 
+def _kernel_cache(topic: str) -> Iterator[Finding]:
+    usual = os.environ.get(VARIABLE)
+    folder = choose_kernel_cache()
+    if usual is None and os.environ.get(VARIABLE):
+        text = f"{folder}, as the home's cache cannot be written; compiled anew once it is emptied"
+        yield Finding(topic, "note", text, f"set {VARIABLE} to a folder that stays")
+    else:
+        yield Finding(topic, "ok", str(folder))
+
+
 def _scan(topic: str) -> Iterator[Finding]:
     from statevla.model.mamba.backends import describe_backends
 
@@ -221,6 +232,7 @@ CHECKS: dict[str, Callable[[str], Iterator[Finding]]] = {
     "statevla": _package,
     "PyTorch": _torch,
     "GPU": _gpu,
+    "kernel cache": _kernel_cache,
     "selective scan": _scan,
     "language encoder": _language,
     "simulator": _simulator,

@@ -15,8 +15,15 @@ EARLIER = "earlier"
 
 
 def home_dir() -> Path:
-    """Where data sets, caches and demo runs live: `$STATEVLA_HOME`, else `~/.cache/statevla`."""
-    return Path(os.environ.get("STATEVLA_HOME") or Path.home() / ".cache" / "statevla")
+    """Where data sets, caches and demo runs live: `$STATEVLA_HOME`, else `~/.cache/statevla`.
+
+    Raises:
+        UserError: neither the variable is set nor has this user a home.
+    """
+    try:
+        return Path(os.environ.get("STATEVLA_HOME") or Path.home() / ".cache" / "statevla")
+    except RuntimeError:
+        raise UserError("this user has no home folder; set STATEVLA_HOME to a folder that can be written") from None
 
 
 def expand_path(path: str | Path) -> Path:

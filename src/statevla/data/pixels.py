@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 
 from statevla.config import AugmentationConfig
+from statevla.machine.kernel_cache import choose_kernel_cache
 from statevla.transforms import pixel_table
+
+choose_kernel_cache()
+
+import numba  # noqa: E402  (it reads where its cache is when it is imported)
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 

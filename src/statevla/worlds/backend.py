@@ -16,11 +16,14 @@ import platform
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from types import ModuleType
+from typing import Any, Literal
 
 from statevla.config import home_dir
 from statevla.errors import UserError
+from statevla.machine.kernel_cache import choose_kernel_cache
 from statevla.machine.storage import replacing
 
 MUJOCO_VERSION = "3.3.2"
@@ -37,12 +40,13 @@ _BINDS: dict[Extra, str] = {"sim": "robosuite", "so101": "mujoco"}
 """Extra → the module whose first import fixes the backend."""
 
 _PROBE = """
-import logging, os, mujoco
+import os, mujoco
+from statevla.worlds.backend import keep_robosuite_quiet
 xml = (
     "<mujoco><worldbody><light pos='0 0 2'/><geom type='sphere' size='0.2'/>"
     "<camera name='front' pos='0 0 2'/></worldbody></mujoco>"
 )
-logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+keep_robosuite_quiet()
 try:
     from robosuite.utils.binding_utils import MjRenderContextOffscreen, MjSim
 except ImportError:
@@ -97,7 +101,7 @@ def prepare(extra: Extra) -> str:
             can render here.
     """
     versions(extra)
-    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # it warns about a macro file that nobody needs
+    keep_robosuite_quiet()
     chosen = os.environ.get("MUJOCO_GL", "").strip().lower()
     if chosen and chosen not in ("disable", "disabled", "off", "false", "0"):
         return chosen
@@ -110,6 +114,23 @@ def prepare(extra: Extra) -> str:
         )
     os.environ["MUJOCO_GL"] = choose_backend()
     return os.environ["MUJOCO_GL"]
+
+
+def keep_robosuite_quiet() -> None:
+    """No log file of robosuite, no warnings at its import; call it before.
+
+    It would write to /tmp/robosuite.log, and fail to be imported where that is another user's. Settings of the user's
+    own (robosuite's `macros_private.py`) are respected. Its numba functions are cached where ours are.
+    """
+    choose_kernel_cache()
+    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+    found = find_spec("robosuite")
+    folders = (found and found.submodule_search_locations) or ()
+    if any(Path(folder, "macros_private.py").exists() for folder in folders):
+        return
+    settings: Any = ModuleType("robosuite.macros_private")
+    settings.FILE_LOGGING_LEVEL = None
+    sys.modules.setdefault(settings.__name__, settings)
 
 
 def choose_backend() -> str:

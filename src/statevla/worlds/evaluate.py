@@ -157,9 +157,9 @@ def _prepare(
     args: RolloutArgs, device: torch.device
 ) -> tuple[Suite, dict[str, Any], list[EpisodeSpec], StateVLAPolicy]:
     """Everything that can be wrong is found here, before any worker starts."""
+    suite = open_suite(args.world, **_chosen_options(args))
     if args.videos > 0:
         require("--videos", "video")
-    suite = open_suite(args.world, **_chosen_options(args))
     tasks = [suite.tasks[index] for index in parse_indices(args.tasks, len(suite.tasks), args.world)]
     planned = plan_episodes(suite, tasks, args.num_trials, args.seed, args.instructions)
     if args.num_workers < 0 or args.videos < 0:

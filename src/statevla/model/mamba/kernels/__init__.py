@@ -14,7 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from numba.core import config as _numba_config
+from statevla.machine.kernel_cache import choose_kernel_cache
+
+choose_kernel_cache()
+
+from numba.core import config as _numba_config  # noqa: E402  (it reads where its cache is when it is imported)
 
 # numba's settings are attributes that it makes at run time.
 config: Any = _numba_config
