@@ -25,7 +25,7 @@ from statevla.checkpoints.hub import is_repo_id
 from statevla.commands.share import ShareArgs, share
 from statevla.config import Config
 from statevla.errors import UserError
-from statevla.model.language import LanguageInfo
+from statevla.model.language import build_language_encoder
 from statevla.model.statevla_model import StateVLA
 from statevla.robots import LIBERO, RobotSpec
 from statevla.transforms import FieldStatistics, Statistics
@@ -51,7 +51,8 @@ def save_run(tiny_config: Config, tmp_path: Path, robot: RobotSpec, relative: tu
     state = FieldStatistics.of(rng.normal(size=(200, robot.state_dim)))
     statistics = Statistics(actions, state, relative_actions=relative, targets=actions if relative else None)
     torch.manual_seed(0)
-    parts = (config, robot, statistics, LanguageInfo(language.encoder, 16, ""), DataInfo("cache-1", 0.7, 3))
+    info = build_language_encoder(language, 16).info
+    parts = (config, robot, statistics, info, DataInfo("cache-1", 0.7, 3))
     contents = Contents(StateVLA(config, robot).state_dict(), *parts, {"phase": "2", "step": 8})
     save_checkpoint(tmp_path / "run", contents, TrainingState({}, {}), is_best=True)
     (tmp_path / "run" / "run.json").write_text(json.dumps({"command": ["train.py", "--phase", "2"], "seed": 5}))
@@ -198,6 +199,72 @@ def test_a_folder_in_use_and_damage_are_refused(run: Path, tmp_path: Path) -> No
 def test_a_damaged_robot_is_found_before_anything_is_copied(run: Path, tmp_path: Path) -> None:
     (resolve_checkpoint(run) / "robot.json").write_text('{"name": "arm"}')
     with pytest.raises(UserError, match=r"robot\.json: control_freq_hz: field required"):
+        share(ShareArgs(str(run), str(tmp_path / "new")))
+    assert not (tmp_path / "new").exists()
+
+
+# What may come from anywhere ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    (tmp_path / "secret").write_text("the user's own")
+    return tmp_path / "secret"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "config.json", "run.json", "alarm.json"])
+def test_links_out_of_a_checkpoint_are_refused(run: Path, tmp_path: Path, secret: Path, name: str) -> None:
+    link = resolve_checkpoint(run) / name
+    link.unlink(missing_ok=True)
+    link.symlink_to(secret)
+    with pytest.raises(UserError, match=rf"{name}: expected a file of the checkpoint, got a link to .*secret; remove"):
+        share(ShareArgs(str(run), str(tmp_path / "new")))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_link_beside_a_checkpoint_is_refused_too(run: Path, tmp_path: Path, secret: Path) -> None:
+    (run / "run.json").unlink()
+    (run / "run.json").symlink_to(secret)
+    with pytest.raises(UserError, match=r"got a link to .*secret"):
+        share(ShareArgs(str(run), str(tmp_path / "new")))
+
+
+def test_links_within_a_checkpoint_and_the_hubs_cache_are_followed(run: Path, tmp_path: Path) -> None:
+    best = resolve_checkpoint(run)
+    (best / "again.json").symlink_to("metrics.json")
+    commit = tmp_path / "hub" / "models--owner--policy" / "snapshots" / "0123"
+    blobs = commit.parent.parent / "blobs"
+    blobs.mkdir(parents=True)
+    share(ShareArgs(str(run), str(commit)))
+    for number, file in enumerate(sorted(commit.iterdir())):
+        file.rename(blobs / str(number))
+        file.symlink_to(f"../../blobs/{number}")
+    share(ShareArgs(str(commit), str(tmp_path / "copy")))
+    copied = list((tmp_path / "copy").iterdir())
+    assert len(copied) == len(list(commit.iterdir()))
+    assert not any(file.is_symlink() for file in copied)
+    # A folder that only looks like the cache links where it likes.
+    (commit / "notes.txt").symlink_to(tmp_path / "sentences.npz")
+    with pytest.raises(UserError, match="got a link to"):
+        share(ShareArgs(str(commit), str(tmp_path / "other")))
+
+
+@pytest.mark.parametrize("name", ["secret", "secret.npz", "other.npz"])
+def test_the_configuration_cannot_name_any_file_to_be_shared(
+    run: Path, tmp_path: Path, secret: Path, name: str
+) -> None:
+    """The text of a secret, under two names, and embeddings of something else."""
+    secret.with_suffix(".npz").write_text(secret.read_text())
+    np.savez(tmp_path / "other.npz", **{TEXT: np.zeros(16, np.float32)})
+    file = resolve_checkpoint(run) / "config.json"
+    config = json.loads(file.read_text())
+    config["language"]["encoder"] = str(tmp_path / name)
+    file.write_text(json.dumps(config))
+    if name == "secret":
+        share(ShareArgs(str(run), str(tmp_path / "new")))
+        assert not (tmp_path / "new" / name).exists()
+        return
+    with pytest.raises(UserError, match=r"not readable|has the fingerprint .*, the checkpoint was trained with"):
         share(ShareArgs(str(run), str(tmp_path / "new")))
     assert not (tmp_path / "new").exists()
 

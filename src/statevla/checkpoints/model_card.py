@@ -193,7 +193,7 @@ def _read(path: Path) -> dict[str, Any]:
     """A JSON file; what is absent or damaged was not recorded."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return tree if isinstance(tree, dict) else {}
 

@@ -35,7 +35,8 @@ MAX_REMEMBERED = 1024
 """Instructions whose embeddings stay in memory; the one that was not asked for longest makes room."""
 _MAX_SHOWN_CHARS = 160
 """Of an unknown instruction, which is also compared with all known ones: that takes time by the square."""
-_FILE_SUFFIXES = (".safetensors", ".npz")
+FILE_SUFFIXES = (".safetensors", ".npz")
+"""Of files of precomputed embeddings."""
 _MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 
 
@@ -144,7 +145,7 @@ def build_language_encoder(config: LanguageConfig, language_dim: int) -> Languag
         backend = _TextModel(_minilm_folder(), "minilm")
     elif name.startswith("hf:"):
         backend = _TextModel(_model_folder(name.removeprefix("hf:")), name)
-    elif name.endswith(_FILE_SUFFIXES):
+    elif name.endswith(FILE_SUFFIXES):
         backend = _Precomputed(expand_path(name))
     else:
         raise UserError(
