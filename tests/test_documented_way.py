@@ -61,7 +61,7 @@ def name_of(words: list[str]) -> str:
 
 def is_left_out(words: list[str]) -> bool:
     text = shlex.join(words)
-    # `make demo` is run, small, by tests/commands/test_demo.py; the others run the tests, or nothing but these commands.
+    # `make demo` is run, small, by tests/commands/test_demo.py.
     return words[0] in {*FOREIGN, "pip", "make"} or any(part in text for part in LEFT_OUT)
 
 
