@@ -230,7 +230,9 @@ def test_finished_episodes_outlive_a_dying_worker(tmp_path: Path, monkeypatch: p
     out = tmp_path / "out"
     collect(recipe, [0], 1, out)
     token.touch()
-    with pytest.raises(UserError, match=r"a worker died \(exit status 7\) in episode \d+ of 'DyingWorld'; finished"):
+    with pytest.raises(
+        UserError, match=r"the world's process ended \(exit status 7\) in episode \d+ of 'DyingWorld'; finished"
+    ):
         collect(recipe, [0], 3, out)
     (summary,) = collect(recipe, [0], 3, out)
     assert summary.num_demos == 3

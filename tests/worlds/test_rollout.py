@@ -15,6 +15,7 @@ import toy_worlds
 from statevla.config import Config
 from statevla.errors import UserError
 from statevla.robots import LIBERO, LIBERO_HAND, load_robot
+from statevla.worlds.child_process import Failed
 from statevla.worlds.evaluate import RolloutArgs, evaluate, results_folder
 from statevla.worlds.fitting import check_fit
 from statevla.worlds.registry import open_suite
@@ -22,7 +23,7 @@ from statevla.worlds.rollout_plan import EpisodeSpec
 from statevla.worlds.rollout_results import read_results
 from statevla.worlds.surprise_trace import SurpriseTrace
 from statevla.worlds.video import Film, save_episode
-from statevla.worlds.workers import Ended, Execute, Failed, Look, Start, WorkerPool, WorldSettings
+from statevla.worlds.workers import Ended, Execute, Look, Start, WorkerPool, WorldSettings
 from toy_worlds import DOT, MAX_STEPS, DotEnv, DotSuite, DotWorld, ReplayableDotWorld
 from untrained_policy import save_untrained
 

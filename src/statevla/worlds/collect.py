@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import fcntl
 import json
-import multiprocessing
 import shutil
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +21,7 @@ from rich.table import Table
 
 from statevla.errors import UserError
 from statevla.machine.storage import write_json
-from statevla.worlds.child_threads import single_threaded_children
+from statevla.worlds.child_process import ChildProcess, Died, Failed, with_answers
 from statevla.worlds.demo_file import EpisodeRecord, join_episodes, stored_episodes, stored_settings, write_episode
 from statevla.worlds.task_indices import check_index
 
@@ -262,27 +258,26 @@ def _run(jobs: list[TaskProgress], recipe: Recipe, num_workers: int) -> Iterator
     if not missing:
         return
     with _workers(min(num_workers, missing), recipe) as workers:
-        at: dict[Connection, tuple[TaskProgress, int]] = {}
+        at: dict[ChildProcess, tuple[TaskProgress, int]] = {}
         idle = list(workers)
-        last: dict[Connection, TaskProgress] = {}
+        last: dict[ChildProcess, TaskProgress] = {}
         while True:
-            for connection in list(idle):
-                chosen = _choose(jobs, last.get(connection), list(last.values()))
+            for worker in list(idle):
+                chosen = _choose(jobs, last.get(worker), list(last.values()))
                 if chosen is None:
                     break
                 index = chosen.next_index()
                 assert index is not None
                 chosen.running.add(index)
-                connection.send((chosen.task.index, index, str(chosen.parts)))
-                idle.remove(connection)
-                at[connection], last[connection] = (chosen, index), chosen
+                worker.send((chosen.task.index, index, chosen.parts))
+                idle.remove(worker)
+                at[worker], last[worker] = (chosen, index), chosen
             if not at:
                 return
-            for ready in wait(list(at)):
-                assert isinstance(ready, Connection)
-                job, index = at.pop(ready)
-                _receive(ready, workers[ready], job, index)
-                idle.append(ready)
+            for worker in with_answers(list(at)):
+                job, index = at.pop(worker)
+                _note(worker.receive(), job, index)
+                idle.append(worker)
                 if job.complete:
                     job.join(recipe)
                 yield
@@ -296,21 +291,19 @@ def _choose(jobs: list[TaskProgress], mine: TaskProgress | None, busy: list[Task
     return next((job for job in open_jobs if job not in busy), open_jobs[0] if open_jobs else None)
 
 
-def _receive(connection: Connection, process: BaseProcess, job: TaskProgress, index: int) -> None:
-    try:
-        success, error = connection.recv()
-    except (EOFError, ConnectionError):
-        process.join(5)
+def _note(answer: bool | Failed | Died, job: TaskProgress, index: int) -> None:
+    """What became of an episode: whether it succeeded, or an error to raise."""
+    if isinstance(answer, Died):
         raise UserError(
-            f"a worker died (exit status {process.exitcode}) in episode {index} of '{job.task.name}'; "
-            "finished episodes are kept: run the same command again, with fewer --workers if memory ran out"
-        ) from None
-    if isinstance(error, UserError):
-        raise error
-    if error is not None:
-        raise RuntimeError(f"episode {index} of '{job.task.name}' failed in its worker:\n{error}")
+            f"{answer.message} in episode {index} of '{job.task.name}'; finished episodes are kept: run the same "
+            "command again, with fewer --workers if memory ran out"
+        )
+    if isinstance(answer, Failed):
+        if answer.is_user_error:
+            raise UserError(answer.message)
+        raise RuntimeError(f"episode {index} of '{job.task.name}' failed in its worker:\n{answer.details}")
     job.running.discard(index)
-    if success:
+    if answer:
         job.kept[index] = (_part(job.parts, index), "episode")
     else:
         job.failed.add(index)
@@ -321,59 +314,40 @@ def _part(folder: Path, index: int) -> Path:
 
 
 @contextmanager
-def _workers(count: int, recipe: Recipe) -> Iterator[dict[Connection, BaseProcess]]:
-    """Spawned worker processes, single-threaded each; ended with the block."""
-    context = multiprocessing.get_context("spawn")
-    workers: dict[Connection, BaseProcess] = {}
+def _workers(count: int, recipe: Recipe) -> Iterator[list[ChildProcess]]:
+    """Worker processes, ended with the block."""
+    workers: list[ChildProcess] = []
     try:
-        with single_threaded_children():
-            for _ in range(count):
-                ours, theirs = context.Pipe()
-                process: BaseProcess = context.Process(target=_work, args=(theirs, recipe), daemon=True)
-                process.start()
-                theirs.close()
-                workers[ours] = process
+        for number in range(count):
+            workers.append(ChildProcess(f"collector {number}", _Collector, recipe))
         yield workers
     finally:
-        for connection, process in workers.items():
-            connection.close()
-            process.terminate()
-            process.join(5)
+        for worker in workers:
+            worker.close()
 
 
-def _work(connection: Connection, recipe: Recipe) -> None:
-    """A worker: episodes of one task after another, until the other side hangs up."""
-    import traceback
+class _Collector:
+    """In a worker: episodes of one task after another."""
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers Ctrl-C
-    recorder: Recorder | None = None
-    at: int | None = None
-    while True:
-        try:
-            task_index, index, folder = connection.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            if recorder is None or at != task_index:
-                if recorder is not None:
-                    recorder.close()
-                recorder, at = recipe.open(task_index), task_index
-            connection.send((_collect_one(recorder, index, Path(folder)), None))
-        except BrokenPipeError:
-            return
-        except UserError as error:
-            connection.send((False, error))
-        except Exception:
-            connection.send((False, traceback.format_exc()))
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._recorder: Recorder | None = None
+        self._task_index: int | None = None
 
-
-def _collect_one(recorder: Recorder, index: int, folder: Path) -> bool:
-    record = recorder.record(index)
-    if record is None:
-        _part(folder, index).with_suffix(".failed").touch()
-        return False
-    write_episode(_part(folder, index), record)
-    return True
+    def handle(self, message: tuple[int, int, Path]) -> bool:
+        """Make episode `index` of a task and write it into a folder; whether it succeeded."""
+        task_index, index, folder = message
+        if self._recorder is None or self._task_index != task_index:
+            if self._recorder is not None:
+                self._recorder.close()
+                self._recorder = None
+            self._recorder, self._task_index = self._recipe.open(task_index), task_index
+        record = self._recorder.record(index)
+        if record is None:
+            _part(folder, index).with_suffix(".failed").touch()
+            return False
+        write_episode(_part(folder, index), record)
+        return True
 
 
 @contextmanager

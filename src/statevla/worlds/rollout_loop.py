@@ -8,12 +8,13 @@ from typing import Any
 
 from statevla.acting.policy import StateVLAPolicy
 from statevla.errors import UserError
+from statevla.worlds.child_process import Died, Failed
 from statevla.worlds.rollout_plan import Schedule
 from statevla.worlds.rollout_results import EpisodeLog, EpisodeResult
 from statevla.worlds.rollout_view import RolloutProgress, VideoShelf
 from statevla.worlds.running_episode import RunningEpisode
 from statevla.worlds.surprise_trace import SurpriseTrace
-from statevla.worlds.workers import Died, Ended, Execute, Failed, Look, SaveVideo, Start, Worker, WorkerPool
+from statevla.worlds.workers import Ended, Execute, Look, SaveVideo, Start, Worker, WorkerPool
 
 MAX_ATTEMPTS = 2
 """An episode whose process died is tried once more; then it counts as an error."""

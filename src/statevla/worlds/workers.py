@@ -6,25 +6,16 @@ one thread, keeps its world from episode to episode of a task, and ends when the
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import sys
 import time
-import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from statevla.errors import UserError
 from statevla.types import Observation
-from statevla.worlds.child_threads import single_threaded_children
+from statevla.worlds.child_process import ChildProcess, Died, with_answers
 from statevla.worlds.protocol import EndingWorld, Suite, Task, World
 from statevla.worlds.registry import open_suite
 from statevla.worlds.rollout_plan import EpisodeSpec
@@ -107,23 +98,7 @@ class VideoSaved:
     """`SaveVideo` is done."""
 
 
-@dataclass(frozen=True)
-class Failed:
-    """Something was raised. With `is_user_error` the evaluation cannot go on, else this episode has failed."""
-
-    message: str
-    details: str
-    is_user_error: bool
-
-
-@dataclass(frozen=True)
-class Died:
-    """The process is gone (made by the main process)."""
-
-    message: str
-
-
-class Worker:
+class Worker(ChildProcess):
     """The main process's end of one worker."""
 
     def __init__(self, number: int, settings: WorldSettings) -> None:
@@ -131,47 +106,19 @@ class Worker:
         self.task_index: int | None = None
         self.episode: EpisodeSpec | None = None
         self._since = time.monotonic()
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(
-            target=_serve, args=(theirs, settings), name=f"world {number}", daemon=True
-        )
-        with single_threaded_children(), _main_not_imported():
-            self.process.start()
-        theirs.close()  # so that the worker's death closes the pipe
+        super().__init__(f"world {number}", _Stage, settings)
 
     def send(self, message: Any) -> None:
         """Send a message. A dead worker is noticed when its reply is awaited."""
         self._since = time.monotonic()
         if isinstance(message, Start):
             self.episode, self.task_index = message.episode, message.episode.task.index
-        try:
-            self.connection.send(message)
-        except (BrokenPipeError, ConnectionResetError, OSError):
-            return
-
-    def receive(self) -> Any:
-        """The worker's next message, or `Died`."""
-        try:
-            return self.connection.recv()
-        except (EOFError, ConnectionResetError, OSError):
-            self.process.join(10)
-            return Died(f"the world's process ended (exit status {self.process.exitcode})")
+        super().send(message)
 
     @property
     def is_silent(self) -> bool:
         """Whether an answer is long overdue."""
         return time.monotonic() - self._since > REPLY_TIMEOUT_S
-
-    def close(self) -> None:
-        """End the process."""
-        self.connection.close()
-        if self.process.is_alive():
-            self.process.terminate()
-        self.process.join(10)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join(10)
 
 
 class WorkerPool:
@@ -190,11 +137,11 @@ class WorkerPool:
 
     def replies(self, timeout_s: float = 1.0) -> list[tuple[Worker, Any]]:
         """Wait for messages of workers that have an episode; all that have come."""
-        busy = {worker.connection: worker for worker in self.workers if worker.episode is not None}
-        ready = wait(list(busy), timeout_s)
-        found = [(busy[connection], busy[connection].receive()) for connection in ready]  # type: ignore[index]
-        for worker in busy.values():
-            if worker.connection not in ready and worker.is_silent:
+        busy = [worker for worker in self.workers if worker.episode is not None]
+        ready = with_answers(busy, timeout_s)
+        found: list[tuple[Worker, Any]] = [(worker, worker.receive()) for worker in ready]
+        for worker in busy:
+            if worker not in ready and worker.is_silent:
                 worker.process.kill()
                 found.append((worker, Died(f"no answer from the world's process in {REPLY_TIMEOUT_S:.0f} s")))
         return found
@@ -229,10 +176,6 @@ class _Stage:
         if isinstance(message, Execute):
             return self._execute(message.actions)
         return self._save_video(message)
-
-    def discard(self) -> None:
-        """After an exception the world may be in any state."""
-        self._world = self._film = None
 
     def _start(self, message: Start) -> Any:
         began = time.perf_counter()
@@ -300,43 +243,3 @@ class _Stage:
         assert self._film is not None
         save_episode(self._film, self._success, message.video, message.strip, message.instruction, message.surprise)
         return VideoSaved()
-
-
-def _serve(connection: Connection, settings: WorldSettings) -> None:
-    """A worker's life: answer messages until the main process goes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    stage = _Stage(settings)
-    while True:
-        try:
-            message = connection.recv()
-        except (EOFError, OSError):
-            break
-        try:
-            reply = stage.handle(message)
-        except UserError as error:
-            reply = Failed(str(error), "", is_user_error=True)
-        except Exception as error:
-            stage.discard()
-            reply = Failed(f"{type(error).__name__}: {error}", traceback.format_exc(), is_user_error=False)
-        try:
-            connection.send(reply)
-        except (BrokenPipeError, ConnectionResetError):
-            break
-    # MuJoCo's contexts complain when the interpreter takes them apart in its own order.
-    sys.stdout.flush()
-    os._exit(0)
-
-
-@contextmanager
-def _main_not_imported() -> Iterator[None]:
-    """A spawned process would import the caller's script first, and with it PyTorch: 200 MB that it never uses."""
-    main = sys.modules["__main__"]
-    kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
-    for name in kept:
-        delattr(main, name)
-    main.__spec__ = None
-    try:
-        yield
-    finally:
-        for name, value in kept.items():
-            setattr(main, name, value)
