@@ -14,7 +14,8 @@ import yaml
 
 from statevla.commands.eval import EvalArgs, offline
 from statevla.config import Config
-from statevla.worlds.rollout_results import EpisodeLog, EpisodeResult, success_interval, summarize, write_json
+from statevla.machine.storage import write_json
+from statevla.worlds.rollout_results import EpisodeLog, EpisodeResult, success_interval, summarize
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "record_experiment.py"

@@ -65,7 +65,8 @@ def trained(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture
 def rollouts(tmp_path: Path) -> Path:
     """Results of an evaluation in simulation, written by the code that writes them."""
-    from statevla.worlds.rollout_results import EpisodeLog, EpisodeResult, summarize, summarize_alarms, write_json
+    from statevla.machine.storage import write_json
+    from statevla.worlds.rollout_results import EpisodeLog, EpisodeResult, summarize, summarize_alarms
 
     results = [
         EpisodeResult(

@@ -64,10 +64,7 @@ def inspect(args: InspectArgs) -> int:
     if args.write_robot is not None and result.robot is not None:
         save_robot(result.robot, args.write_robot)
     if args.report is not None:
-        try:
-            write_html(result, args.report)
-        except OSError as error:
-            raise UserError(f"--report {args.report}: cannot write ({error.strerror}); choose another file") from None
+        write_html(result, args.report)
     if args.json:
         print(json.dumps(result.to_dict(), indent=2))
     else:

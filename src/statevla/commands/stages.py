@@ -24,6 +24,7 @@ from rich.console import Console
 from statevla.checkpoints.checkpoint import LAST, PHASE_SECTIONS, RUN_FOLDERS
 from statevla.config import EARLIER, Config, TrainingConfig
 from statevla.errors import UserError
+from statevla.machine.storage import write_json
 
 
 @dataclass(frozen=True)
@@ -123,14 +124,14 @@ def run_stage(stage: Stage, key: str, folder: Path, number: str, console: Consol
     spent_s = float(mark.get("seconds", 0.0)) if same else 0.0
     command = stage.shown(more)
     console.print(f"\n{number} {command}", style="bold", highlight=False, markup=False, soft_wrap=True)
-    write_mark(path, {"key": key, "done": False, "seconds": spent_s, "command": command})
+    write_json(path, {"key": key, "done": False, "seconds": spent_s, "command": command})
     began = time.monotonic()
     status = None
     try:
         status = call([sys.executable, "-m", *shlex.split(command)])
     finally:
         spent_s += time.monotonic() - began
-        write_mark(path, {"key": key, "done": status == 0, "seconds": spent_s, "command": command})
+        write_json(path, {"key": key, "done": status == 0, "seconds": spent_s, "command": command})
     if status != 0:
         raise UserError(f"stage '{stage.name}' ended with status {status}; mend what it says and run it again")
 
@@ -171,16 +172,6 @@ def read_mark(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return mark if isinstance(mark, dict) else {}
-
-
-def write_mark(path: Path, mark: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(mark, indent=1), encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from None
 
 
 def marks(folder: Path, stages: list[Stage]) -> Iterator[tuple[Stage, dict[str, Any]]]:

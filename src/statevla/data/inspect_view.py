@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from statevla.data.inspect import Inspection, TaskSummary
+from statevla.machine.storage import write_text
 from statevla.robots import RobotSpec
 from statevla.transforms import FieldStatistics
 
@@ -89,7 +90,11 @@ def print_inspection(result: Inspection, console: Console) -> None:
 
 
 def write_html(result: Inspection, path: Path) -> None:
-    """Write the report with pictures and plots; the page refers to nothing outside itself."""
+    """Write the report with pictures and plots; the page refers to nothing outside itself.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     parts = [f"<!doctype html><meta charset=utf-8><title>{html.escape(result.path)}</title><style>{_STYLE}</style>"]
     parts.append(f"<h1>Data set {html.escape(Path(result.path).name)}</h1>")
     rows = "".join(f"<tr><td>{name}<td>{html.escape(value)}" for name, value in facts(result))
@@ -108,7 +113,7 @@ def write_html(result: Inspection, path: Path) -> None:
         parts.append(f"<h2>{title}</h2><table><tr><th><th>{'<th>'.join(_COLUMNS)}{cells}</table>")
         parts.append(f"<img alt='histograms of {title}' src='{_histograms(names, values)}'>")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(parts), encoding="utf-8")
+    write_text(path, "\n".join(parts), "choose another file")
 
 
 _HISTOGRAMS_A_ROW = 8

@@ -29,7 +29,7 @@ from statevla.errors import UserError
 from statevla.machine.device import resolve_device
 from statevla.machine.extras import require
 from statevla.machine.processes import join_processes
-from statevla.machine.storage import sha256
+from statevla.machine.storage import sha256, write_json
 from statevla.types import Rendering
 from statevla.worlds.fitting import check_fit
 from statevla.worlds.protocol import Suite
@@ -37,6 +37,7 @@ from statevla.worlds.registry import open_suite
 from statevla.worlds.rollout_loop import RolloutLoop
 from statevla.worlds.rollout_plan import EpisodeSpec, Schedule, plan_episodes
 from statevla.worlds.rollout_results import (
+    RESULTS_FIX,
     EpisodeLog,
     EpisodeResult,
     claim_folder,
@@ -44,7 +45,6 @@ from statevla.worlds.rollout_results import (
     read_results,
     summarize,
     summarize_alarms,
-    write_json,
 )
 from statevla.worlds.rollout_view import RolloutProgress, VideoShelf
 from statevla.worlds.task_indices import parse_indices
@@ -139,7 +139,7 @@ def evaluate(args: RolloutArgs, console: Console | None = None) -> tuple[Path, d
             "machine": machine_info(),
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         }
-        write_json(folder / "summary.json", summary)
+        write_json(folder / "summary.json", summary, RESULTS_FIX)
         return folder, summary
 
 

@@ -20,8 +20,10 @@ import numpy as np
 
 from statevla.errors import UserError
 from statevla.machine.processor import processor_field
+from statevla.machine.storage import write_json, writing
 
 CONFIDENCE = 0.95
+RESULTS_FIX = "choose another --out"
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,10 @@ class EpisodeLog:
     """Appends results to a file, each one whole on the disk before the next begins."""
 
     def __init__(self, path: Path) -> None:
-        try:
+        with writing(path, RESULTS_FIX):
             path.parent.mkdir(parents=True, exist_ok=True)
             _drop_torn_line(path)
             self._file = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"results {path}: cannot be written ({error.strerror}); choose another --out") from None
 
     def append(self, result: EpisodeResult) -> None:
         self._file.write(json.dumps(asdict(result)) + "\n")
@@ -139,22 +139,7 @@ def claim_folder(folder: Path, settings: Mapping[str, Any], facts: Mapping[str, 
                     "give the same settings to continue, or another --out"
                 )
         return
-    write_json(path, {**wanted, **facts})
-
-
-def write_json(path: Path, tree: Any) -> None:
-    """Write beside the target and rename.
-
-    Raises:
-        UserError: the disk does not take it.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"results {path}: cannot be written ({error.strerror}); choose another --out") from None
+    write_json(path, {**wanted, **facts}, RESULTS_FIX)
 
 
 def success_interval(successes: int, episodes: int) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from statevla.data.libero import INSTRUCTION_ATTRIBUTE, IS_SEEN_KEY
+from statevla.robots import LIBERO
 from statevla.types import ReachKind, Rendering
 from statevla.worlds.backend import prepare
 from statevla.worlds.demo_file import INDEX_ATTRIBUTE, EpisodeRecord
@@ -137,7 +138,7 @@ def record_episode(simulation: Simulation, episode: Episode, settings: CollectSe
         simulation.set_state(state)
         position, axis_angle = simulation.ee_position(), simulation.ee_axis_angle()
         fingers = simulation.finger_positions()
-        for camera in ("agentview", "eye_in_hand") if seen else ():
+        for camera in LIBERO.camera_names if seen else ():
             upright = simulation.render(camera, settings.image_size)
             add(f"obs/{camera}_rgb", upright[::-1])  # stored upside down, as the official files
         add("obs/ee_pos", position)

@@ -31,7 +31,7 @@ from statevla.worlds.libero.skills.push import is_dish
 from statevla.worlds.libero.tasks import TaskSpec, suite_tasks
 
 SEEN_STEPS = (0, 4, 8, 12)
-"""Control steps with frames, from the first one on: one window of conf/compact.yaml."""
+"""Control steps with frames, from the first one on: one window of conf/demo.yaml, two of conf/compact.yaml."""
 _WINDOWS_A_PART = 2
 """Of a mixed reach, before the grasp and from it on, and of a missed one: physics cost more than their frames."""
 MAX_STEPS = 120
