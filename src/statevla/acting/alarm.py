@@ -52,7 +52,6 @@ class Sighting:
     novelty: float | None = None
 
 
-@torch.no_grad()
 def expect(model: StateVLA, transform: Transform, state: Tensor, actions: np.ndarray | Tensor) -> Tensor:
     """The world model's expectation of z after `n` executed actions.
 
@@ -69,14 +68,23 @@ def expect(model: StateVLA, transform: Transform, state: Tensor, actions: np.nda
     if missing:
         rest = torch.from_numpy(model.robot.rest(executed[:, -1:].cpu().numpy())).to(executed.device)
         executed = torch.cat([executed, rest.expand(-1, missing, -1)], dim=1)
-    blocks = transform.normalize_actions(executed).unflatten(1, (-1, skip)).flatten(2)
+    return roll_forward(model, state, transform.normalize_actions(executed).unflatten(1, (-1, skip)).flatten(2))
+
+
+@torch.no_grad()
+def roll_forward(model: StateVLA, state: Tensor, blocks: Tensor) -> Tensor:
+    """Feed predictions back: z `[B, Z]` and normalised action blocks `[B, k, K·A]` → z expected k blocks later.
+
+    Returns:
+        float32 `[B, Z]`, on the device of the arguments.
+    """
     for number in range(blocks.shape[1]):
         state = model.predict_next(state, blocks[:, number])
     return state.float()
 
 
 def surprise_of(expected: Tensor, seen: Tensor) -> Tensor:
-    """Mean squared difference of `[B, Z]` and `[B, Z]` → `[B]`."""
+    """Surprise at z: mean squared difference of `[B, Z]` (or `[Z]`) and `[B, Z]` → `[B]`."""
     return (expected - seen).square().mean(dim=1)
 
 

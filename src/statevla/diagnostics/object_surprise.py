@@ -1,6 +1,6 @@
 """Does an object that jumped surprise the world model, and nothing else?
 
-Surprise is ‖ẑ_{t+1} − z_{t+1}‖². The picture of frame t+1 is exchanged while its robot state stays:
+The picture of frame t+1 is exchanged while its robot state stays:
 
     moved      the target object lies elsewhere (must surprise)
     unmoved    exchanged in the same way, the object where it was (the control)
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from statevla.acting.alarm import surprise_of
 from statevla.diagnostics.probes import episode_of, target_positions, thin
 from statevla.diagnostics.sequences import LatentSequence, Subject, encode_frames, encode_sequences, retained_frames
 from statevla.diagnostics.signed_rank import signed_rank_p_value
@@ -105,8 +106,8 @@ def measure_object_surprise(
     use_target = len(subject.model.state_encoder.target) > 0
     z = {kind: exchanged.encode(frames, kind) for kind in ("moved", "unmoved")}
     z["repeated"] = encode_frames(subject, transitions.episodes, frames, use_target)
-    values = {kind: _surprise(expected, code) for kind, code in z.items()}
-    true = _surprise(expected, transitions.observed[rows])
+    values = {kind: surprise_of(expected, code).numpy() for kind, code in z.items()}
+    true = surprise_of(expected, transitions.observed[rows]).numpy()
     median = max(float(np.median(true)), 1e-12)
     return {
         "source": exchanged.source,
@@ -171,7 +172,3 @@ def _transitions(subject: Subject, sequences: Sequence[LatentSequence]) -> Trans
     observed = torch.cat([sequence.target[1:] for sequence in sequences])[kept]
     expected = rollout(subject, z, actions.unsqueeze(1))
     return Transitions([sequence.episode for sequence in sequences], frames[kept], expected, observed)
-
-
-def _surprise(expected: Tensor, z: Tensor) -> np.ndarray:
-    return (expected - z).square().sum(dim=1).numpy()

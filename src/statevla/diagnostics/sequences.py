@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -128,11 +128,19 @@ def encode_frames(
             observation = replace(observation, images=images)
         elif pictures is not None:
             observation = replace(observation, images=subject.transform.images_to_float(pictures[part]))
-        with autocast(subject.device, subject.config.training.precision):
-            encode = model.encode_target if use_target else model.encode
-            parts.append(encode(observation.to(subject.device)).float().cpu())
+        encode = model.encode_target if use_target else model.encode
+        parts.append(encode_batch(encode, observation, subject.config.training.precision, subject.device))
     model.train(was_training)
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def encode_batch(
+    encode: Callable[[ModelInput], Tensor], observation: ModelInput, precision: str, device: torch.device
+) -> Tensor:
+    """What `encode`, one of the model's verbs, makes of a batch: float32 `[B, ...]`, on the CPU."""
+    with autocast(device, precision):
+        return encode(observation.to(device)).float().cpu()
 
 
 def _observation(source: ChunkDataset, items: Tensor) -> ModelInput:

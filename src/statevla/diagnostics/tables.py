@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.markup import escape
 from rich.table import Table
@@ -57,6 +57,33 @@ def _action_table(actions: dict[str, Any], where: str) -> Table:
     table = Table("action", title=where, caption="\n".join(binary_lines(actions)))
     if "normalized" not in actions:
         return table
+    rows = action_rows(actions)
+    for column in rows.columns:
+        table.add_column(column)
+    for name, values in rows.numbers:
+        table.add_row(escape(name), *map(format_number, values))
+    table.add_section()
+    for name, values in rows.totals:
+        table.add_row(name, *map(format_number, values))
+    return table
+
+
+class ActionRows(NamedTuple):
+    """Errors of the continuous numbers of an action: names, with as many values as there are columns.
+
+    Attributes:
+        columns: what the values are.
+        numbers: a row for each number, with its unit.
+        totals: over all numbers; None where a mean over several units would say nothing.
+    """
+
+    columns: list[str]
+    numbers: list[tuple[str, list[float | None]]]
+    totals: list[tuple[str, list[float | None]]]
+
+
+def action_rows(actions: dict[str, Any]) -> ActionRows:
+    """What `action_metrics` found of continuous numbers (there must be some), for a table."""
     normalized, real, still = actions["normalized"], actions["real"], actions.get("repeat_state")
     columns = {
         "MSE normalised": normalized["mse_per_dim"],
@@ -68,25 +95,20 @@ def _action_table(actions: dict[str, Any], where: str) -> Table:
     if still is not None:
         of_state = dict(zip(still["names"], still["real"]["mae_per_dim"]))
         columns["MAE real of present state"] = [of_state.get(name) for name in actions["names"]]
-    for column in columns:
-        table.add_column(column)
-    for name, *values in zip(names_with_units(actions), *columns.values()):
-        table.add_row(escape(name), *map(format_number, values))
-    table.add_section()
-    table.add_row("all", *_means(normalized, real, actions["units"]))
-    of_mean = "mse_of_mean_action"
-    table.add_row("mean action", format_number(normalized[of_mean]), "", _mixed(real[of_mean], actions["units"]))
+    padding = [None] * (len(columns) - 4)
+    units = actions.get("units", [])
+    of_mean = [normalized["mse_of_mean_action"], None, _mixed(real["mse_of_mean_action"], units), None]
+    totals = [("all", _means(normalized, real, units) + padding), ("mean action", of_mean + padding)]
     if still is not None:
         part = "" if len(still["names"]) == len(actions["names"]) else f" ({len(still['names'])} numbers)"
-        table.add_row(f"present state{part}", *_means(still["normalized"], still["real"], still["units"]))
-    return table
+        totals.append((f"present state{part}", _means(still["normalized"], still["real"], still["units"]) + padding))
+    numbers = [(name, list(values)) for name, *values in zip(names_with_units(actions), *columns.values())]
+    return ActionRows(list(columns), numbers, totals)
 
 
-def _means(normalized: dict[str, Any], real: dict[str, Any], units: Sequence[str]) -> list[str]:
-    own = [format_number(normalized[key]) for key in ("mse", "mae")]
-    return own + [_mixed(real[key], units) for key in ("mse", "mae")]
+def _means(normalized: dict[str, Any], real: dict[str, Any], units: Sequence[str]) -> list[float | None]:
+    return [normalized["mse"], normalized["mae"], _mixed(real["mse"], units), _mixed(real["mae"], units)]
 
 
-def _mixed(value: float, units: Sequence[str]) -> str:
-    """A mean over numbers of several units says nothing."""
-    return format_number(value) if len(set(units)) == 1 else ""
+def _mixed(value: float, units: Sequence[str]) -> float | None:
+    return value if len(set(units)) == 1 else None

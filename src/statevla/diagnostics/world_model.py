@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from statevla.acting.alarm import roll_forward, surprise_of
 from statevla.diagnostics.sequences import LatentSequence, Subject, encode_frames, encode_sequences
 from statevla.diagnostics.signed_rank import signed_rank_p_value
 
@@ -52,13 +53,9 @@ def go_no_go(values: dict[str, float]) -> dict[str, bool]:
     return {name: values[name] > least for name, least in THRESHOLDS.items() if name in values}
 
 
-@torch.no_grad()
 def rollout(subject: Subject, z: Tensor, actions: Tensor) -> Tensor:
-    """Feed predictions back: z `[M, Z]` and actions `[M, k, K·A]` → the expected z k retained steps later, `[M, Z]`."""
-    state, actions = z.to(subject.device), actions.to(subject.device)
-    for step in range(actions.shape[1]):
-        state = subject.model.predict_next(state, actions[:, step])
-    return state.float().cpu()
+    """`roll_forward` on the subject's device: z `[M, Z]`, actions `[M, k, K·A]` → `[M, Z]` on the CPU."""
+    return roll_forward(subject.model, z.to(subject.device), actions.to(subject.device)).cpu()
 
 
 def copy_skill(predicted: Tensor, now: Tensor, later: Tensor) -> float:
@@ -106,7 +103,7 @@ def action_retrieval(subject: Subject, sequences: Sequence[LatentSequence]) -> f
         others = others + (others >= index).long()
         blocks = windows.actions[torch.cat([torch.tensor([index]), others])]
         predicted = rollout(subject, windows.z[index].expand(len(blocks), -1), blocks)
-        errors = _row_errors(predicted, windows.later[index])
+        errors = surprise_of(predicted, windows.later[index])
         # A model that ignores actions makes all errors equal: a tie is worth its chance.
         best = errors == errors.min()
         hits += float(best[0]) / float(best.sum())
@@ -116,7 +113,7 @@ def action_retrieval(subject: Subject, sequences: Sequence[LatentSequence]) -> f
 def surprise(subject: Subject, sequences: Sequence[LatentSequence]) -> dict[str, float]:
     """Does an impossible picture surprise more than the true one?
 
-    Surprise is ‖ẑ_{t+1} − z_{t+1}‖². Teleported: the picture of half an episode later stands in for the next one while
+    Teleported: the picture of half an episode later stands in for the next one while
     the robot state is as expected. Frozen: the picture does not change at all.
 
     Returns:
@@ -133,7 +130,7 @@ def surprise(subject: Subject, sequences: Sequence[LatentSequence]) -> dict[str,
     teleported = encode_frames(subject, episodes, after, has_target, images_from=elsewhere)
     frozen = encode_frames(subject, episodes, after, has_target, images_from=before)
     predicted = rollout(subject, windows.z, windows.actions)
-    true, far, still = (_row_errors(predicted, z).numpy() for z in (windows.later, teleported, frozen))
+    true, far, still = (surprise_of(predicted, z).numpy() for z in (windows.later, teleported, frozen))
     return {
         "surprise_true": float(np.median(true)),
         "surprise_teleported_ratio": _ratio(float(np.median(far)), float(np.median(true))),
@@ -170,12 +167,8 @@ def _derangement(count: int) -> Tensor:
     return shifted
 
 
-def _row_errors(a: Tensor, b: Tensor) -> Tensor:
-    return (a - b).square().sum(dim=1)
-
-
 def _error(a: Tensor, b: Tensor) -> float:
-    return float(_row_errors(a.double(), b.double()).mean())
+    return float(surprise_of(a.double(), b.double()).mean())
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from statevla.checkpoints.comparisons import binary_lines, comparisons, names_with_units
+from statevla.checkpoints.comparisons import binary_lines, comparisons
+from statevla.diagnostics.tables import action_rows
 from statevla.machine.storage import write_text
 from statevla.report.charts import copy_skill_curves, success_bars, surprise_curves, training_curves
 from statevla.report.sources import Run, Sources, Tree, find_sources, read_episodes
@@ -210,23 +211,8 @@ def _actions(actions: dict[str, Any]) -> Iterator[str]:
 
 
 def _action_table(actions: dict[str, Any]) -> str:
-    normalized, real, still = actions["normalized"], actions["real"], actions.get("repeat_state")
-    columns = {
-        "MSE, normalised": normalized["mse_per_dim"],
-        "MAE, normalised": normalized["mae_per_dim"],
-        "MAE, real units": real["mae_per_dim"],
-        "spread of samples": actions["spread"],
-    }
-    if still is not None:
-        of_state = dict(zip(still["names"], still["real"]["mae_per_dim"]))
-        columns["MAE of the present state"] = [of_state.get(name) for name in actions["names"]]
-    rows = [[name, *map(_number, values)] for name, *values in zip(names_with_units(actions), *columns.values())]
-    totals = [["all", normalized["mse"], normalized["mae"]], ["mean action", normalized["mse_of_mean_action"], None]]
-    if still is not None:
-        totals.append(["present state", still["normalized"]["mse"], still["normalized"]["mae"]])
-    padding = [""] * (len(columns) - 2)
-    rows += [[name, _number(mse), _number(mae), *padding] for name, mse, mae in totals]
-    return _table(["number", *columns], rows)
+    columns, numbers, totals = action_rows(actions)
+    return _table(["number", *columns], [[name, *map(_number, values)] for name, values in [*numbers, *totals]])
 
 
 def _run(run: Run) -> Iterator[str]:

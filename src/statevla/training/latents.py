@@ -21,14 +21,14 @@ from torch import Tensor
 from statevla.config import Config, expand_path
 from statevla.data import ChunkDataset, FrameCache
 from statevla.data.pixels import item_draws
-from statevla.machine.device import autocast, resolve_precision
+from statevla.diagnostics.sequences import ENCODE_BATCH, encode_batch
+from statevla.machine.device import resolve_precision
 from statevla.machine.processes import Processes
 from statevla.machine.storage import sync, writing
 from statevla.model.statevla_model import StateVLA
 from statevla.transforms import Transform
 from statevla.types import ChunkBatch, ModelInput
 
-ENCODE_BATCH = 64
 VIEW_SEED = 0x1A7E27
 
 
@@ -150,8 +150,7 @@ def _encode(
 ) -> Tensor:
     observation = frames.gather_drawn(indices, draws).observation
     assert observation is not None
-    with autocast(device, precision):
-        return model.encode_for_policy(observation.to(device)).float().cpu()
+    return encode_batch(model.encode_for_policy, observation, precision, device)
 
 
 def _fingerprint(
