@@ -67,7 +67,10 @@ def is_left_out(words: list[str]) -> bool:
 
 def run(words: list[str], folder: Path) -> None:
     """As typed in the project's folder, which `folder` stands for."""
-    words = [os.path.expandvars(word) for word in [*words, *shlex.split(SMALL.get(name_of(words), ""))]]
+    small = SMALL.get(name_of(words), "")
+    if "--init_checkpoint" in words:  # its model is as large as it is
+        small = small.replace(_MODEL, "")
+    words = [os.path.expandvars(word) for word in [*words, *shlex.split(small)]]
     program = [sys.executable, *words[1:]] if words[0] == "python" else [sys.executable, "-m", *words]
     if name_of(words) == "serve":
         serve(program, folder)
