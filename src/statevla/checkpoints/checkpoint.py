@@ -19,9 +19,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -75,6 +75,9 @@ class DataInfo:
     split_seed: int
     demos_per_task: int | None = None
     source_caches: tuple[str, ...] = ()
+
+
+Fields = TypeVar("Fields", LanguageInfo, DataInfo)
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Loa
         config=config,
         robot=robot,
         statistics=Statistics.from_dict(read_json(folder / "statistics.json"), str(folder / "statistics.json")),
-        language=_read_fields(LanguageInfo, folder / "language.json"),
+        language=read_language(folder),
         data=_read_fields(DataInfo, folder / "data.json"),
         metrics=_read_metrics(folder / "metrics.json"),
         path=folder,
@@ -301,8 +304,8 @@ def _write_version(folder: Path) -> None:
     write_json(folder / VERSION_FILE, tree)
 
 
-def _read_fields(kind: Any, path: Path) -> Any:
-    tree, names = read_json(path), list(kind.__dataclass_fields__)
+def _read_fields(kind: type[Fields], path: Path) -> Fields:
+    tree, names = read_json(path), [field.name for field in fields(kind)]
     try:
         if not isinstance(tree, dict) or not set(tree) <= set(names):
             raise TypeError
@@ -379,14 +382,22 @@ def _some(names: list[str], limit: int = 4) -> str:
     return ", ".join(names[:limit]) + rest
 
 
-def check_language(language: LanguageInfo, checkpoint: LoadedCheckpoint) -> None:
-    """Raise a UserError unless instructions are embedded as they were for the checkpoint."""
-    trained = checkpoint.language
+def read_language(folder: Path) -> LanguageInfo:
+    """How instructions were embedded for a checkpoint."""
+    return _read_fields(LanguageInfo, folder / "language.json")
+
+
+def check_language(language: LanguageInfo, folder: Path) -> None:
+    """Raise a UserError unless instructions are embedded as they were for the checkpoint in `folder`.
+
+    The same encoder may lie elsewhere by now: what counts is what it is.
+    """
+    trained = read_language(folder)
     for key in ("dim", "fingerprint"):
         if getattr(language, key) != getattr(trained, key):
             raise UserError(
-                f"language {key}: this run has {getattr(language, key)}, {checkpoint.path} was trained with "
-                f"{getattr(trained, key)}; use the same language.encoder"
+                f"language.encoder: '{language.encoder}' has {key} {getattr(language, key)}, {folder} was trained with "
+                f"'{trained.encoder}', {key} {getattr(trained, key)}; use the same language.encoder"
             )
 
 

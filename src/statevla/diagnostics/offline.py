@@ -187,7 +187,7 @@ def _subject(loaded: LoadedCheckpoint, data: str | None) -> Subject:
     cache = open_frame_cache(config)
     encoder = build_language_encoder(config.language, config.model.language_dim)
     table, language = encoder.encode(list(cache.instructions)), encoder.info
-    check_language(language, loaded)
+    check_language(language, loaded.path)
     device = next(loaded.model.parameters()).device
     return Subject(loaded.model, config, cache, Transform(config.model, loaded.statistics, loaded.robot), table, device)
 

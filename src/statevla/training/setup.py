@@ -121,7 +121,7 @@ def prepare(
     data = replace(data, source_caches=tuple(source.cache.folder.name for source in sources[1:]))
     statistics = measure_statistics(config, robot, sources)
     if phase1 is not None:
-        check_language(language, phase1)
+        check_language(language, phase1.path)
         warn_of_other_data(statistics, phase1, say)
         statistics = phase1.statistics
     transform = Transform(config.model, statistics, robot, config.data.augmentation)
@@ -132,7 +132,7 @@ def prepare(
         if config.training.phase2.initial_heads == "cloned":
             take_cloned_heads(model, phase1)
     if initial is not None:
-        check_language(language, initial)
+        check_language(language, initial.path)
         begin_with(model, initial, say)
     model = model.to(device)
     train, validation = _samples_of(config, phase, model, sources, transform, processes, say)

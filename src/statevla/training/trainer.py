@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from statevla.checkpoints.checkpoint import Contents, TrainingState, load_strict, load_training_state, save_checkpoint
+from statevla.checkpoints.checkpoint import (
+    LAST,
+    Contents,
+    TrainingState,
+    check_language,
+    load_strict,
+    load_training_state,
+    save_checkpoint,
+)
 from statevla.data import BatchSampler, Prefetcher
 from statevla.diagnostics.world_model import THRESHOLDS, measure_world_model
 from statevla.errors import UserError
@@ -313,6 +321,7 @@ class Trainer:
         state, weights, config = load_training_state(self.run)
         if differing := resume_differences(setup.config, config, state.values["phase"], setup.phase):
             raise UserError(f"{source}: was another run; {'; '.join(differing[:4])}; use the same configuration")
+        check_language(setup.language, self.run / LAST)
         load_strict(setup.model, weights, source)
         if self.average is not None:
             self.average.load({name: weights[name] for name in self.parameters})
