@@ -133,9 +133,10 @@ def test_lists_of_numbers_are_states_too(observe: Callable[..., Observation]) ->
 
 
 def test_cameras_that_the_model_has_not_are_dropped(observe: Callable[..., Observation], upright: np.ndarray) -> None:
-    observation = read_request({**request_of(observe()), "images/extra": upright}, LIBERO).observation
-    assert observation is not None
-    assert set(observation.images) == {"agentview", "eye_in_hand"}
+    for name in ("extra", "../../etc/passwd"):
+        observation = read_request({**request_of(observe()), f"images/{name}": upright}, LIBERO).observation
+        assert observation is not None
+        assert set(observation.images) == {"agentview", "eye_in_hand"}
 
 
 def redeclared(field: StateField, **changes: object) -> RobotSpec:
@@ -233,6 +234,13 @@ UNFIT: list[tuple[dict, str]] = [
     ({"instruction": " "}, "instruction: expected the task in words"),
     ({"instruction": 5}, "instruction: expected the task in words"),
     ({"instruction": "x" * 1025}, "at most 1024"),
+    ({"instruction": "open\x1b[2Jit"}, "instruction: expected printable text, got control characters"),
+    ({"instruction": "open\x00it"}, "instruction: expected printable text"),
+    # Shapes of a thousand billion rows that hold nothing.
+    ({"images/agentview": np.zeros((10**12, 0, 3), np.uint8)}, r"got uint8 \[1000000000000, 0, 3\]"),
+    (FLAT | {"robot_state": np.zeros((10**12, 0))}, NINE + r", got shape \[1000000000000, 0\]"),
+    ({"executed_actions": np.zeros((10**12, 0))}, r"expected floats \[n, 7\] .* got float64 \[1000000000000, 0\]"),
+    ({"../../x": 1}, r"request keys: .* got .*\?"),
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -33,12 +34,12 @@ def command(*arguments: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def wait_for_port(process: subprocess.Popen[str]) -> int:
+def wait_for_port(process: subprocess.Popen[str], host: str = "127.0.0.1") -> int:
     assert process.stderr is not None
     lines = []
     for line in process.stderr:
         lines.append(line)
-        if found := re.search(r"listening on ws://127\.0\.0\.1:(\d+)", line):
+        if found := re.search(rf"listening on ws://{re.escape(host)}:(\d+)$", line):
             return int(found[1])
     raise AssertionError("the server never listened:\n" + "".join(lines))
 
@@ -56,6 +57,18 @@ def test_serves_and_ends(number: signal.Signals, checkpoint: Path, observe: Call
         assert "Traceback" not in errors
 
 
+def test_the_log_says_an_address_that_clients_take(checkpoint: Path, observe: Callable[..., Observation]) -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as free:
+            free.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with command("--checkpoint", str(checkpoint), "--host", "::1", "--port", "0") as process:
+        port = wait_for_port(process, "[::1]")
+        with PolicyClient(f"ws://[::1]:{port}") as client:
+            assert client.act_chunk(observe()).actions.shape == (HORIZON, 7)
+
+
 def test_bad_input_is_one_line(tmp_path: Path, checkpoint: Path) -> None:
     key = tmp_path / "key"
     key.write_text("x" * 32)
@@ -63,6 +76,7 @@ def test_bad_input_is_one_line(tmp_path: Path, checkpoint: Path) -> None:
     for arguments, words in [
         (["--checkpoint", str(tmp_path / "none")], "not found"),
         (["--checkpoint", str(checkpoint), "--port", "99999"], "--port: expected 0 to 65535"),
+        (["--checkpoint", str(checkpoint), "--heavy-share", "0"], "--heavy-share: expected more than 0, got 0"),
         (["--checkpoint", str(checkpoint), "--api-key-file", str(key)], "expected permissions 600, got 644"),
     ]:
         with command(*arguments) as process:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 import urllib.error
@@ -13,11 +14,14 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
+import torch
 from tiny_server import HORIZON, serving
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
+from websockets.sync.server import serve
 
 from statevla import __version__
+from statevla.acting.alarm import Calibration
 from statevla.acting.policy import StateVLAPolicy
 from statevla.errors import UserError
 from statevla.robots import LIBERO, LIBERO_HAND
@@ -112,6 +116,29 @@ def test_surprise_goes_over_the_wire_in_both_modes(checkpoint: Path, observe: Ob
                 client.infer({**request_of(observe(0)), "executed_actions": bad})
 
 
+def test_an_alarm_that_nobody_judged_is_absent(policy: StateVLAPolicy, observe: Observe) -> None:
+    """In mode `chunk`, where only the client knows what it executed."""
+    policy.calibration = Calibration(
+        0.1, 9, {"surprise": {HORIZON: 1e9}, "novelty": {}}, torch.zeros(1, 24), "", "test"
+    )
+    with serving(policy) as server, PolicyClient(port=server.port) as client:
+        for seed in range(3):
+            client.act_chunk(observe(seed))
+            assert client.alarm is None
+        executed = client.act_chunk(observe(3)).actions
+        client.act_chunk(observe(4), executed)
+        assert client.alarm is False
+        client.act_chunk(observe(5))
+        assert client.surprise is None
+        assert client.alarm is False  # of this episode, still
+        client.reset()
+        client.act_chunk(observe(6))
+        assert client.alarm is None
+        client.reset()
+        client.act(observe(7))
+        assert client.alarm is False
+
+
 def test_an_action_without_observation_is_refused(policy: StateVLAPolicy) -> None:
     with serving(policy) as server, PolicyClient(port=server.port) as client:
         with pytest.raises(UserError, match="expected an observation at this step, got none"):
@@ -176,6 +203,70 @@ def test_a_failure_inside_tells_clients_nothing(
         monkeypatch.undo()
         with PolicyClient(port=server.port) as client:
             assert client.act_chunk(observe()).actions.shape == (HORIZON, 7)
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_addresses_of_ipv6_with_and_without_brackets(policy: StateVLAPolicy, observe: Observe, host: str) -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as free:
+            free.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with serving(policy, host=host) as server:
+        for spelling in ("::1", "[::1]", f"ws://[::1]:{server.port}"):
+            with PolicyClient(spelling, server.port) as client:
+                assert client.act_chunk(observe()).actions.shape == (HORIZON, 7)
+        with (
+            pytest.raises(UserError, match=rf"serve: ws://\[::1\]:{server.port} cannot be listened on"),
+            serving(policy, host=host, port=server.port),
+        ):
+            pass
+    with pytest.raises(UserError, match=rf"policy server ws://\[::1\]:{server.port}: not reachable"):
+        PolicyClient(host, server.port)
+
+
+@pytest.mark.parametrize(
+    ("picture", "words"),
+    [
+        (
+            np.zeros((0, 0, 3), np.uint8),
+            r"images/agentview: expected uint8 \[H, W, 3\] with sides of 8 .* got .*\[0, 0, 3\]",
+        ),
+        (
+            np.zeros((480, 640, 3), np.uint8).tolist(),
+            r"images/agentview: .* got list; send np.asarray\(frame, np.uint8\)",
+        ),
+        ([np.zeros((64, 64, 3), np.uint8)], "images/agentview: .* got list"),
+    ],
+    ids=["0x0", "nested lists", "list of frames"],
+)
+def test_pictures_that_are_none_are_one_line(
+    policy: StateVLAPolicy, observe: Observe, picture: object, words: str
+) -> None:
+    with serving(policy) as server, PolicyClient(port=server.port) as client:
+        with pytest.raises(UserError, match=words) as caught:
+            client.act({**request_of(observe()), "images/agentview": picture})
+        assert "\n" not in str(caught.value)
+        assert client.act(observe()).shape == (7,)
+
+
+def test_another_servers_answers_are_one_line() -> None:
+    """One that speaks msgpack over websockets but answers something else."""
+
+    def talk(connection) -> None:
+        connection.send(pack({}))
+        for _ in connection:
+            connection.send(pack({"greeting": "hello"}))
+
+    with serve(talk, "127.0.0.1", 0, compression=None) as other:
+        thread = threading.Thread(target=other.serve_forever, daemon=True)
+        thread.start()
+        with PolicyClient(port=other.socket.getsockname()[1]) as client:
+            for ask, key in ((client.act, "needs_observation"), (client.act_chunk, "actions")):
+                with pytest.raises(UserError, match=rf"not its protocol \(no '{key}' in its answer\)"):
+                    ask({})
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 def test_eight_clients_at_once(policy: StateVLAPolicy, checkpoint: Path, observe: Observe) -> None:

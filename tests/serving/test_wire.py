@@ -85,6 +85,7 @@ CLAIMS = {
     "nine dims": {"shape": [3] + [1] * 8},
     "overflow to zero": {"shape": [2**62, 2**62, 0], "data": b""},
     "huge": {"shape": [2**31, 2**31]},
+    "a thousand billion rows": {"shape": [10**12, 3]},
     "more keys": {"order": "C"},
 }
 
@@ -123,6 +124,11 @@ def test_pickles_are_never_read() -> None:
         msgpack.packb({"a": msgpack.ExtType(5, b"abc")}),
         msgpack.packb({"a": msgpack.Timestamp(1)}),
         b"\x81\xa1a" + b"\x91" * 100_000,
+        b"\x81\xa1a" * 100_000,
+        b"\x81\xa1a\xdf\xff\xff\xff\xff",
+        b"\x81\xa1a\xc6\xff\xff\xff\xff",
+        b"\x81\xa1a\xdb\xff\xff\xff\xff",
+        b"\x81\xa1a\xc9\xff\xff\xff\xff\x05",
         b"\x81\xa1a\xdd\xff\xff\xff\xff",
         b"\x81\xa1a\xa2\xff\xfe",
     ],
