@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # Two tests at a time, a thread each; tests that share a module's fixtures stay together.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help setup system test lint demo bench docs clean
+.PHONY: help setup system test lint wheel demo bench docs clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,6 +31,9 @@ test: lint  ## linter, type checker, fast tests and the slow ones chosen for CI
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs,hub,view]'
 	$(TESTS)
 	$(TESTS) -m "slow and ci"
+
+wheel: system  ## the wheel, installed and used from an empty folder
+	PYTHON=$(PYTHON) bash scripts/check_wheel.sh
 
 demo: setup  ## demonstrations -> world model -> policy -> simulation -> report.html
 	$(BIN)/statevla demo
