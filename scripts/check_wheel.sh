@@ -56,11 +56,9 @@ import numpy as np
 from statevla.serving.client import PolicyClient
 
 with PolicyClient(sys.argv[1]) as policy:
-    robot = policy.metadata["robot"]
     frame = np.zeros((128, 128, 3), np.uint8)
-    observation = {f"images/{camera['name']}": frame for camera in robot["cameras"]}
-    size = sum(len(field["dims"]) for field in robot["state"])
-    observation |= {"robot_state": np.zeros(size, np.float32), "instruction": "pick up the milk"}
+    observation = {f"images/{camera['name']}": frame for camera in policy.metadata["robot"]["cameras"]}
+    observation |= {"robot_state": np.zeros(9, np.float32), "instruction": "pick up the milk"}
     actions = policy.act_chunk(observation).actions
     assert np.isfinite(actions).all(), actions
     print(f"served: a chunk {actions.shape}")
