@@ -13,8 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "docs" / "api.md"
 MODULES = [
-    "acting.policy", "acting.session", "types", "robots.spec", "robots.registry", "model.statevla_model", "acting.alarm",
-    "transforms", "model.language", "data.episodes", "data.formats", "data.build_cache", "training.run",
+    "acting.policy", "acting.session", "types", "robots.spec", "robots.registry", "model.statevla_model",
+    "acting.alarm", "transforms", "model.language", "data.episodes", "data.formats", "data.build_cache", "training.run",
     "checkpoints.checkpoint", "checkpoints.share", "diagnostics.offline", "serving.client", "worlds.protocol",
     "worlds.registry", "worlds.gym", "worlds.experts", "worlds.libero.env", "worlds.libero.disturbances", "errors",
 ]  # fmt: skip
