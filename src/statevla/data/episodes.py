@@ -21,6 +21,9 @@ from statevla.robots import ImageOrientation, RobotSpec
 
 _MAX_NAME = 100
 _COMMAND_TOLERANCE = 1e-3
+_WILD_RATIO, _LARGEST = 1e6, 1e18
+"""A number so many times beyond the usual one (or beyond 1) is a slip of the recording, and so is one whose square
+hardly fits into float32: either would spoil the statistics that everything is normalised by."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +218,7 @@ def check_actions(robot: RobotSpec, actions: np.ndarray, source: str) -> None:
 
 
 def check_arrays(arrays: EpisodeArrays, source: str) -> None:
-    """Check that arrays are sound: equal lengths, uint8 frames, finite numbers.
+    """Check that arrays are sound: equal lengths, uint8 frames, finite numbers of one order.
 
     Raises:
         UserError: names `source`, the array at fault, and what was expected.
@@ -247,3 +250,18 @@ def check_arrays(arrays: EpisodeArrays, source: str) -> None:
         if array.dtype != np.uint8 and not np.isfinite(array).all():
             step = int(np.argwhere(~np.isfinite(array).reshape(num_steps, -1).all(axis=1))[0, 0])
             raise UserError(f"{source}: {name} has NaN or infinite values at step {step}; drop or repair the episode")
+        if array.dtype.kind == "f" and array.ndim == 2 and array.size:
+            _check_order(array, f"{source}: {name}")
+
+
+def _check_order(values: np.ndarray, what: str) -> None:
+    """Raise a UserError if one of `values` `[steps, n]` is absurd beside the same number at other steps."""
+    sizes = np.abs(values)
+    usual = np.percentile(sizes, 50, axis=0, method="lower")
+    wild = sizes > np.minimum(_WILD_RATIO * np.maximum(usual, 1.0), _LARGEST)
+    if wild.any():
+        step, dim = np.argwhere(wild)[0]
+        raise UserError(
+            f"{what} number {dim} is {values[step, dim]:g} at step {step}, where {usual[dim]:.3g} is usual; drop or "
+            "repair the episode"
+        )

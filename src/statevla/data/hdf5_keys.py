@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -21,6 +22,7 @@ LIBERO_KEYS = {
 """State field of LIBERO's robots → its keys in LIBERO's files."""
 CAMERA_SUFFIXES = ("_rgb", "_image")
 """How LIBERO and robomimic name the frames of a camera."""
+_MAX_BYTES = 64 * 2**30
 _LIBERO_STATE = {split_key(key)[0] for keys in LIBERO_KEYS.values() for key in keys}
 
 
@@ -56,6 +58,44 @@ def camera_names(keys: Collection[str]) -> dict[str, str]:
             if key.endswith(suffix) and key != suffix:
                 found.setdefault(key.removesuffix(suffix), key)
     return found
+
+
+def find_dataset(group: h5py.Group, key: str, source: str) -> h5py.Dataset:
+    """The dataset `key` of a group, of a size that an episode may have; `source` begins the errors.
+
+    Raises:
+        UserError: there is none, it is a single value, or it declares more than any memory holds.
+    """
+    found = group.get(key)
+    if not isinstance(found, h5py.Dataset):
+        raise UserError(f"{source} has no dataset '{key}'; it has {', '.join(group) or 'nothing'}")
+    if not found.shape:
+        raise UserError(f"{source}: '{key}' is a single {found.dtype}, expected an array with a row per step")
+    # What was never written takes no room on the disk, so a small file may declare anything.
+    num_bytes = math.prod(found.shape) * found.dtype.itemsize
+    if num_bytes > _MAX_BYTES:
+        raise UserError(
+            f"{source}: '{key}' declares {list(found.shape)} values, {num_bytes / 1e9:,.0f} GB in one episode; the "
+            "file is damaged, copy it again"
+        )
+    return found
+
+
+def find_numbers(group: h5py.Group, key: str, source: str, num_dims: int) -> h5py.Dataset:
+    """As `find_dataset`, of numbers in so many dimensions.
+
+    Raises:
+        UserError: as `find_dataset`; or it is something else.
+    """
+    found = find_dataset(group, key, source)
+    if not is_numeric(found) or found.ndim != num_dims:
+        shape = "[steps, n]" if num_dims == 2 else "[steps]"
+        raise UserError(f"{source}: '{key}' holds {found.dtype} {list(found.shape)}, expected numbers {shape}")
+    return found
+
+
+def is_numeric(dataset: h5py.Dataset) -> bool:
+    return dataset.dtype.kind in "fiub"
 
 
 def field_values(field: StateField, robot: RobotSpec, obs: h5py.Group, observed: Any, source: str) -> np.ndarray:

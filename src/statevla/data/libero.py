@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 
 from statevla.data.episodes import DataFormat, EpisodeArrays, EpisodeInfo, EpisodeReader, check_cameras, task_name
-from statevla.data.hdf5_keys import camera_key, field_key, field_values
+from statevla.data.hdf5_keys import camera_key, field_key, field_values, find_dataset, find_numbers, is_numeric
 from statevla.data.hdf5_robot import ORIENTATION_ATTRIBUTE as ORIENTATION_ATTRIBUTE
 from statevla.data.hdf5_robot import ROBOT_ATTRIBUTE as ROBOT_ATTRIBUTE
 from statevla.data.hdf5_robot import joined_robot, json_attribute, robot_of_file
@@ -37,6 +37,7 @@ IS_SEEN_KEY = "is_seen"
 BEFORE_ACTION, AFTER_ACTION = "before_action", "after_action"
 _EPISODE_META = "ep_meta"
 """Of an episode in robosuite's newer files: JSON whose `lang` is its instruction."""
+_EXECUTED_KEY, _OBJECTS_KEY = "executed_actions", "object_states"
 _SUFFIXES = (".hdf5", ".h5")
 
 
@@ -76,12 +77,15 @@ class LiberoReader(EpisodeReader):
         demo = self._group(place, source)
         try:
             return self._arrays(demo, place, cameras, source)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, MemoryError) as error:
             raise UserError(f"{source}: not readable ({one_line(error)}); the file is damaged, copy it again") from None
 
     def num_frames(self, index: int) -> int:
-        is_seen = self._group(self._demos[index], self.source(index)).get(f"obs/{IS_SEEN_KEY}")
-        return self.episodes[index].num_steps if is_seen is None else int(np.count_nonzero(is_seen))
+        source = self.source(index)
+        obs = self._group(self._demos[index], source).get("obs")
+        if not isinstance(obs, h5py.Group) or IS_SEEN_KEY not in obs:
+            return self.episodes[index].num_steps
+        return int(np.count_nonzero(find_numbers(obs, IS_SEEN_KEY, f"{source}/obs", 1)))
 
     def close(self) -> None:
         if self._open_file is not None:
@@ -114,7 +118,9 @@ class LiberoReader(EpisodeReader):
             shifted = 0
             for key in keys:
                 demo = data[key]
-                actions = _dataset(demo, "actions", f"data {file}: {key}")
+                if not isinstance(demo, h5py.Group):
+                    raise UserError(f"data {file}: '{key}' is no group with 'actions' and 'obs'; repair the file")
+                actions = find_numbers(demo, "actions", f"data {file}: {key}", 2)
                 after = _is_after_action(data, demo, file)
                 num_steps = len(actions) - int(after)
                 if num_steps < 1:
@@ -135,13 +141,14 @@ class LiberoReader(EpisodeReader):
         obs = demo.get("obs")
         if not isinstance(obs, h5py.Group):
             raise UserError(f"{source} has no 'obs' group; expected LIBERO's or robomimic's HDF5 layout")
-        actions = np.asarray(_dataset(demo, "actions", source)[()], np.float32)
+        actions = np.asarray(find_numbers(demo, "actions", source, 2)[()], np.float32)
         # Observation k followed action k: it is what was seen when action k + 1 was chosen.
         seen, acted = (slice(None, -1), slice(1, None)) if place.after_action else (slice(None), slice(None))
         num_observations = None if not place.after_action else len(actions)
 
-        def observed(key: str) -> np.ndarray:
-            values = _dataset(obs, key, f"{source}/obs")
+        def observed(key: str, num_dims: int | None = None) -> np.ndarray:
+            place = f"{source}/obs"
+            values = find_numbers(obs, key, place, num_dims) if num_dims else find_dataset(obs, key, place)
             if num_observations is not None and len(values) != num_observations:
                 raise UserError(
                     f"{source}: {len(values)} steps of 'obs/{key}' but {num_observations} actions; "
@@ -151,9 +158,9 @@ class LiberoReader(EpisodeReader):
 
         wanted = self.cameras if cameras is None else tuple(cameras)
         check_cameras(wanted, self.cameras, source)
-        executed = demo.get("executed_actions")
-        objects = _optional(obs, "object_states", observed)
-        is_seen = _optional(obs, IS_SEEN_KEY, observed)
+        executed = find_numbers(demo, _EXECUTED_KEY, source, 2) if _EXECUTED_KEY in demo else None
+        objects = observed(_OBJECTS_KEY, 2) if _OBJECTS_KEY in obs else None
+        is_seen = observed(IS_SEEN_KEY, 1) if IS_SEEN_KEY in obs else None
         # The robot's other cameras and fields were found in every episode; what a policy sees must be here.
         fields = [field for field in self.robot.state if field.policy or field_key(field, obs)]
         return EpisodeArrays(
@@ -161,10 +168,10 @@ class LiberoReader(EpisodeReader):
             robot_states={field.name: field_values(field, self.robot, obs, observed, source) for field in fields},
             actions=actions[acted],
             executed_actions=None if executed is None else np.asarray(executed[acted], np.float32),
-            object_poses=None if objects is None else objects.reshape(len(objects), -1).astype(np.float32),
-            object_names=() if objects is None else _names(obs["object_states"]),
+            object_poses=None if objects is None else objects.astype(np.float32),
+            object_names=() if objects is None else _names(obs[_OBJECTS_KEY], source),
             is_seen=None if is_seen is None else is_seen.astype(bool),
-            success=bool(demo["dones"][-1]) if "dones" in demo and len(demo["dones"]) else None,
+            success=_success(demo),
         )
 
     def _camera_key(self, name: str, obs: h5py.Group, source: str) -> str:
@@ -194,6 +201,10 @@ def open_hdf5(file: Path) -> h5py.File:
         handle = h5py.File(file, "r")
     except OSError as error:
         reason = one_line(error)
+        if "unable to lock" in reason or "already open" in reason:
+            raise UserError(
+                f"data {file}: another program has it open for writing ({reason}); close it there and try again"
+            ) from None
         what = "truncated HDF5 file" if "truncated" in reason else "not a readable HDF5 file"
         raise UserError(f"data {file}: {what} ({reason}); copy or download it again") from None
     if not isinstance(handle.get("data"), h5py.Group):
@@ -211,20 +222,19 @@ def _natural_order(key: str) -> tuple[str, int]:
     return (match[1], int(match[2])) if match else (key, -1)
 
 
-def _dataset(group: h5py.Group, key: str, source: str) -> h5py.Dataset:
-    found = group.get(key)
-    if not isinstance(found, h5py.Dataset):
-        raise UserError(f"{source} has no dataset '{key}'; it has {', '.join(group) or 'nothing'}")
-    return found
+def _success(demo: h5py.Group) -> bool | None:
+    """Whether the last step was a success; None where the episode does not say."""
+    dones = demo.get("dones")
+    if not isinstance(dones, h5py.Dataset) or dones.ndim != 1 or not len(dones) or not is_numeric(dones):
+        return None
+    return bool(dones[-1])
 
 
-def _optional(obs: h5py.Group, key: str, observed: Any) -> np.ndarray | None:
-    return observed(key) if key in obs else None
-
-
-def _names(dataset: h5py.Dataset) -> tuple[str, ...]:
-    names = dataset.attrs.get("names")
-    return () if names is None else tuple(json.loads(names))
+def _names(dataset: h5py.Dataset, source: str) -> tuple[str, ...]:
+    try:
+        return tuple(map(str, json.loads(dataset.attrs.get("names", "[]"))))
+    except (TypeError, ValueError, RecursionError):
+        raise UserError(f"{source}: attribute 'names' of 'obs/{_OBJECTS_KEY}' is no list as JSON; repair it") from None
 
 
 def _own_instruction(demo: h5py.Group) -> str | None:
@@ -254,11 +264,11 @@ def _is_after_action(data: h5py.Group, demo: h5py.Group, file: Path) -> bool:
     """Whether observation k was made after action k: declared, else measured on joint positions against `states`."""
     declared = data.attrs.get(TIMING_ATTRIBUTE)
     if declared is not None:
-        if declared not in (BEFORE_ACTION, AFTER_ACTION):
+        if str(declared) not in (BEFORE_ACTION, AFTER_ACTION):
             raise UserError(f"data {file}: {TIMING_ATTRIBUTE} '{declared}', expected {BEFORE_ACTION} or {AFTER_ACTION}")
-        return declared == AFTER_ACTION
+        return str(declared) == AFTER_ACTION
     states, joints = demo.get("states"), demo.get("obs/joint_states")
-    if not isinstance(states, h5py.Dataset) or not isinstance(joints, h5py.Dataset):
+    if not all(isinstance(each, h5py.Dataset) and is_numeric(each) for each in (states, joints)):
         return False
     if states.ndim != 2 or states.shape[1] < 8 or joints.shape != (len(states), 7) or len(states) < 3:
         return False
