@@ -19,6 +19,7 @@ SCRIPTS = ("bench_selective_scan", "bench_encoder", "bench_model", "bench_phase2
 ELSEWHERE = {
     "bench_rollout": "needs the simulator and a checkpoint",
     "bench_server": "needs a checkpoint, and ten minutes",
+    "bench_server_fairness": "needs ten minutes and a machine that does nothing else",
     "measure_expert": "needs the simulator, and an hour for all suites",
 }
 
