@@ -89,18 +89,29 @@ def test_rows_that_cannot_be_placed(tmp_path: Path, version: str, more: dict, wo
     assert frames_of(root, 1) == list(range(6))
 
 
-def test_the_part_of_the_next_episode_is_not_taken(tmp_path: Path) -> None:
-    """The video goes on after the episode's part, with somebody else's frames."""
-    root = write_dataset(tmp_path / "x", Dataset({}, [episode(5, video_length=3), episode(6)]))
-    with pytest.raises(UserError, match=r"its part of video .* is 0.30 s long, its rows reach 0.40 s at 10 Hz"):
+@pytest.mark.parametrize("length", [3, 4])
+def test_the_part_of_the_next_episode_is_not_taken(tmp_path: Path, length: int) -> None:
+    """The video goes on after the episode's part, with somebody else's frames; one frame short is short."""
+    root = write_dataset(tmp_path / "x", Dataset({}, [episode(5, video_length=length), episode(6)]))
+    with pytest.raises(
+        UserError, match=rf"its part of video .* is 0\.{length}0 s long, its rows reach 0\.40 s at 10 Hz"
+    ):
         open_reader(root).read(0)
+    assert frames_of(root, 1) == list(range(6))
 
 
-def test_an_empty_episode_is_called_so(tmp_path: Path) -> None:
-    root = write_dataset(tmp_path / "x", Dataset({}, [episode(5), episode(4)], version="v2.1"))
-    lines = [json.loads(line) for line in (root / "meta/episodes.jsonl").read_text().splitlines()]
-    lines[1]["length"] = 0
-    (root / "meta/episodes.jsonl").write_text("\n".join(map(json.dumps, lines)))
+@both_versions
+def test_an_empty_episode_is_called_so(tmp_path: Path, version: str) -> None:
+    root = write_dataset(tmp_path / "x", Dataset({}, [episode(5), episode(4)], version=version))
+    if version == "v2.1":
+        file = root / "meta/episodes.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        lines[1]["length"] = 0
+        file.write_text("\n".join(map(json.dumps, lines)))
+    else:
+        file = root / "meta/episodes/chunk-000/file-000.parquet"
+        table = pq.read_table(file)
+        pq.write_table(table.set_column(table.column_names.index("length"), "length", pa.array([5, 0])), file)
     with pytest.raises(UserError, match="episode 1 has length 0, it was recorded without a frame; delete it"):
         open_reader(root)
 
@@ -133,6 +144,17 @@ def test_the_table_of_tasks_is_believed(tmp_path: Path, version: str) -> None:
     reader = open_reader(write_dataset(tmp_path / "x", data))
     assert [e.instruction for e in reader.episodes] == ["pull", "push"]
     assert "meta/episodes names another task than the rows of 1 episodes" in " | ".join(reader.notes)
+
+
+def test_the_table_of_tasks_under_another_name(tmp_path: Path) -> None:
+    """Its index may have any name; without it, the list of episodes says what the task is."""
+    data = Dataset({}, [episode(4, tasks="pull"), episode(4, tasks="push")])
+    root = write_dataset(tmp_path / "x", data)
+    file = root / "meta/tasks.parquet"
+    pq.write_table(pq.read_table(file).rename_columns(["task_index", "task"]), file)
+    assert [e.instruction for e in open_reader(root).episodes] == ["pull", "push"]
+    file.rename(file.with_name("old_tasks.parquet"))
+    assert [e.instruction for e in open_reader(root).episodes] == ["pull", "push"]
 
 
 @both_versions

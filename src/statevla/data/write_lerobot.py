@@ -22,7 +22,9 @@ from statevla.data.lerobot_meta import EPISODES_DIR, INFO_PATH, OBJECT_NAMES_COL
 from statevla.data.lerobot_robot import ACTION_KEYS, DECLARATION_KEY, ROBOT_KEY
 from statevla.data.lerobot_stats import RunningStats, picture_stats, table_stats
 from statevla.data.lerobot_video import VideoWriter
+from statevla.data.write_libero import WRITE_FIX
 from statevla.errors import UserError
+from statevla.machine.storage import writing
 from statevla.robots import RobotSpec
 from statevla.transforms import from_upright, to_upright
 
@@ -50,18 +52,15 @@ def write_lerobot(folder: Path, robot: RobotSpec, episodes: Iterable[tuple[Episo
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        writer = _Writer(part, robot)
-        try:
-            for info, arrays in episodes:
-                writer.add(info, arrays)
-        finally:
-            writer.close()
-        writer.write_metadata()
-        os.replace(part, folder)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot write ({error.strerror or error}); make room or choose another folder"
-        ) from None
+        with writing(folder, WRITE_FIX):
+            writer = _Writer(part, robot)
+            try:
+                for info, arrays in episodes:
+                    writer.add(info, arrays)
+            finally:
+                writer.close()
+            writer.write_metadata()
+            os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder

@@ -8,6 +8,7 @@ from other formats and are left out.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -28,9 +29,11 @@ from statevla.data.libero import (
     TIMING_ATTRIBUTE,
 )
 from statevla.errors import UserError
+from statevla.machine.storage import writing
 from statevla.robots import ImageOrientation, RobotSpec
 from statevla.transforms import from_upright, to_upright
 
+WRITE_FIX = "the source is untouched, and nothing of the copy is kept; make room or choose another folder"
 _OBJECTS_KEY = "object_states"
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 
@@ -53,23 +56,20 @@ def write_libero(folder: Path, robot: RobotSpec, episodes: Iterable[tuple[Episod
     written: list[Path] = []
     current: h5py.File | None = None
     task = ""
-    try:
-        for info, arrays in episodes:
-            if current is None or info.task != task:
-                _finish(current, written)
-                task = info.task
-                # Names come from data: they must not lead out of the folder.
-                name = task if _FILE_NAME.fullmatch(task) else task_name(task)
-                current = _start(folder / f"{name}_demo.hdf5", info, stored, written)
-            _write_demo(current["data"], info, arrays, robot, stored)
-        _finish(current, written)
-    except BaseException as error:
-        _discard(current, written)
-        if not isinstance(error, OSError):
+    with writing(folder, WRITE_FIX):
+        try:
+            for info, arrays in episodes:
+                if current is None or info.task != task:
+                    _finish(current, written)
+                    task = info.task
+                    # Names come from data: they must not lead out of the folder.
+                    name = task if _FILE_NAME.fullmatch(task) else task_name(task)
+                    current = _start(folder / f"{name}_demo.hdf5", info, stored, written)
+                _write_demo(current["data"], info, arrays, robot, stored)
+            _finish(current, written)
+        except BaseException:
+            _discard(current, written)
             raise
-        raise UserError(
-            f"{folder}: cannot write ({error.strerror or error}); make room or choose another folder"
-        ) from None
     return written
 
 
@@ -118,7 +118,9 @@ def _finish(file: h5py.File | None, written: list[Path]) -> None:
 def _discard(file: h5py.File | None, written: list[Path]) -> None:
     """Leave nothing of a conversion that failed: half a data set looks like a whole one."""
     if file is not None:
-        file.close()
+        # What a full disk did not take, closing tries to write once more.
+        with contextlib.suppress(OSError, RuntimeError):
+            file.close()
     for path in written:
         path.unlink(missing_ok=True)
         _part(path).unlink(missing_ok=True)

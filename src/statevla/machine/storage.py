@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from statevla.errors import UserError
 if TYPE_CHECKING:  # most of this file serves code that runs without PyTorch
     import torch
 
+_HDF5_ERRNO = re.compile(r"\berrno = (\d+)")
 FIX = "what was there before is intact; make room or choose another place, and go on"
 
 
@@ -30,9 +32,15 @@ def writing(what: Path | str, fix: str = FIX) -> Iterator[None]:
     """Turn failures of writing into a UserError that names `what` and ends with `fix`; a full disk is named as such."""
     try:
         yield
-    except OSError as error:
-        text = " ".join((error.strerror or str(error)).split())
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "space left" in text or "too large" in text
+    except (OSError, RuntimeError) as error:
+        code, text = getattr(error, "errno", None), getattr(error, "strerror", None) or str(error)
+        # HDF5 tells the system's error in the middle of its own words, whatever h5py makes of them.
+        if hidden := _HDF5_ERRNO.search(str(error)):
+            code, text = int(hidden[1]), os.strerror(int(hidden[1]))
+        elif isinstance(error, RuntimeError):
+            raise
+        text = " ".join(text.split())
+        full = code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "space left" in text or "too large" in text
         raise UserError(f"{what}: cannot be written ({'the disk is full' if full else text}); {fix}") from None
 
 
