@@ -78,6 +78,21 @@ def test_users_own_choice_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend.prepare("sim") == "glfw"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other backends")
+def test_a_choice_that_there_is_not_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mujoco")
+    monkeypatch.setenv("MUJOCO_GL", "eglx")
+    with pytest.raises(UserError, match="MUJOCO_GL=eglx: expected egl or osmesa, or glfw with a display; correct it"):
+        backend.prepare("sim")
+    # Commands say so before MuJoCo is imported, which would raise.
+    done = subprocess.run(
+        [sys.executable, "-m", "statevla", "collect", "--suite", "libero_object"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: MUJOCO_GL=eglx: expected egl or osmesa")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems render natively")

@@ -9,6 +9,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from statevla.errors import UserError
+
 
 @dataclass(frozen=True)
 class ReplayArgs:
@@ -28,6 +30,8 @@ def replay(args: ReplayArgs) -> int:
     """Replay recorded actions from recorded initial states: data that fails here cannot teach a policy."""
     from statevla.worlds.libero.replay import ReplayResult, replay_data
 
+    if args.demos is not None and args.demos < 1:
+        raise UserError(f"--demos {args.demos}: expected at least 1")
     console = Console()
     with console.status("replaying") as status:
         count = 0
@@ -38,6 +42,8 @@ def replay(args: ReplayArgs) -> int:
             status.update(f"{count} episodes replayed, {result.file}")
 
         results = replay_data(args.data, args.suite, args.demos, report)
+    if not results:
+        raise UserError(f"data {args.data}: no episodes to replay; give files with 'data/demo_<i>' groups")
     table = Table("file", "successes", "largest deviation from the recorded states")
     for file in dict.fromkeys(result.file for result in results):
         mine = [result for result in results if result.file == file]

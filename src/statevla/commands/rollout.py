@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -60,4 +61,4 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> int:
     refuse_earlier_flags("rollout", arguments)
-    return rollout(tyro.cli(RolloutArgs, args=arguments, description=rollout.__doc__))
+    return rollout(tyro.cli(RolloutArgs, args=arguments, description=inspect.getdoc(rollout)))

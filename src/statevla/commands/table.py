@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 import typing
 from collections.abc import Callable
@@ -77,7 +78,7 @@ def _call(name: str, arguments: list[str]) -> int:
     (argument_type, *_) = (t for key, t in typing.get_type_hints(function).items() if key != "return")
     if argument_type == list[str]:
         return function(arguments) or 0
-    parsed = tyro.cli(argument_type, prog=f"statevla {name}", args=arguments, description=function.__doc__)
+    parsed = tyro.cli(argument_type, prog=f"statevla {name}", args=arguments, description=inspect.getdoc(function))
     return function(parsed) or 0
 
 

