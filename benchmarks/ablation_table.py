@@ -1,4 +1,4 @@
-"""What each part contributes: the rows `short-…` of docs/experiments.md, all of a row's seeds together."""
+"""What each part contributes: rows of docs/experiments.md that differ from one row, all of a row's seeds together."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from scipy.stats import fisher_exact
 
 from statevla.worlds.rollout_results import success_interval
 
-REFERENCE = "short"
-"""The experiment that the others differ from, and the beginning of their names."""
-_NAME = re.compile(rf"({REFERENCE}(?:-[a-z0-9-]+?)?)-s(\d+)")
+REFERENCES = ("quick", "short")
+"""Experiments that others differ from, whose names begin with theirs: of the present recipe, and of an earlier one."""
+_NAME = re.compile(rf"(({'|'.join(REFERENCES)})(?:-[a-z0-9-]+?)?)-s(\d+)")
 
 
 def is_ablation(name: str) -> bool:
-    """Whether a record belongs to this table."""
+    """Whether a record belongs to one of these tables."""
     return _NAME.fullmatch(name) is not None
 
 
-def ablation_table(records: Sequence[dict[str, Any]]) -> list[str]:
-    """Lines of Markdown, the reference first and then by success; nothing if there are no such records."""
+def ablation_table(records: Sequence[dict[str, Any]], reference: str) -> list[str]:
+    """Lines of Markdown, `reference` first and then by success; nothing if there are no such records."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for tree in records:
         match = _NAME.fullmatch(tree["name"])
-        if match is not None:
+        if match is not None and match[2] == reference:
             rows.setdefault(match[1], []).append(tree)
-    order = sorted(rows, key=lambda name: (name != REFERENCE, -_total(rows[name])[0] / max(_total(rows[name])[1], 1)))
+    order = sorted(rows, key=lambda name: (name != reference, -_total(rows[name])[0] / max(_total(rows[name])[1], 1)))
     lines = [
         "| what | success | p | each seed | goal, cm | S₄ | A₁ | object | MSE | minutes |",
         "|---" * 10 + "|",
     ]
-    return [*lines, *(_row(name, rows[name], rows.get(REFERENCE, [])) for name in order)] if rows else []
+    return [*lines, *(_row(name, rows[name], rows.get(reference, [])) for name in order)] if rows else []
 
 
 def _row(name: str, trees: list[dict[str, Any]], reference: list[dict[str, Any]]) -> str:
@@ -42,7 +42,7 @@ def _row(name: str, trees: list[dict[str, Any]], reference: list[dict[str, Any]]
     cells = [
         f"`{name}`: {trees[0]['note']}",
         f"{100 * successes / max(episodes, 1):.0f} % ({100 * low:.0f} to {100 * high:.0f})",
-        "–" if name == REFERENCE else f"{_p_value(trees, reference):.2g}",
+        "–" if trees is reference else f"{_p_value(trees, reference):.2g}",
         f"{each} of {episodes // len(trees)}",
         _span(trees, _goal_cm),
         _span(trees, lambda tree: (tree["diagnostics"].get("world_model") or {}).get("copy_skill_4")),

@@ -50,7 +50,7 @@ def make_cache(folder: Path, size_gb: float, image_size: int, robot: RobotSpec) 
     arrays = {ACTIONS: actions}
     for field in robot.state:
         arrays[STATE_PREFIX + field.name] = rng.normal(size=(num_frames, field.size)).astype(np.float32)
-    write_index(folder, episodes, [f"task {i}" for i in range(10)], robot, image_size, arrays)
+    write_index(folder, episodes, [f"task {i}" for i in range(10)], robot, image_size, image_size, arrays)
     return FrameCache(folder)
 
 

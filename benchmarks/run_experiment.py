@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 import yaml
@@ -26,17 +26,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from statevla.checkpoints.checkpoint import RUN_FOLDERS
 from statevla.commands.entry import run_command
 from statevla.commands.stages import Stage, read_mark, run_stages, set_aside, training_stage
-from statevla.config import home_dir, load_config
+from statevla.config import PHASES, PhaseName, home_dir, load_config
 from statevla.errors import UserError
 from statevla.machine.yaml_text import read_yaml
 from statevla.types import ReachKind
 
 ROOT = Path(__file__).parents[1]
 LIST = Path(__file__).with_name("experiments.yaml")
-Phase = Literal["1", "2", "bc"]
 
 
 class _Entry(BaseModel):
@@ -73,7 +71,7 @@ class Experiment(_Entry):
     """Name of a data set of play for phase 1."""
     config: str = "conf/compact.yaml"
     """Preset."""
-    phases: list[Phase] = ["1", "2"]
+    phases: list[PhaseName] = ["1", "2"]
     """Trained in this order."""
     phase1_of: str | None = None
     """The experiment whose phase 1, with the same seed, phase 2 builds on; for what concerns phase 2 alone."""
@@ -210,7 +208,7 @@ def phase1_stages(known: Experiments, name: str, args: Args) -> list[Stage]:
 
 def run_folder(folder: Path, experiment: Experiment) -> Path:
     """Where the checkpoint to evaluate lies."""
-    return folder / "checkpoints" / RUN_FOLDERS[experiment.phases[-1]]
+    return folder / "checkpoints" / PHASES[experiment.phases[-1]].folder
 
 
 def stages(known: Experiments, name: str, args: Args, folder: Path) -> Iterator[Stage]:

@@ -13,10 +13,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "docs" / "api.md"
 MODULES = [
-    "acting.policy", "acting.session", "types", "robots.spec", "robots.registry", "model.statevla_model",
-    "acting.alarm", "transforms", "model.language", "data.episodes", "data.formats", "data.build_cache", "training.run",
-    "checkpoints.checkpoint", "checkpoints.share", "diagnostics.offline", "serving.client", "worlds.protocol",
-    "worlds.registry", "worlds.gym", "worlds.experts", "worlds.libero.env", "worlds.libero.disturbances", "errors",
+    "acting.policy", "acting.session", "acting.alarm", "types", "robots.spec", "robots.registry",
+    "model.statevla_model", "model.language", "transforms", "data.episodes", "data.formats", "data.build_cache",
+    "training.run", "checkpoints.checkpoint", "checkpoints.share", "diagnostics.offline", "serving.client",
+    "worlds.protocol", "worlds.registry", "worlds.gym", "worlds.experts", "worlds.libero.env",
+    "worlds.libero.disturbances", "errors",
 ]  # fmt: skip
 MAX_LINE = 90
 HEAD = """# Python interface

@@ -35,7 +35,7 @@ def save_untrained(config: Config, robot: RobotSpec, instructions: Sequence[str]
         model.robot,
         statistics,
         LanguageInfo(language.encoder, 16, ""),
-        DataInfo("", 0.7, 0),
+        DataInfo("", 0.7, 0, frame_size=96),
         {"phase": "2"},
     )
     save_checkpoint(folder, contents, TrainingState({}, {}), is_best=True)

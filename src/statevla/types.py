@@ -129,9 +129,6 @@ class TransitionBatch(_TensorFields):
         observation: leading dims `[B, T]`.
         actions: float `[B, T-1, K·A]`: the `K` = frame skip actions executed between two retained observations,
             concatenated in time order; continuous dims normalised, binary ones -1 / +1.
-        chunks: float `[B, T, H, A]`, the actions that a policy should answer from each frame on, or None where
-            behaviour cloning is off.
-        chunk_is_pad: bool `[B, T, H]`, true where a step of `chunks` does not count.
         keyframe: float `[B, T, K]`, where the robot will be at the next event (see `statevla.data.keyframes`), or None
             where nobody asks.
         keyframe_is_known: bool `[B, T]`, false where no event follows.
@@ -139,8 +136,6 @@ class TransitionBatch(_TensorFields):
 
     observation: ModelInput
     actions: torch.Tensor
-    chunks: torch.Tensor | None = None
-    chunk_is_pad: torch.Tensor | None = None
     keyframe: torch.Tensor | None = None
     keyframe_is_known: torch.Tensor | None = None
 

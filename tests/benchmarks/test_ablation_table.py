@@ -35,7 +35,9 @@ def test_seeds_count_together_and_the_reference_comes_first(module: Any) -> None
             record("short-s0", 20, diagnostics=goals[0], training_s=420.0),
             record("short-s1", 10, diagnostics=goals[1], training_s=426.0),
             record("short-l1-s0", 40),
-        ]
+            record("quick-l1-s0", 40),
+        ],
+        "short",
     )
     rows = [line.split(" | ") for line in lines[2:]]
     assert [row[0].split(":")[0].strip("| ") for row in rows] == ["`short`", "`short-l1`", "`short-no-film`"]
@@ -48,6 +50,7 @@ def test_seeds_count_together_and_the_reference_comes_first(module: Any) -> None
 
 
 def test_only_its_own_records_are_its_rows(module: Any) -> None:
-    assert module.ablation_table([record("object-both-s0", 45), record("shorter-s0", 3)]) == []
+    assert module.ablation_table([record("object-both-s0", 45), record("shorter-s0", 3)], "short") == []
     assert module.is_ablation("short-no-film-s12")
+    assert module.is_ablation("quick-s0")
     assert not module.is_ablation("short")

@@ -12,8 +12,9 @@ import tyro
 import yaml
 
 from command_lines import check
-from statevla.commands.stages import mark_path, write_mark
+from statevla.commands.stages import mark_path
 from statevla.errors import UserError
+from statevla.machine.storage import write_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,14 +53,14 @@ def test_overrides_reach_the_command_as_they_stand_in_the_list(tmp_path: Path) -
     from statevla.config import load_config
 
     known = script.read_experiments(script.LIST)
-    stage = next(s for s in script.stages(known, "short-faithful", script.Args(), tmp_path) if s.command == "train")
+    stage = next(s for s in script.stages(known, "quick-faithful", script.Args(), tmp_path) if s.command == "train")
     begin = stage.arguments.index("--seed")
-    experiment = known.experiments["short-faithful"]
+    experiment = known.experiments["quick-faithful"]
     preset = ROOT / experiment.config
     config = load_config(preset, parse_overrides(stage.arguments[begin:]))
     assert config.training.phase1.target.kind == "ema"
     assert config.training.phase1.loss.variance_weight == 1.0
-    assert not config.training.phase1.loss.latent.any_on()
+    assert config.training.phase1.loss.sigreg_weight == config.training.phase1.loss.keyframe_weight == 0.0
     steps = config.training.phase1.max_steps
     assert steps == experiment.overrides["training.phase1.max_steps"] != load_config(preset).training.phase1.max_steps
 
@@ -84,31 +85,31 @@ def test_phase_2_can_build_on_another_experiments_phase_1(tmp_path: Path, monkey
         "data: {all/one: {suite: libero_object}, all/two: {suite: libero_spatial}}\n"
         "experiments:\n"
         "  base: {about: x, data: all}\n"
-        "  l1: {about: y, data: all, phase1_of: base, overrides: {model.policy.objective: l1}}\n"
+        "  late: {about: y, data: all, phase1_of: base, overrides: {model.policy.flow_time: uniform}}\n"
     )
     known, args = script.read_experiments(file), script.Args(seed=2)
-    names = [stage.name for stage in script.stages(known, "l1", args, script.experiment_folder("l1", 2))]
+    names = [stage.name for stage in script.stages(known, "late", args, script.experiment_folder("late", 2))]
     assert names == ["collect_all_one", "collect_all_two", "phase_2", "offline"]
     before = script.phase1_stages(known, "base", args)
     assert [stage.name for stage in before] == ["collect_all_one", "collect_all_two", "phase_1"]
-    phase2 = list(script.stages(known, "l1", args, tmp_path / "l1"))[2]
+    phase2 = list(script.stages(known, "late", args, tmp_path / "late"))[2]
     wanted = tmp_path / "experiments" / "base-s2" / "checkpoints" / "phase1_temporal_jepa" / "checkpoint_best.pt"
     assert str(wanted) in phase2.arguments
     assert phase2.arguments[phase2.arguments.index("--data.path") + 1] == str(tmp_path / "datasets" / "all")
     file.write_text(file.read_text().replace("phase1_of: base", "phase1_of: bass"))
-    with pytest.raises(UserError, match=r"experiments\.l1\.phase1_of: 'bass' is no experiment"):
+    with pytest.raises(UserError, match=r"experiments\.late\.phase1_of: 'bass' is no experiment"):
         script.read_experiments(file)
 
 
 def test_the_time_of_training_is_that_of_all_phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STATEVLA_HOME", str(tmp_path))
-    for name, phase, seconds in (("base", "1", 300.0), ("base", "2", 50.0), ("l1", "2", 20.0)):
+    for name, phase, seconds in (("base", "1", 300.0), ("base", "2", 50.0), ("late", "2", 20.0)):
         stage = script.Stage(f"phase_{phase}", "train", [])
-        write_mark(mark_path(script.experiment_folder(name, 2), stage), {"done": True, "seconds": seconds})
+        write_json(mark_path(script.experiment_folder(name, 2), stage), {"done": True, "seconds": seconds})
     base = script.Experiment(about="x", data="d")
     assert script.training_seconds(base, script.experiment_folder("base", 2), 2) == 350.0
-    l1 = script.Experiment(about="y", data="d", phase1_of="base")
-    assert script.training_seconds(l1, script.experiment_folder("l1", 2), 2) == 320.0
+    late = script.Experiment(about="y", data="d", phase1_of="base")
+    assert script.training_seconds(late, script.experiment_folder("late", 2), 2) == 320.0
 
 
 def test_the_record_is_of_all_rollouts_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from robot_files import BENCH
+from statevla.acting.options import ActingOptions
 from statevla.acting.policy import StateVLAPolicy
 from statevla.checkpoints.checkpoint import (
     MODEL_FILE,
@@ -271,7 +272,7 @@ def test_the_configuration_cannot_name_any_file_to_be_shared(
 
 def test_a_policy_made_from_parts_has_nothing_to_share(run: Path, tmp_path: Path) -> None:
     policy = StateVLAPolicy.from_pretrained(run, device="cpu")
-    made = StateVLAPolicy(policy.model, policy.transform, policy.language, device="cpu")
+    made = StateVLAPolicy(policy.model, policy.transform, policy.language, ActingOptions(device="cpu"))
     with pytest.raises(UserError, match="from_pretrained"):
         made.save_pretrained(tmp_path / "new")
 

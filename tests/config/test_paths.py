@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 def test_presets_go_by_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     by_path = {path.stem: load_config(path) for path in (ROOT / "conf").glob("*.yaml")}
     monkeypatch.chdir(tmp_path)
-    assert presets() == sorted(by_path) == ["compact", "config", "demo"]
+    assert presets() == sorted(by_path) == ["compact", "config", "demo", "full"]
     assert {name: load_config(name) for name in presets()} == by_path
 
 
@@ -31,7 +31,7 @@ def test_a_file_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.Mon
 def test_an_unknown_configuration_names_the_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("compakt", "conf/compact.yaml"):
-        with pytest.raises(UserError, match="path of a YAML file, or a preset's name: compact, config, demo"):
+        with pytest.raises(UserError, match="path of a YAML file, or a preset's name: compact, config, demo, full"):
             load_config(name)
 
 

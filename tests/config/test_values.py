@@ -39,8 +39,6 @@ def value_of(config: Config, key: str) -> Any:
         ("training.wandb=off", "off"),
         ("data.orientation=upright", "upright"),
         ("language.encoder=null", "null"),
-        ("model.mamba.dt_rank=auto", "auto"),
-        ("model.mamba.dt_rank=8", 8),
         ("data.relative_actions=none", "none"),
         ("data.relative_actions=[off, 1-2]", ["off", "1-2"]),
         ("data.demos_per_task=null", None),

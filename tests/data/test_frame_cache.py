@@ -59,7 +59,14 @@ def test_holds_the_source_at_the_models_size(libero_dir: Path, tmp_path: Path) -
     cache = open_frame_cache(config_for(libero_dir, tmp_path), progress=False)
     assert cache.num_frames == sum(e.num_steps for e in cache.episodes)
     assert cache.instructions == ["pick up the red block", "push the green block to the left"]
+    assert (cache.image_size, cache.frame_size) == (config_for(libero_dir, tmp_path).model.image_size, 64)
     check_contents(cache, libero_dir)
+
+
+def test_frames_of_two_sizes_have_none_in_common(own_dir: Path, tmp_path: Path) -> None:
+    episode = smooth_episode(np.random.default_rng(0), 20, 48, (250, 250, 250))
+    write_official_file(own_dir / "smaller_demo.hdf5", "a smaller picture", [episode])
+    assert open_frame_cache(config_for(own_dir, tmp_path / "cache"), progress=False).frame_size is None
 
 
 def test_parallel_build_equals_serial_build(libero_dir: Path, tmp_path: Path) -> None:
@@ -209,7 +216,7 @@ def test_reading_keeps_no_frames_in_memory(tmp_path: Path) -> None:
             file.write(os.urandom(256 * frame_bytes))
     arrays = {"actions": np.zeros((steps, 7), np.float32)}
     robot = LIBERO.model_copy(update={"state": ()})
-    write_index(tmp_path, [CachedEpisode("e", "t", 0, 0, steps)], ["t"], robot, size, arrays)
+    write_index(tmp_path, [CachedEpisode("e", "t", 0, 0, steps)], ["t"], robot, size, None, arrays)
     cache = FrameCache(tmp_path)
     cache.frames(torch.arange(32))
     before = psutil.Process().memory_info().rss

@@ -17,7 +17,6 @@ from statevla.diagnostics.offline import measure_state
 from statevla.diagnostics.plots import draw_all
 from statevla.diagnostics.sequences import Subject
 from statevla.diagnostics.tables import result_tables
-from statevla.machine.processes import Processes
 from statevla.training.setup import prepare
 
 
@@ -25,7 +24,7 @@ def subject_with(config: Config, weight: float) -> Subject:
     loss = config.training.phase1.loss.model_copy(update={"keyframe_weight": weight})
     phase1 = config.training.phase1.model_copy(update={"loss": loss})
     changed = config.model_copy(update={"training": config.training.model_copy(update={"phase1": phase1})})
-    return prepare(changed, "1", None, torch.device("cpu"), Processes(), lambda _: None).subject
+    return prepare(changed, "1").subject
 
 
 def always_expect(subject: Subject, offset: list[float]) -> None:

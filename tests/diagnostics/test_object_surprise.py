@@ -18,7 +18,6 @@ from statevla.diagnostics.offline import measure_state
 from statevla.diagnostics.probes import beats_baselines
 from statevla.diagnostics.sequences import Subject, encode_frames
 from statevla.errors import UserError
-from statevla.machine.processes import Processes
 from statevla.training.run import train
 from statevla.training.setup import prepare
 
@@ -49,7 +48,7 @@ def config(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Con
 @pytest.fixture
 def subject(config: Config) -> Subject:
     """A random encoder, and a predictor that expects nothing to change: right here, as only the arm moves."""
-    subject = prepare(config, "1", None, torch.device("cpu"), Processes(), lambda _: None).subject
+    subject = prepare(config, "1").subject
     with torch.no_grad():
         subject.model.state_encoder.predictor.delta[-1].weight.zero_()
         subject.model.state_encoder.predictor.delta[-1].bias.zero_()

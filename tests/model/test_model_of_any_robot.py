@@ -30,7 +30,6 @@ TINY = [
     "model.policy.mlp_hidden_dim=32",
     "training.phase1.temporal_predictor_hidden_dim=32",
 ]
-CLONING = ["training.phase1.behavior_cloning_weight=0.5"]
 
 
 def arm(name: str, *dims: str) -> ActionGroup:
@@ -89,24 +88,18 @@ def gradients(model: StateVLA) -> set[str]:
     return {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
 
 
-@pytest.mark.parametrize("objective", ["flow", "l1"])
-def test_each_head_learns_its_own_numbers(robot: RobotSpec, objective: str) -> None:
-    model = build(robot, f"model.policy.objective={objective}")
+def test_each_head_learns_its_own_numbers(robot: RobotSpec) -> None:
+    model = build(robot)
     losses = model.action_loss(random_chunks(model))
     assert all(torch.isfinite(loss) for loss in losses)
     assert (losses.flow > 0) == (robot.num_continuous > 0)
     assert (losses.gripper > 0) == (robot.num_binary > 0)
     losses.total.backward()
-    trained = {name for name, _ in model.phase_parameters("bc")}
-    if objective == "l1":  # which shows the policy neither noise nor time
-        trained -= {name for name in trained if name.startswith(("policy.time.", "policy.action.weight"))}
-        assert trained <= gradients(model)
-    else:
-        assert gradients(model) == trained
+    assert gradients(model) == {name for name, _ in model.phase_parameters("bc")}
     parts = dict(model.parameter_table())
     assert ("flow-matching policy" in parts) == (robot.num_continuous > 0)
     assert ("gripper classifier" in parts) == (robot.num_binary > 0)
-    assert ("loss balance" in parts) == (robot.num_continuous > 0 and robot.num_binary > 0)
+    torch.testing.assert_close(losses.total, losses.flow + losses.gripper)
 
 
 def test_losses_go_by_number_and_not_by_place(robot: RobotSpec) -> None:
@@ -122,12 +115,13 @@ def test_losses_go_by_number_and_not_by_place(robot: RobotSpec) -> None:
         assert changed == ((True, False) if robot.is_binary[dim] else (False, True))
 
 
-def test_world_model_and_cloning_take_all_numbers(robot: RobotSpec) -> None:
-    model = build(robot, *CLONING, "training.phase1.frame_skip=2")
+def test_world_model_takes_all_numbers(robot: RobotSpec) -> None:
+    model = build(robot, "training.phase1.frame_skip=2")
     windows = random_input(model.config, 6, 2)
     actions = random_targets(robot, 6, 1, 2).flatten(2)
-    chunks, is_pad = random_targets(robot, 6, 2, 4), torch.zeros(6, 2, 4, dtype=torch.bool)
-    losses = model.jepa_loss(TransitionBatch(windows, actions, chunks, is_pad))
+    # The predictor's last layer begins at zero and lets no gradient through.
+    torch.nn.init.normal_(model.state_encoder.predictor.delta[-1].weight, std=0.1)
+    losses = model.jepa_loss(TransitionBatch(windows, actions))
     assert all(torch.isfinite(loss) for loss in losses)
     losses.total.backward()
     assert gradients(model) == {name for name, _ in model.phase_parameters("1")}

@@ -13,7 +13,7 @@ from statevla.model.statevla_model import StateVLA
 from statevla.robots import LIBERO, Camera
 from statevla.types import ChunkBatch, ModelInput, TransitionBatch
 
-# Part by part; 14,862,097 in all.
+# Part by part. The spec counts 14,862,097: its code has one number more, a scalar that nothing reads.
 EXACT = {
     "tokenizer": 695_552,
     "context encoder": 5_256_960,
@@ -22,7 +22,6 @@ EXACT = {
     "state projection": 66_304,
     "flow-matching policy": 2_395_654,
     "gripper classifier": 134_154,
-    "loss balance": 1,
 }
 TINY = [
     "model.embed_dim=32",
@@ -74,7 +73,7 @@ def test_faithful_preset_has_exactly_the_specs_parameters() -> None:
     with torch.device("meta"):
         model = StateVLA(load_config("conf/config.yaml"))
     assert dict(model.parameter_table()) == EXACT
-    assert sum(parameter.numel() for parameter in model.parameters()) == sum(EXACT.values()) == 14_862_097
+    assert sum(parameter.numel() for parameter in model.parameters()) == sum(EXACT.values()) == 14_862_097 - 1
     with torch.device("meta"):
         dims = ["model.action_dim=auto", "model.robot_state_dim=auto", "model.cameras=auto"]
         model = StateVLA(load_config("conf/config.yaml", dims), LIBERO)
@@ -102,10 +101,8 @@ def test_shapes(model: StateVLA, config) -> None:
     assert set(actions[..., -1].unique().tolist()) <= {-1.0, 1.0}
 
 
-@pytest.mark.parametrize("solver", ["euler", "heun", "midpoint"])
-def test_sampling_is_deterministic_given_a_generator(config, solver: str) -> None:
-    config = load_config("conf/config.yaml", [*TINY, f"model.policy.solver={solver}"])
-    model = StateVLA(config).eval()
+def test_sampling_is_deterministic_given_a_generator(model: StateVLA, config) -> None:
+    model.eval()
     observation = random_input(config, 2)
     draws = [model.sample_actions(observation, 3, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
     torch.testing.assert_close(draws[0], draws[1], rtol=0, atol=0)
@@ -162,11 +159,17 @@ def test_padded_steps_do_not_count(model: StateVLA, config) -> None:
     torch.testing.assert_close(losses[0].gripper, losses[1].gripper)
 
 
+def let_predictor_move(model: StateVLA) -> None:
+    """Its last layer begins at zero and lets no gradient through."""
+    torch.nn.init.normal_(model.state_encoder.predictor.delta[-1].weight, std=0.1)
+
+
 def gradients(model: StateVLA) -> set[str]:
     return {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
 
 
 def test_each_phase_moves_exactly_its_own_parameters(model: StateVLA, config) -> None:
+    let_predictor_move(model)
     model.jepa_loss(random_transitions(config)).total.backward()
     phase1 = {name for name, _ in model.phase_parameters("1")}
     assert gradients(model) == phase1
@@ -191,17 +194,12 @@ def test_frozen_encoder_stays_in_evaluation_mode(model: StateVLA) -> None:
     assert not any(module.training for module in model.state_encoder.modules())
 
 
-@pytest.mark.parametrize("scope", ["encoder", "path"])
-def test_target_follows_the_online_weights(scope: str) -> None:
-    config = load_config("conf/config.yaml", [*TINY, f"training.phase1.target.scope={scope}"])
-    model = StateVLA(config)
+def test_target_follows_the_online_weights(model: StateVLA, config) -> None:
     observation = random_input(config, 2)
     torch.testing.assert_close(model.encode(observation), model.encode_target(observation))
     with torch.no_grad():
         for parameter in model.state_encoder.encoder.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-        for parameter in model.state_encoder.tokenizer.parameters():
-            parameter.add_(0.1)
     apart = (model.encode(observation) - model.encode_target(observation)).norm()
     for _ in range(600):
         model.update_target(0, 1)
@@ -214,20 +212,20 @@ RECIPE = [
     "model.robot_token_dropout=1.0",
     "model.state_projection=batchnorm",
     "model.policy.flow_time=beta",
-    "model.policy.condition={robot_state: true, language: true, token_grid: 2}",
+    "model.policy.condition={robot_state: true, language: true}",
     "training.phase1.frame_skip=3",
     "training.phase1.num_frames=4",
     "training.phase1.rollout_steps=2",
     "training.phase1.target.kind=online",
-    "training.phase1.loss={variance_weight: 0, covariance_weight: 0, inverse_dynamics_weight: 1.0, "
-    "keyframe_weight: 1.0, "
-    "latent: {tc_sigreg_weight: 0.09, sigreg_weight: 0.01, variance_weight: 1, temporal_variance_weight: 0.1}}",
+    "training.phase1.loss={variance_weight: 0, covariance_weight: 0, sigreg_weight: 0.01, tc_sigreg_weight: 0.09, "
+    "inverse_dynamics_weight: 1.0, keyframe_weight: 1.0}",
 ]
 
 
 def test_recipe_switches_together() -> None:
     config = load_config("conf/config.yaml", [*TINY, *RECIPE])
     model = StateVLA(config)
+    let_predictor_move(model)
     batch = TransitionBatch(random_input(config, 6, 4), torch.rand(6, 3, 21) * 2 - 1)
     with pytest.raises(UserError, match="keyframe_weight: the batch has no keyframes"):
         model.jepa_loss(batch)
@@ -237,7 +235,8 @@ def test_recipe_switches_together() -> None:
     hidden = "state_encoder.tokenizer.robot_state"
     assert gradients(model) == {name for name, _ in model.phase_parameters("1") if not name.startswith(hidden)}
     assert not any("target" in name for name, _ in model.named_parameters())
-    assert losses.latent > 0
+    assert losses.sigreg > 0
+    assert losses.tc_sigreg > 0
     assert losses.inverse_dynamics > 0
     assert losses.keyframe > 0
     unknown = replace(batch, keyframe_is_known=torch.zeros(6, 4, dtype=torch.bool))
@@ -247,99 +246,10 @@ def test_recipe_switches_together() -> None:
     model.zero_grad(set_to_none=True)
     chunks = random_chunks(config)
     state = model.encode_for_policy(chunks.observation)
-    assert state.shape == (6, 24 + 9 + 12 + 2 * 4 * 32)
+    assert state.shape == (6, 24 + 9 + 12)
     model.action_loss(chunks).total.backward()
     assert {name for name, _ in model.phase_parameters("2")} <= gradients(model)
     assert model.eval().sample_actions(random_input(config, 2)).shape == (2, 4, 7)
-
-
-CLONING_ONLY = [
-    "training.phase1.behavior_cloning_weight=0.1",
-    "training.phase1.loss={prediction_weight: 0, variance_weight: 0, covariance_weight: 0}",
-]
-
-
-def cloning_batch(config, is_pad: bool = False) -> TransitionBatch:
-    batch, frames = random_transitions(config, batch=6, frames=2), 2
-    chunks = random_chunks(config, batch=6 * frames)
-    return TransitionBatch(
-        batch.observation,
-        batch.actions,
-        chunks.actions.unflatten(0, (6, frames)),
-        torch.full((6, frames, config.model.action_seq_len), is_pad),
-    )
-
-
-@pytest.mark.parametrize("condition", ["{}", "{robot_state: true, language: true, token_grid: 2}"])
-def test_behavior_cloning_moves_heads_and_encoder(condition: str) -> None:
-    config = load_config("conf/config.yaml", [*TINY, *CLONING_ONLY, f"model.policy.condition={condition}"])
-    model = StateVLA(config)
-    losses = model.jepa_loss(cloning_batch(config))
-    torch.testing.assert_close(losses.total, 0.1 * losses.behavior_cloning)
-    losses.total.backward()
-    # Every other term is off, so what has a gradient has it from cloning; nothing predicts, so no predictor.
-    trained = {name for name, _ in model.phase_parameters("1")}
-    assert gradients(model) == {name for name in trained if not name.startswith("state_encoder.predictor.")}
-    assert "gripper_log_variance" not in trained
-    assert {"policy.action.weight", "gripper.mlp.0.weight"} <= trained
-
-    assert model.jepa_loss(cloning_batch(config, is_pad=True)).behavior_cloning == 0
-    with pytest.raises(UserError, match="behavior_cloning_weight: the batch has no action chunks"):
-        model.jepa_loss(random_transitions(config))
-
-
-def test_behavior_cloning_leaves_the_other_terms_alone() -> None:
-    configs = [
-        load_config("conf/config.yaml", [*TINY, f"training.phase1.behavior_cloning_weight={w}"]) for w in (0, 0.1)
-    ]
-    batch = cloning_batch(configs[0])
-    losses = []
-    for config in configs:
-        torch.manual_seed(0)
-        losses.append(StateVLA(config).jepa_loss(batch))
-    without, joint = losses
-    for name in ("prediction", "variance", "covariance"):
-        torch.testing.assert_close(getattr(without, name), getattr(joint, name))
-    torch.testing.assert_close(joint.total, without.total + 0.1 * joint.behavior_cloning)
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_unfreezing_moves_the_encoders_end_only(count: int) -> None:
-    config = load_config(
-        "conf/config.yaml", [*TINY, "model.encoder_depth=3", f"training.phase2.unfreeze_last_blocks={count}"]
-    )
-    model = StateVLA(config)
-    model.freeze_encoder()
-    model.train()
-    assert not any(module.training for module in model.state_encoder.modules())
-    model.action_loss(random_chunks(config)).total.backward()
-    parts = [f"encoder.stack.layers.{number}." for number in range(3 - count, 3)]
-    parts += ["encoder.stack.norm_f.", "encoder.norm.", "projection."]
-    moved = {name for name in gradients(model) if name.startswith("state_encoder.")}
-    prefixes = tuple(f"state_encoder.{part}" for part in parts)
-    assert moved == {name for name, _ in model.named_parameters() if name.startswith(prefixes)}
-    assert gradients(model) == {name for name, _ in model.phase_parameters("2")}
-    assert not any(parameter.requires_grad for parameter in model.state_encoder.tokenizer.parameters())
-
-
-def test_a_modulated_predictor_fits_into_phase_1() -> None:
-    settings = ["model.predictor={conditioning: adaln, dropout: 0.1}", "training.phase1.rollout_steps=2"]
-    config = load_config("conf/config.yaml", [*TINY, *settings, "training.phase1.num_frames=3"])
-    model = StateVLA(config)
-    batch = TransitionBatch(random_input(config, 6, 3), torch.rand(6, 2, 7) * 2 - 1)
-    optimizer = torch.optim.Adam([p for _, p in model.phase_parameters("1")], lr=1e-3)
-    for _ in range(3):  # gates open with the first steps
-        optimizer.zero_grad()
-        model.jepa_loss(batch).total.backward()
-        optimizer.step()
-    assert gradients(model) == {name for name, _ in model.phase_parameters("1")}
-    with torch.device("meta"):
-        full = StateVLA(load_config("conf/config.yaml", ["model.predictor.conditioning=adaln"]))
-    hidden, z, action = 512, 256, 7
-    expected = (action + 1) * hidden + (hidden + 1) * hidden + (z + 1) * hidden  # action, input
-    expected += 2 * ((hidden + 1) * 3 * hidden + 2 * (hidden + 1) * hidden)  # blocks: modulation, MLP
-    expected += (hidden + 1) * 2 * hidden + (hidden + 1) * z  # last modulation, output
-    assert dict(full.parameter_table())["temporal predictor"] == expected
 
 
 def test_hidden_robot_state_never_reaches_the_encoder() -> None:
@@ -351,17 +261,8 @@ def test_hidden_robot_state_never_reaches_the_encoder() -> None:
     assert not torch.equal(open_model.encode(observation), open_model.encode(moved)), "positive control"
 
 
-def test_l1_objective_regresses_the_chunk() -> None:
-    config = load_config("conf/config.yaml", [*TINY, "model.policy.objective=l1"])
-    model, batch = StateVLA(config).eval(), random_chunks(config)
-    losses = model.action_loss(batch)
-    with torch.no_grad():
-        error = (model.sample_actions(batch.observation)[..., :-1] - batch.actions[..., :-1]).abs().mean()
-    torch.testing.assert_close(losses.flow, error)
-
-
 def test_online_target_needs_a_regulariser() -> None:
-    with pytest.raises(UserError, match="collapses without a regulariser"):
+    with pytest.raises(UserError, match=r"collapses without loss\.sigreg_weight"):
         load_config("conf/config.yaml", ["training.phase1.target.kind=online"])
 
 

@@ -44,7 +44,7 @@ def tiny_config(folder: Path) -> Config:
     embeddings = folder / "embeddings.npz"
     rng = np.random.default_rng(0)
     np.savez(embeddings, **{text: rng.normal(size=12).astype(np.float32) for text in INSTRUCTIONS})
-    return load_config("conf/config.yaml", [*TINY, f"language={{encoder: '{embeddings}', zero_pad: false}}"])
+    return load_config("conf/config.yaml", [*TINY, f"language.encoder={embeddings}"])
 
 
 def tiny_statistics(robot: RobotSpec, relative_actions: tuple[str, ...] = ()) -> Statistics:

@@ -13,9 +13,8 @@ from libero_files import TASKS, smooth_episode, write_official_file
 from statevla.checkpoints.checkpoint import load_checkpoint
 from statevla.config import Config
 from statevla.errors import UserError
-from statevla.machine.processes import Processes
 from statevla.training.run import train
-from statevla.training.setup import Setup, prepare
+from statevla.training.setup import RunContext, Setup, prepare
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,7 @@ def on(config: Config, data: Path) -> Config:
 
 
 def begin(config: Config, phase: str, checkpoint: Path, say: Any = print) -> Setup:
-    return prepare(config, phase, None, torch.device("cpu"), Processes(), say, checkpoint)
+    return prepare(config, phase, init_checkpoint=checkpoint, context=RunContext(say=say))
 
 
 @pytest.mark.parametrize("phase", ["1", "bc"])
@@ -55,7 +54,7 @@ def test_weights_are_the_checkpoints_and_statistics_the_datas(
     setup, theirs = begin(on(tiny_config, other_data), phase, trained), load_checkpoint(trained)
     for name, tensor in theirs.model.state_dict().items():
         assert torch.equal(setup.model.state_dict()[name], tensor), name
-    alone = prepare(on(tiny_config, other_data), phase, None, torch.device("cpu"), Processes(), print)
+    alone = prepare(on(tiny_config, other_data), phase)
     assert setup.statistics.to_dict() == alone.statistics.to_dict() != theirs.statistics.to_dict()
     assert not torch.equal(alone.model.policy.action.weight, theirs.model.policy.action.weight)
 

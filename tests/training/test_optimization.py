@@ -24,7 +24,7 @@ from statevla.training.optimization import (
     restore_optimizer,
 )
 from statevla.training.run_log import RunLog
-from statevla.training.setup import prepare
+from statevla.training.setup import RunContext, prepare
 
 
 @given(total=st.integers(2, 500), warmup=st.integers(0, 100))
@@ -103,10 +103,10 @@ def test_stored_states_are_what_the_encoder_says(views_config: Config, tmp_path:
 
     phase1 = train(views_config.model_copy(update={"output_dir": str(tmp_path)}), "1")
     said: list[str] = []
-    setup = prepare(views_config, "2", phase1, torch.device("cpu"), Processes(), said.append)
+    setup = prepare(views_config, "2", phase1, context=RunContext(say=said.append))
     assert any(line.startswith("encoding frames") for line in said)
     samples = setup.train
-    assert samples.states.shape == (3, setup.cache.num_frames, 16)
+    assert samples.states.shape == (3, setup.main.cache.num_frames, 16)
     indices = torch.tensor([0, 5, 40])
     observation = samples.dataset.gather(indices).observation
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_stored_states_are_what_the_encoder_says(views_config: Config, tmp_path:
     assert not torch.allclose(views[1], views[2], atol=1e-4)
     # The second time they are read, not made; another encoder makes its own.
     said.clear()
-    prepare(views_config, "2", phase1, torch.device("cpu"), Processes(), said.append)
+    prepare(views_config, "2", phase1, context=RunContext(say=said.append))
     assert said == []
 
 
@@ -146,6 +146,6 @@ def test_wandb_missing_names_the_extra(tmp_path: Path, monkeypatch: pytest.Monke
 def test_uneven_batches_are_refused(tiny_config: Config, tmp_path: Path) -> None:
     from statevla.training.trainer import Trainer
 
-    setup = prepare(tiny_config, "bc", None, torch.device("cpu"), Processes(), print)
+    setup = prepare(tiny_config, "bc")
     with pytest.raises(UserError, match="expected a multiple of 3 processes"):
-        Trainer(replace(setup, processes=Processes(0, 0, 3)), tmp_path)
+        Trainer(replace(setup, context=RunContext(processes=Processes(0, 0, 3))), tmp_path)

@@ -15,7 +15,6 @@ from libero_files import smooth_episode, write_official_file
 from statevla.config import Config, SourceConfig
 from statevla.data.joined import JoinedSamples
 from statevla.errors import UserError
-from statevla.machine.processes import Processes
 from statevla.training.run import train
 from statevla.training.setup import Setup, prepare
 
@@ -36,7 +35,7 @@ def with_sources(config: Config, *sources: dict[str, Any], **data: Any) -> Confi
 
 
 def prepared(config: Config, phase: str = "bc") -> Setup:
-    return prepare(config, phase, None, torch.device("cpu"), Processes(), lambda _: None)
+    return prepare(config, phase)
 
 
 @pytest.mark.parametrize(("weight", "times"), [(1.0, 1.0), (2.0, 2.0), (0.5, 0.5)])
@@ -55,7 +54,7 @@ def test_weights_say_how_often_a_sample_counts(tiny_config: Config, more: Path, 
 
 def test_statistics_are_those_of_all_training_episodes(tiny_config: Config, more: Path) -> None:
     alone, both = prepared(tiny_config), prepared(with_sources(tiny_config, {"path": str(more), "weight": 7.0}))
-    actions = [alone.cache.actions[alone.cache.steps_of(alone.train_episodes)]]
+    actions = [alone.main.cache.actions[alone.main.cache.steps_of(alone.main.train)]]
     used = {name.split("/")[1] for name in both.train.episode_ids_of(torch.arange(len(both.train))) if "more" in name}
     with h5py.File(more / "more_demo.hdf5") as file:
         actions += [file["data"][key]["actions"][()] for key in sorted(used)]

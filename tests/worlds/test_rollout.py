@@ -103,6 +103,7 @@ def test_an_evaluation_continues_where_it_was(checkpoint: Path, tmp_path: Path) 
     assert summary["settings"]["task_suite"] == "toy_worlds:DotSuite"
     assert summary["settings"]["world_options"] == {"size": "large"}
     assert summary["settings"]["control_freq_hz"] == 30.0
+    assert summary["settings"]["render_size"] == 96  # as the data that it was trained on
     assert summary["versions"]["dots"] == "1.0"
     results = read_results(folder)
     assert [results[0, trial].init_state_index for trial in (0, 1)] == [0, 1]  # of three fixed ones

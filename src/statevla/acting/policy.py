@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from statevla.acting.alarm import Calibration, Sighting, expect, novelty_of, surprise_of
+from statevla.acting.options import ActingOptions
 from statevla.acting.session import PolicySession
 from statevla.config import LanguageConfig, expand_path
 from statevla.errors import UserError
@@ -48,14 +49,9 @@ class StateVLAPolicy:
         model: the model; it is put into evaluation mode on `device`.
         transform: what the model was trained with.
         language: embeds instructions; it remembers them.
-        device: as in the configuration.
-        num_sampling_steps: solver steps; None takes the configuration's.
-        sampling_temperature: scale of the noise that the flow starts from; None takes the configuration's.
-        execute_steps: actions executed per query; None is the whole chunk, or 1 with temporal ensembling.
-        temporal_ensembling: decay of the blending weights (0.01 in ACT), or None for none.
-        seed: of the flow's noise.
-        precision: `auto`, `bf16` or `fp32`; `auto` takes bf16 where it is faster and the configuration trains with it.
+        options: how to act.
         name: of the checkpoint, for messages and results.
+        frame_size: side of the frames that its data stored (pixels); the model's own by default.
         has_world_model: whether the temporal predictor was trained, so that there is a surprise.
         calibration: thresholds of the alarms.
 
@@ -68,35 +64,19 @@ class StateVLAPolicy:
         model: StateVLA,
         transform: Transform,
         language: LanguageEncoder,
+        options: ActingOptions | None = None,
         *,
-        device: str = "auto",
-        num_sampling_steps: int | None = None,
-        sampling_temperature: float | None = None,
-        execute_steps: int | None = None,
-        temporal_ensembling: float | None = None,
-        seed: int = 0,
-        precision: str = "auto",
         name: str = "policy",
+        frame_size: int | None = None,
         has_world_model: bool = True,
         calibration: Calibration | None = None,
     ) -> None:
         settings = model.config.model
-        self.horizon, self.name, self.seed = settings.action_seq_len, name, seed
-        self.device = resolve_device(device)
-        self.precision = _choose_precision(precision, self.device, model)
-        if num_sampling_steps is not None and num_sampling_steps < 1:
-            raise UserError(f"num_sampling_steps: expected at least 1, got {num_sampling_steps}")
-        if sampling_temperature is not None and not 0 <= sampling_temperature < float("inf"):
-            raise UserError(f"sampling_temperature: expected at least 0, such as 0 or 1, got {sampling_temperature}")
-        if execute_steps is not None and not 1 <= execute_steps <= self.horizon:
-            raise UserError(
-                f"execute_steps (--replan_steps): expected 1 to {self.horizon} (the chunk of '{name}'), got "
-                f"{execute_steps}; choose a number in this range"
-            )
-        if temporal_ensembling is not None and not 0 <= temporal_ensembling < float("inf"):
-            raise UserError(
-                f"temporal_ensembling: expected a decay of at least 0, such as 0.01, got {temporal_ensembling}"
-            )
+        options = options or ActingOptions()
+        self.horizon, self.name, self.seed = settings.action_seq_len, name, options.seed
+        self.execute_steps = options.steps_of(self.horizon, name)
+        self.device = resolve_device(options.device)
+        self.precision = _choose_precision(options.precision, self.device, model)
         if language.dim != settings.language_dim:
             raise UserError(
                 f"policy '{name}': its model reads instructions of {settings.language_dim} numbers, the language "
@@ -111,13 +91,13 @@ class StateVLAPolicy:
         self.config = model.config
         self.transform, self.robot = transform, transform.robot
         self.language = language
+        self.frame_size = frame_size or settings.image_size
         self.has_world_model, self.calibration = has_world_model, calibration
         self._memory = None if calibration is None else calibration.memory.to(self.device)
-        self.num_sampling_steps = num_sampling_steps or settings.policy.num_sampling_steps
-        default = settings.policy.sampling_temperature
-        self.sampling_temperature = default if sampling_temperature is None else sampling_temperature
-        self.temporal_ensembling = temporal_ensembling
-        self.execute_steps = execute_steps or (self.horizon if temporal_ensembling is None else 1)
+        self.num_sampling_steps = options.num_sampling_steps or settings.policy.num_sampling_steps
+        temperature, default = options.sampling_temperature, settings.policy.sampling_temperature
+        self.sampling_temperature = default if temperature is None else temperature
+        self.temporal_ensembling = options.temporal_ensembling
         self._checkpoint: Path | None = None
         # Never ask a robot for more than any demonstration did.
         bounds = transform.statistics.actions
@@ -127,23 +107,16 @@ class StateVLAPolicy:
         self._session = self.new_session()
 
     @classmethod
-    def from_pretrained(
-        cls,
-        path: str | Path,
-        *,
-        device: str = "auto",
-        num_sampling_steps: int | None = None,
-        sampling_temperature: float | None = None,
-        execute_steps: int | None = None,
-        temporal_ensembling: float | None = None,
-        seed: int = 0,
-        precision: str = "auto",
-    ) -> StateVLAPolicy:
-        """Load a checkpoint: a folder, an alias such as `checkpoints/phase2_flow_matching/checkpoint_best.pt`, or
-        `owner/repository` of the Hugging Face hub.
+    def from_pretrained(cls, path: str | Path, **options: Any) -> StateVLAPolicy:
+        """Load a checkpoint.
+
+        Args:
+            path: a folder, an alias such as `checkpoints/phase2_flow_matching/checkpoint_best.pt`, the name of a policy
+                that comes along, or `owner/repository` of the Hugging Face hub.
+            options: as `ActingOptions` has them, `execute_steps=8` for one.
 
         Raises:
-            UserError: no such checkpoint, a damaged one, or one without a trained policy.
+            UserError: no such checkpoint, a damaged one, one without a trained policy, or an option out of range.
         """
         from statevla.checkpoints.checkpoint import load_checkpoint, weights_hash
         from statevla.model.language import build_language_encoder
@@ -159,14 +132,9 @@ class StateVLAPolicy:
             loaded.model,
             Transform(loaded.config.model, loaded.statistics, loaded.robot),
             build_language_encoder(_language_of(loaded), loaded.config.model.language_dim),
-            device=device,
-            num_sampling_steps=num_sampling_steps,
-            sampling_temperature=sampling_temperature,
-            execute_steps=execute_steps,
-            temporal_ensembling=temporal_ensembling,
-            seed=seed,
-            precision=precision,
+            ActingOptions(**options),
             name=str(path),
+            frame_size=loaded.data.frame_size,
             has_world_model=phase != "bc",
             calibration=Calibration.load(loaded.path, weights_hash(loaded.path), loaded.config.model.state_dim),
         )
@@ -387,21 +355,11 @@ def _language_of(loaded: LoadedCheckpoint) -> LanguageConfig:
 
 
 def _choose_precision(name: str, device: torch.device, model: StateVLA) -> str:
-    if name not in ("auto", "bf16", "fp32"):
-        raise UserError(f"precision '{name}': expected auto, bf16 or fp32")
     if name == "auto" and model.config.training.precision == "fp32":
         return "fp32"
     return resolve_precision(name, device)
 
 
 def load_policy(path: str | Path, **options: Any) -> StateVLAPolicy:
-    """A checkpoint, ready to act: `StateVLAPolicy.from_pretrained`.
-
-    Args:
-        path: a folder, an alias such as `checkpoints/phase2_flow_matching/checkpoint_best.pt`, or `owner/repository`.
-        options: as `StateVLAPolicy` takes them, `execute_steps=8` for one.
-
-    Raises:
-        UserError: no such checkpoint, a damaged one, or one without a trained policy.
-    """
+    """A checkpoint, ready to act: `StateVLAPolicy.from_pretrained`, which see."""
     return StateVLAPolicy.from_pretrained(path, **options)

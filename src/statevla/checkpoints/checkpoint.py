@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from statevla.checkpoints.hub import download, is_repo_id
 from statevla.checkpoints.provenance import git_commit, versions
-from statevla.config import Config, bundled_dir, bundled_policies, config_from_dict, expand_path
+from statevla.config import PHASES, Config, bundled_dir, bundled_policies, config_from_dict, expand_path
 from statevla.errors import UserError
 from statevla.machine.storage import (
     read_json,
@@ -47,9 +47,7 @@ from statevla.model.statevla_model import StateVLA
 from statevla.robots import RobotSpec
 from statevla.transforms import Statistics
 
-FORMAT_VERSION = 2
-RUN_FOLDERS = {"1": "phase1_temporal_jepa", "2": "phase2_flow_matching", "bc": "behaviour_cloning"}
-PHASE_SECTIONS = {"1": "phase1", "2": "phase2", "bc": "bc"}  # of `training` in the configuration
+FORMAT_VERSION = 3
 LAST, BEST = "last", "best"
 ALIASES = {"checkpoint_last.pt": LAST, "checkpoint_best.pt": BEST}
 MODEL_FILE, STATE_FOLDER, STATE_FILE = "model.safetensors", "training_state", "state.safetensors"
@@ -68,6 +66,8 @@ class DataInfo:
         train_split, split_seed: arguments of `split_episodes`.
         demos_per_task: the run's own; later phases set theirs.
         source_caches: fingerprints of the caches of `data.sources`.
+        frame_size: longer side of the frames that it stores (pixels), which a world should draw as well; None where
+            they differ.
     """
 
     cache: str
@@ -75,6 +75,7 @@ class DataInfo:
     split_seed: int
     demos_per_task: int | None = None
     source_caches: tuple[str, ...] = ()
+    frame_size: int | None = None
 
 
 Fields = TypeVar("Fields", LanguageInfo, DataInfo)
@@ -317,9 +318,9 @@ def _read_fields(kind: type[Fields], path: Path) -> Fields:
 def _read_metrics(path: Path) -> dict[str, Any]:
     metrics = read_json(path)
     phase = metrics.get("phase") if isinstance(metrics, dict) else None
-    if not isinstance(phase, str) or phase not in RUN_FOLDERS:
+    if not isinstance(phase, str) or phase not in PHASES:
         raise UserError(
-            f"{path}: phase is {phase!r}, expected one of {', '.join(RUN_FOLDERS)}; the file is damaged, take another "
+            f"{path}: phase is {phase!r}, expected one of {', '.join(PHASES)}; the file is damaged, take another "
             "checkpoint"
         )
     return metrics

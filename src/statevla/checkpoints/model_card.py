@@ -11,7 +11,7 @@ from typing import Any
 
 from statevla.checkpoints.checkpoint import ROUNDED_FROM, RUN_FILE, VERSION_FILE, weights_hash
 from statevla.checkpoints.comparisons import binary_lines, comparisons
-from statevla.config import home_dir
+from statevla.config import PHASES, home_dir
 from statevla.robots import RobotSpec
 from statevla.robots.describe import camera_text, field_text, group_text
 
@@ -22,7 +22,6 @@ pipeline_tag: robotics
 tags: [robotics, vision-language-action, world-model, flow-matching, mamba]
 ---
 """
-_PHASES = {"1": "phase 1 (temporal JEPA)", "2": "phase 2 (flow matching)", "bc": "behaviour cloning"}
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,11 @@ def model_card(checkpoint: Path, name: str, measured: Measured) -> str:
 
 
 def _introduction(config: dict[str, Any], metrics: dict[str, Any], name: str) -> Iterator[str]:
-    model = config.get("model", {})
+    model, phase = config.get("model", {}), str(metrics.get("phase"))
     yield (
         "A StateVLA policy: one Mamba encoder of language, robot state and cameras, a world model in latent space, and "
         f"chunks of {model.get('action_seq_len')} actions by flow matching. This checkpoint: "
-        f"{_PHASES.get(str(metrics.get('phase')), 'not said')}."
+        f"{PHASES[phase].title if phase in PHASES else 'not said'}."
     )
     yield ""
     yield from (

@@ -13,9 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from statevla.checkpoints.checkpoint import RUN_FOLDERS
 from statevla.commands.stages import Stage, marks, read_mark, run_stages, set_aside, training_stage
-from statevla.config import expand_path, find_config, home_dir, load_config
+from statevla.config import PHASES, expand_path, find_config, home_dir, load_config
 from statevla.errors import UserError
 from statevla.machine.extras import require
 
@@ -83,7 +82,7 @@ def plan(args: DemoArgs, folder: Path) -> list[Stage]:
 
     suite, tasks = ["--suite", args.suite], ["--tasks", args.tasks]
     collect = ["--demos", str(args.demos), "--image-size", str(config.model.image_size)]
-    best = str(checkpoints / RUN_FOLDERS["2"] / "checkpoint_best.pt")
+    best = str(checkpoints / PHASES["2"].folder / "checkpoint_best.pt")
     rollout = ["--num_trials", str(args.trials), "--videos", str(args.videos)]
     return [
         Stage(

@@ -17,7 +17,7 @@ from statevla.model.statevla_model import StateVLA
 from statevla.robots import LIBERO, RobotSpec, load_robot
 from statevla.robots.describe import camera_text, field_text, group_text
 
-NOT_DEPLOYED = ("target encoder (EMA)", "temporal predictor", "inverse dynamics", "keyframe head", "loss balance")
+NOT_DEPLOYED = ("target encoder (EMA)", "temporal predictor", "inverse dynamics", "keyframe head")
 
 
 @dataclass(frozen=True)

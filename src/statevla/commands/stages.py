@@ -21,8 +21,8 @@ from typing import Any
 
 from rich.console import Console
 
-from statevla.checkpoints.checkpoint import LAST, PHASE_SECTIONS, RUN_FOLDERS
-from statevla.config import EARLIER, Config, TrainingConfig
+from statevla.checkpoints.checkpoint import LAST
+from statevla.config import EARLIER, PHASES, Config, TrainingConfig
 from statevla.errors import UserError
 from statevla.machine.storage import write_json
 
@@ -73,13 +73,15 @@ def training_stage(
         init_checkpoint: what the other phases begin with instead of random weights.
         more: what else the result depends on.
     """
-    last = checkpoints / RUN_FOLDERS[phase] / LAST
+    last = checkpoints / PHASES[phase].folder / LAST
     if phase == "2":
-        phase1 = (phase1_checkpoints or checkpoints) / RUN_FOLDERS["1"] / "checkpoint_best.pt"
+        phase1 = (phase1_checkpoints or checkpoints) / PHASES["1"].folder / "checkpoint_best.pt"
         before = ["--phase1_checkpoint", str(phase1)]
     else:
         before = ["--init_checkpoint", init_checkpoint] if init_checkpoint is not None else []
-    others = {name: getattr(TrainingConfig(), name) for number, name in PHASE_SECTIONS.items() if number != phase}
+    others = {
+        other.section: getattr(TrainingConfig(), other.section) for number, other in PHASES.items() if number != phase
+    }
     read = config.model_copy(update={"training": config.training.model_copy(update=others)})
     # A key that is new to the configuration does not make what was trained without it stale.
     settings = read.model_dump_json(exclude_defaults=True)
@@ -89,7 +91,7 @@ def training_stage(
         ["--phase", phase, *before, *arguments],
         settings=settings + more,
         resume=lambda: ["--resume"] if last.exists() else [],
-        fresh=lambda: set_aside(checkpoints / RUN_FOLDERS[phase]),
+        fresh=lambda: set_aside(checkpoints / PHASES[phase].folder),
     )
 
 

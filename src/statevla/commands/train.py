@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 from statevla.commands.earlier_flags import refuse_earlier_flags
 from statevla.commands.entry import run_command
-from statevla.config import load_config, takes_text
+from statevla.config import PhaseName, load_config, takes_text
 from statevla.errors import UserError
 
 EPILOGUE = (
@@ -22,7 +22,7 @@ EPILOGUE = (
 class TrainArgs:
     config: str = "config"
     """A preset's name (config, compact, demo) or a YAML file."""
-    phase: Literal["1", "2", "bc"] = "1"
+    phase: PhaseName = "1"
     """1: world model (temporal JEPA); 2: policy on the frozen encoder (flow matching); bc: both, without phase 1."""
     phase1_checkpoint: str | None = None
     """What phase 2 builds on: a checkpoint folder, a run folder, or .../checkpoint_best.pt; not needed to resume."""

@@ -13,7 +13,6 @@ from statevla.config.model import (
     ModelConfig,
     PatchStem,
     PolicyConfig,
-    PredictorConfig,
 )
 from statevla.config.paths import (
     EARLIER,
@@ -26,11 +25,11 @@ from statevla.config.paths import (
     presets,
     results_dir,
 )
+from statevla.config.phases import PHASES, Phase, PhaseName, phase_of
 from statevla.config.robot import fit_to_robot
 from statevla.config.training import (
     BcConfig,
     JepaLossConfig,
-    LatentLossConfig,
     Phase1Config,
     Phase2Config,
     TargetConfig,
@@ -40,6 +39,7 @@ from statevla.config.tree import Config
 
 __all__ = [
     "EARLIER",
+    "PHASES",
     "AugmentationConfig",
     "BcConfig",
     "ConditionConfig",
@@ -48,14 +48,14 @@ __all__ = [
     "DataConfig",
     "JepaLossConfig",
     "LanguageConfig",
-    "LatentLossConfig",
     "MambaConfig",
     "ModelConfig",
     "PatchStem",
+    "Phase",
     "Phase1Config",
     "Phase2Config",
+    "PhaseName",
     "PolicyConfig",
-    "PredictorConfig",
     "SourceConfig",
     "TargetConfig",
     "TrainingConfig",
@@ -68,6 +68,7 @@ __all__ = [
     "fit_to_robot",
     "home_dir",
     "load_config",
+    "phase_of",
     "portable_text",
     "presets",
     "results_dir",

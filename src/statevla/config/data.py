@@ -14,8 +14,6 @@ class LanguageConfig(Section):
     encoder: str = "minilm"
     """`minilm` (packaged, offline), `hf:<name or folder>` (CLIP, SigLIP or any text model), or a file of precomputed
     embeddings (`.safetensors`, `.npz`: instruction → vector)."""
-    zero_pad: bool = False
-    """Pad shorter embeddings with zeros to `model.language_dim` (inner products stay the same)."""
 
 
 class AugmentationConfig(Section):

@@ -23,7 +23,8 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read a YAML file, apply dotted overrides, validate.
 
     Args:
-        path: YAML file or a preset's name; keys that it leaves out keep their defaults.
+        path: YAML file or a preset's name; keys that it leaves out are those of the file that its `base` names, where
+            it has one, else the defaults.
         overrides: `a.b.c=value` (`training.phase1.batch_size=8`): text for keys that take text, YAML for the others.
 
     Raises:
@@ -31,8 +32,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
             value out of range.
     """
     file = find_config(path)
-    tree = read_yaml(file, f"config {file}")
-    tree = {} if tree is None else tree
+    tree = _read_tree(file, ())
     for override in overrides if isinstance(tree, dict) else ():
         _apply_override(tree, override)
     return config_from_dict(tree, source=str(file))
@@ -50,6 +50,30 @@ def config_from_dict(tree: Any, source: str) -> Config:
         return Config.model_validate(dict(tree))
     except ValidationError as error:
         raise UserError(f"config {source}: {_first_problem(error)}") from None
+
+
+def _read_tree(file: Path, above: tuple[Path, ...]) -> Any:
+    """A file's tree, on top of that of its `base`: a file beside it, or a preset; `above` are those that led here."""
+    tree = read_yaml(file, f"config {file}")
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict) or "base" not in tree:
+        return tree
+    base = tree.pop("base")
+    if not isinstance(base, str):
+        raise UserError(f"config {file}: base: expected the name of a file or of a preset, got {_shown(base)}")
+    beside = file.parent / base
+    below = beside if beside.is_file() else find_config(base)
+    if below.resolve() in (each.resolve() for each in (*above, file)):
+        raise UserError(f"config {file}: base: '{base}' is built on this file itself; name another one")
+    return _merged(_read_tree(below, (*above, file)), tree)
+
+
+def _merged(below: Any, above: Any) -> Any:
+    """`above` on top of `below`: sections key by key, everything else whole."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    return below | {key: _merged(below.get(key), value) for key, value in above.items()}
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

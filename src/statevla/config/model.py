@@ -73,18 +73,10 @@ class ConvStem(Section):
 
 
 class MambaConfig(Section):
-    """Mamba-1 blocks of the encoder (Gu & Dao 2023)."""
+    """Mamba-1 blocks (Gu & Dao 2023)."""
 
     d_state: Positive = 16
-    """State size N of the scan."""
-    d_conv: Annotated[int, Field(ge=2, le=4)] = 4
-    """Taps of the causal convolution."""
-    expand: Positive = 2
-    """Inner width over D."""
-    dt_rank: Positive | Literal["auto"] = "auto"
-    """Rank of the step size projection; `auto` is ceil(D / 16)."""
-    mlp_hidden_dim: NonNegative = 0
-    """Hidden size of a gated MLP after every block; 0 leaves it out, as in the spec."""
+    """State size N of the encoder's scan."""
     scan_backend: str = "auto"
     """`auto`, or a name that `python -m statevla.model.mamba` lists; `$STATEVLA_SCAN_BACKEND` serves where this says
     auto."""
@@ -97,15 +89,11 @@ class ConditionConfig(Section):
     """The normalised robot state."""
     language: bool = False
     """The instruction embedding."""
-    token_grid: NonNegative = 0
-    """Encoder outputs of every camera, average-pooled to `token_grid x token_grid` tokens; 0 = none."""
 
 
 class PolicyConfig(Section):
     """Flow-matching policy and its sampler."""
 
-    objective: Literal["flow", "l1"] = "flow"
-    """`l1` regresses the chunk in one pass instead (the baseline)."""
     flow_time: Literal["uniform", "beta"] = "uniform"
     """`beta`: t ~ Beta(1.5, 1), more often near noise (pi0, arXiv 2410.24164, appendix B)."""
     condition: ConditionConfig = ConditionConfig()
@@ -117,21 +105,10 @@ class PolicyConfig(Section):
     mlp_hidden_dim: NonNegative = 256
     """Hidden size of the gated MLP after every policy block; 0 leaves it out."""
     num_sampling_steps: Positive = 4
-    """Solver steps from noise to action."""
-    solver: Literal["euler", "heun", "midpoint"] = "euler"
-    """ODE solver; heun and midpoint evaluate twice per step."""
+    """Euler steps from noise to action."""
     sampling_temperature: Annotated[float, Field(ge=0)] = 1.0
     """Scale of the noise that the flow starts from. 1 draws chunks as demonstrations vary; 0 starts at its mean, and an
     observation has one chunk."""
-
-
-class PredictorConfig(Section):
-    """How the temporal predictor of phase 1 takes the action in."""
-
-    conditioning: Literal["concat", "adaln"] = "concat"
-    """`concat`: beside z, as in the spec; `adaln`: residual blocks that the action scales, shifts and gates."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Chance in training that a hidden number is left out."""
 
 
 class ModelConfig(Section):
@@ -162,7 +139,6 @@ class ModelConfig(Section):
     """`layernorm`: Linear + LayerNorm, as in the spec; `batchnorm`: an MLP with BatchNorm; z keeps its scale."""
     stem: Annotated[PatchStem | ConvStem, Field(discriminator="kind")] = PatchStem()
     mamba: MambaConfig = MambaConfig()
-    predictor: PredictorConfig = PredictorConfig()
     policy: PolicyConfig = PolicyConfig()
 
     @model_validator(mode="before")

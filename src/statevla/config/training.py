@@ -14,31 +14,11 @@ class TargetConfig(Section):
 
     kind: Literal["ema", "online"] = "ema"
     """`ema`: an averaged copy (BYOL's cosine schedule); `online`: the encoder itself, gradients included (only with a
-    latent regulariser)."""
-    scope: Literal["encoder", "path"] = "encoder"
-    """`encoder`: only the Mamba encoder has an averaged copy, as in the spec; `path`: tokenizer and projection too."""
+    regulariser of its latents)."""
     momentum: Annotated[float, Field(ge=0, le=1)] = 0.996
     """At the first step."""
     final_momentum: Annotated[float, Field(ge=0, le=1)] = 1.0
     """At the last step."""
-
-
-class LatentLossConfig(Section):
-    """Regularisers on the encoder's latents rather than on predictions; all off in the spec."""
-
-    variance_weight: Weight = 0.0
-    """Hinge on the standard deviation over samples."""
-    covariance_weight: Weight = 0.0
-    """Squared off-diagonal covariances."""
-    temporal_variance_weight: Weight = 0.0
-    """Hinge on the standard deviation over time inside a window."""
-    sigreg_weight: Weight = 0.0
-    """Normality of random projections over samples."""
-    tc_sigreg_weight: Weight = 0.0
-    """SIGReg on z minus its window's mean."""
-
-    def any_on(self) -> bool:
-        return any(weight > 0 for weight in self.model_dump().values())
 
 
 class JepaLossConfig(Section):
@@ -50,9 +30,10 @@ class JepaLossConfig(Section):
     """On predictions, as in the spec."""
     covariance_weight: Weight = 0.04
     """On predictions, as in the spec."""
-    variance_target: Annotated[float, Field(gt=0)] = 1.0
-    """Standard deviation below which the variance hinges push (VICReg's gamma)."""
-    latent: LatentLossConfig = LatentLossConfig()
+    sigreg_weight: Weight = 0.0
+    """On the encoder's latents: normality of random projections over samples; off in the spec."""
+    tc_sigreg_weight: Weight = 0.0
+    """The same of latents minus their window's mean."""
     inverse_dynamics_weight: Weight = 0.0
     """Recover the action block from two consecutive latents."""
     keyframe_weight: Weight = 0.0
@@ -89,40 +70,21 @@ class Phase1Config(_EncoderConfig):
     """Predictions are fed back and scored up to so many retained steps ahead."""
     target: TargetConfig = TargetConfig()
     loss: JepaLossConfig = JepaLossConfig()
-    behavior_cloning_weight: Weight = 0.0
-    """Of the policy heads' loss, trained along on z with gradients into the encoder."""
 
     @model_validator(mode="after")
     def _sound(self) -> Phase1Config:
         if self.rollout_steps >= self.num_frames:
             raise ValueError(f"rollout_steps {self.rollout_steps} needs num_frames > {self.rollout_steps}")
-        if self.target.kind == "online" and not self.loss.latent.any_on():
-            raise ValueError("target.kind 'online' collapses without a regulariser in loss.latent; switch one on")
+        if self.target.kind == "online" and not (self.loss.sigreg_weight or self.loss.tc_sigreg_weight):
+            raise ValueError("target.kind 'online' collapses without loss.sigreg_weight; set it, to 0.09 for one")
         return self
 
 
 class Phase2Config(_PhaseConfig):
     learning_rate: Annotated[float, Field(gt=0)] = 5.0e-5
     """Peak of the schedule."""
-    initial_heads: Literal["new", "cloned"] = "new"
-    """`new`: random; `cloned`: those that phase 1 trained along (`training.phase1.behavior_cloning_weight`). These have
-    seen every frame under ever new augmentations, where new ones only know the stored views."""
     num_latent_views: Positive = 1
     """Augmented views per frame in the cache of latents (1 = the plain frame only)."""
-    unfreeze_last_blocks: NonNegative = 0
-    """Last Mamba layers of the encoder that are trained along, with its norms and projection; every batch is then
-    encoded anew, nothing comes from the cache of latents, and the temporal predictor stays as phase 1 left it."""
-    unfreeze_lr_scale: Rate = 0.1
-    """Their learning rate over that of the policy."""
-
-    @model_validator(mode="after")
-    def _no_views_of_what_changes(self) -> Phase2Config:
-        if self.unfreeze_last_blocks and self.num_latent_views > 1:
-            raise ValueError(
-                f"unfreeze_last_blocks {self.unfreeze_last_blocks} encodes and augments every batch anew, so "
-                f"num_latent_views {self.num_latent_views} would do nothing; set num_latent_views to 1"
-            )
-        return self
 
 
 class BcConfig(_EncoderConfig):

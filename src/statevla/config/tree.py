@@ -53,15 +53,6 @@ class Config(Section):
             )
         return self
 
-    @model_validator(mode="after")
-    def _blocks_to_unfreeze(self) -> Config:
-        wanted, depth = self.training.phase2.unfreeze_last_blocks, self.model.encoder_depth
-        if wanted > depth:
-            raise ValueError(
-                f"training.phase2.unfreeze_last_blocks {wanted}: the encoder has {depth} (model.encoder_depth)"
-            )
-        return self
-
 
 def _whole_numbers(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, int]]:
     """Every whole number of a tree of sections, by its dotted key."""

@@ -41,7 +41,7 @@ from statevla.transforms import resize_frames, to_upright
 
 _MIN_FRAMES_PER_PROCESS = 2_000
 """Starting a process costs seconds; below this it is quicker without."""
-_NAMES, _SUCCESS = "object_names", "success"
+_NAMES, _SUCCESS, _SIDES = "object_names", "success", "frame_sides"
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,12 @@ def _low_dim(arrays: EpisodeArrays) -> dict[str, np.ndarray]:
         present[IS_SEEN] = arrays.is_seen
     # NumPy has no None: -1 stands for a success that nobody noted.
     success = -1 if arrays.success is None else int(arrays.success)
-    return present | {_NAMES: np.array(arrays.object_names, dtype=np.str_), _SUCCESS: np.array(success, np.int8)}
+    sides = [max(frames.shape[1:3]) for frames in arrays.images.values()]
+    return present | {
+        _NAMES: np.array(arrays.object_names, dtype=np.str_),
+        _SUCCESS: np.array(success, np.int8),
+        _SIDES: np.array(sides, np.int64),
+    }
 
 
 def _finish(job: _Job, starts: Sequence[int]) -> None:
@@ -239,7 +244,9 @@ def _finish(job: _Job, starts: Sequence[int]) -> None:
     ]
     # A field that only some episodes have serves nothing; those that the policy sees are in all of them.
     robot = job.robot.with_state(field for field in job.robot.state if STATE_PREFIX + field.name in arrays)
-    write_index(job.folder, episodes, instructions, robot, job.image_size, arrays)
+    sides = {int(side) for part in parts for side in part[_SIDES]}
+    frame_size = sides.pop() if len(sides) == 1 else None
+    write_index(job.folder, episodes, instructions, robot, job.image_size, frame_size, arrays)
 
 
 def _padded(poses: Sequence[np.ndarray | None], lengths: Sequence[int]) -> np.ndarray:

@@ -29,7 +29,7 @@ from statevla.machine.storage import write_json
 from statevla.robots import RobotSpec
 from statevla.transforms import ActionNormalization, RelativeActions, Statistics
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 FRAMES_FILE, INDEX_FILE = "frames.bin", "cache.json"
 ACTIONS, EXECUTED, OBJECTS, STATE_PREFIX = "actions", "executed_actions", "object_poses", "state_"
 IS_SEEN = "is_seen"
@@ -72,6 +72,7 @@ class FrameCache:
         instructions: the different instructions, normalised; a language table has one row for each.
         cameras: in the order of the frames' axis `V`.
         image_size: `P`.
+        frame_size: longer side of the frames as the data set stores them (pixels); None where they differ.
         num_frames: over all episodes.
         actions: float32 `[num_frames, A]`.
         executed_actions: float32 `[num_frames, A]`; equal to `actions` where the source recorded no difference.
@@ -97,6 +98,7 @@ class FrameCache:
         self.instructions: list[str] = index["instructions"]
         self.cameras: tuple[str, ...] = tuple(index["cameras"])
         self.image_size: int = index["image_size"]
+        self.frame_size: int | None = index["frame_size"]
         self.num_frames = self.episodes[-1].stop if self.episodes else 0
         self.actions = self._array(ACTIONS)
         self.executed_actions = self._array(EXECUTED) if EXECUTED in index["arrays"] else self.actions
@@ -243,6 +245,7 @@ def write_index(
     instructions: Sequence[str],
     robot: RobotSpec,
     image_size: int,
+    frame_size: int | None,
     arrays: Mapping[str, np.ndarray],
 ) -> None:
     """Write everything of a cache but its frames; `arrays` are named as the constants above."""
@@ -253,6 +256,7 @@ def write_index(
         "robot": robot.to_dict(),
         "cameras": list(robot.camera_names),
         "image_size": image_size,
+        "frame_size": frame_size,
         "instructions": list(instructions),
         "arrays": sorted(arrays),
         "episodes": [asdict(episode) for episode in episodes],

@@ -171,12 +171,10 @@ class TransitionDataset(_CachedSamples):
     Args:
         cache: an open frame cache.
         episode_ids: indices into `cache.episodes`, as `split_episodes` gives them.
-        phase1_config: `num_frames`, `frame_skip`; with `behavior_cloning_weight`, batches hold action chunks too, with
-            `loss.keyframe_weight` keyframes.
+        phase1_config: `num_frames`, `frame_skip`; with `loss.keyframe_weight`, batches hold keyframes too.
         transform: of the model that is trained.
         language_table: float `[len(cache.instructions), E]`.
-        labelled: whether the actions are worth imitating; if not, all steps of action chunks are marked as padding,
-            and no keyframe is known.
+        labelled: whether the actions are worth imitating; if not, no keyframe is known.
         start_repeats: how many more items windows near an episode's start are; for training, not for validation.
 
     Raises:
@@ -202,8 +200,6 @@ class TransitionDataset(_CachedSamples):
                 f"training.phase1: a window of {num_frames} frames every {skip} steps needs {span + 1} steps, the "
                 f"longest of {len(episode_ids)} episodes has {longest}; lower num_frames or frame_skip"
             )
-        self._horizon = transform.model_config.action_seq_len if phase1_config.behavior_cloning_weight else 0
-        self._labelled = labelled
         self._keyframes: tuple[torch.Tensor, torch.Tensor] | None = None
         if phase1_config.loss.keyframe_weight:
             offsets, known = next_keyframes(cache, transform)
@@ -224,15 +220,10 @@ class TransitionDataset(_CachedSamples):
         first = self._first[indices]
         frames = first[:, None] + self._frame_offsets
         steps = first[:, None, None] + self._action_offsets
-        chunks, is_pad = self._chunks(frames, indices, self._horizon) if self._horizon else (None, None)
-        if is_pad is not None and not self._labelled:
-            is_pad.fill_(True)
         keyframe, is_known = (None, None) if self._keyframes is None else (part[frames] for part in self._keyframes)
         return TransitionBatch(
             observation=self._observation(frames, indices, draws),
             actions=self._actions[steps].flatten(2),
-            chunks=chunks,
-            chunk_is_pad=is_pad,
             keyframe=keyframe,
             keyframe_is_known=is_known,
         )

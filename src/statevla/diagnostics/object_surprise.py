@@ -103,7 +103,7 @@ def measure_object_surprise(
         return {}
     rows, frames = exchanged.rows, transitions.frames[exchanged.rows]
     expected = transitions.expected[rows]
-    use_target = len(subject.model.state_encoder.target) > 0
+    use_target = subject.model.state_encoder.target is not None
     z = {kind: exchanged.encode(frames, kind) for kind in ("moved", "unmoved")}
     z["repeated"] = encode_frames(subject, transitions.episodes, frames, use_target)
     values = {kind: surprise_of(expected, code).numpy() for kind, code in z.items()}
@@ -151,7 +151,7 @@ def from_other_episodes(subject: Subject, transitions: Transitions) -> Exchanged
     if not rows:
         return None
     pictures = {"moved": torch.tensor(np.array(moved)), "unmoved": torch.tensor(np.array(unmoved))}
-    use_target = len(subject.model.state_encoder.target) > 0
+    use_target = subject.model.state_encoder.target is not None
 
     def encode(frames: Tensor, kind: str) -> Tensor:
         return encode_frames(subject, donors, frames, use_target, images_from=pictures[kind])

@@ -83,7 +83,7 @@ def encode_sequences(subject: Subject, episodes: Sequence[int]) -> list[LatentSe
         return []
     wanted = torch.cat(frames)
     z = encode_frames(subject, kept, wanted)
-    has_target = len(subject.model.state_encoder.target) > 0
+    has_target = subject.model.state_encoder.target is not None
     target = encode_frames(subject, kept, wanted, use_target=True) if has_target else z
     skip = subject.frame_skip
     actions = subject.transform.normalize_actions(torch.from_numpy(subject.cache.executed_actions))

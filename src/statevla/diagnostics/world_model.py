@@ -126,7 +126,7 @@ def surprise(subject: Subject, sequences: Sequence[LatentSequence]) -> dict[str,
     after = torch.cat([s.frames[1:] for s in sequences])
     elsewhere = torch.cat([s.frames[1:].roll(len(s.frames) // 2) for s in sequences])
     before = torch.cat([s.frames[:-1] for s in sequences])
-    has_target = len(subject.model.state_encoder.target) > 0
+    has_target = subject.model.state_encoder.target is not None
     teleported = encode_frames(subject, episodes, after, has_target, images_from=elsewhere)
     frozen = encode_frames(subject, episodes, after, has_target, images_from=before)
     predicted = rollout(subject, windows.z, windows.actions)

@@ -47,60 +47,49 @@ class SinusoidalTimeEmbedding(PreparedModule):
         return self.mlp(F.pad(torch.cat([angles.sin(), angles.cos()], dim=-1), (0, self.padding)))
 
 
-GRIPPER_TOKEN_DIM = 16
-
-
 class PolicyStateLayout:
-    """How the flat policy state `[B, P]` splits: z, robot state, language, camera tokens (absent ones have width 0)."""
+    """How the flat policy state `[B, P]` splits: z, robot state, language (absent ones have width 0)."""
 
     def __init__(self, config: ModelConfig) -> None:
         condition = config.policy.condition
-        self.num_tokens = len(config.cameras) * condition.token_grid**2
-        self.embed_dim = config.embed_dim
         self.widths = [
             config.state_dim,
             config.robot_state_dim if condition.robot_state else 0,
             config.language_dim if condition.language else 0,
-            self.num_tokens * config.embed_dim,
         ]
 
-    def split(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`[B, P]` → z `[B, Z]`, robot state `[B, S or 0]`, language `[B, E or 0]`, tokens `[B, M, D]`."""
-        z, robot, language, tokens = state.split(self.widths, dim=-1)
-        return z, robot, language, tokens.reshape(state.shape[0], self.num_tokens, self.embed_dim)
+    def split(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`[B, P]` → z `[B, Z]`, robot state `[B, S or 0]`, language `[B, E or 0]`."""
+        z, robot, language = state.split(self.widths, dim=-1)
+        return z, robot, language
 
 
 class PolicyCondition(nn.Module):
-    """Policy state → condition tokens: one for z, then one each for robot state and language, then camera tokens."""
+    """Policy state → condition tokens: one for z, then one each for robot state and language."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim = config.embed_dim
         self.layout = PolicyStateLayout(config)
-        _, robot, language, _ = self.layout.widths
+        _, robot, language = self.layout.widths
         self.state = nn.Linear(config.state_dim, dim)
         self.robot_state = nn.Linear(robot, dim) if robot else None
         self.language = nn.Linear(language, dim) if language else None
-        self.tokens = nn.Linear(dim, dim) if self.layout.num_tokens else None
-        self.num_tokens = 1 + bool(robot) + bool(language) + self.layout.num_tokens
+        self.num_tokens = 1 + bool(robot) + bool(language)
 
     def forward(self, state: Tensor) -> Tensor:
         """`[B, P]` → `[B, num_tokens, D]`."""
-        z, robot, language, tokens = self.layout.split(state)
+        z, robot, language = self.layout.split(state)
         parts = [self.state(z).unsqueeze(1)]
         if self.robot_state is not None:
             parts.append(self.robot_state(robot).unsqueeze(1))
         if self.language is not None:
             parts.append(self.language(language).unsqueeze(1))
-        if self.tokens is not None:
-            parts.append(self.tokens(tokens))
         return torch.cat(parts, dim=1)
 
 
 class FlowMatchingPolicy(nn.Module):
     """Velocity field over the chunk's continuous numbers: Mamba over [z …][t][x_1 … x_H].
-
-    With the `l1` objective the same network regresses the chunk: x and t are zeros and the output is the action.
 
     Args:
         continuous_dim: C, the continuous numbers of an action.
@@ -120,9 +109,6 @@ class FlowMatchingPolicy(nn.Module):
             dim,
             policy.depth,
             d_state=policy.d_state,
-            d_conv=config.mamba.d_conv,
-            expand=config.mamba.expand,
-            dt_rank=config.mamba.dt_rank,
             mlp_hidden_dim=policy.mlp_hidden_dim,
             backend=config.mamba.scan_backend,
         )
@@ -148,8 +134,6 @@ class FlowMatchingPolicy(nn.Module):
 class GripperClassifier(nn.Module):
     """Policy state → one logit per step of the chunk and binary number; positive means on (of a gripper: close).
 
-    Camera tokens, where the policy has them, come in through a shared narrow projection: it keeps where things are.
-
     Args:
         binary_dim: G, the binary numbers of an action.
     """
@@ -157,11 +141,8 @@ class GripperClassifier(nn.Module):
     def __init__(self, config: ModelConfig, binary_dim: int, hidden_dim: int = 256) -> None:
         super().__init__()
         self.binary_dim = binary_dim
-        self.layout = PolicyStateLayout(config)
-        num_tokens = self.layout.num_tokens
-        self.tokens = nn.Linear(config.embed_dim, GRIPPER_TOKEN_DIM) if num_tokens else None
         self.mlp = nn.Sequential(
-            nn.Linear(sum(self.layout.widths[:3]) + num_tokens * GRIPPER_TOKEN_DIM, hidden_dim),
+            nn.Linear(sum(PolicyStateLayout(config).widths), hidden_dim),
             nn.GELU(),
             nn.Linear(hidden_dim, hidden_dim),
             nn.GELU(),
@@ -170,11 +151,7 @@ class GripperClassifier(nn.Module):
 
     def forward(self, state: Tensor) -> Tensor:
         """`[B, P]` → logits `[B, H, G]`, float32."""
-        z, robot, language, tokens = self.layout.split(state)
-        parts = [z, robot, language]
-        if self.tokens is not None:
-            parts.append(self.tokens(tokens).flatten(1).to(z.dtype))
-        return self.mlp(torch.cat(parts, dim=-1)).float().unflatten(-1, (-1, self.binary_dim))
+        return self.mlp(state).float().unflatten(-1, (-1, self.binary_dim))
 
 
 def gripper_loss(logits: Tensor, command: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -152,11 +152,10 @@ def build_language_encoder(config: LanguageConfig, language_dim: int) -> Languag
             f"language.encoder '{name}': expected minilm, hf:<name or folder>, or a file of embeddings "
             "(.safetensors, .npz)"
         )
-    if backend.dim > language_dim or (backend.dim < language_dim and not config.zero_pad):
-        pad = " or language.zero_pad=true" if backend.dim < language_dim else ""
+    if backend.dim > language_dim:
         raise UserError(
             f"language.encoder '{name}': gives {backend.dim} numbers, model.language_dim is {language_dim}; "
-            f"set model.language_dim={backend.dim}{pad}"
+            f"set model.language_dim={backend.dim}"
         )
     return LanguageEncoder(name, language_dim, backend)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from statevla.checkpoints.comparisons import binary_lines, comparisons
+from statevla.config import PHASES
 from statevla.diagnostics.tables import action_rows
 from statevla.machine.storage import write_text
 from statevla.report.charts import copy_skill_curves, success_bars, surprise_curves, training_curves
@@ -19,7 +20,6 @@ from statevla.robots import RobotSpec
 
 _Kind = Literal["numbers", "words"]
 MAX_VIDEOS = 16
-PHASES = {"1": "Phase 1: temporal JEPA", "2": "Phase 2: flow matching", "bc": "Behaviour cloning, end to end"}
 _PICTURES = {
     "action_errors.png": "Errors per step of the chunk and per dimension",
     "chunks.png": "Demonstrated chunks and sampled ones",
@@ -216,7 +216,7 @@ def _action_table(actions: dict[str, Any]) -> str:
 
 
 def _run(run: Run) -> Iterator[str]:
-    yield f"<h2>{_text(PHASES.get(run.phase, f'Training, phase {run.phase}'))}</h2>"
+    yield f"<h2>{_text(_title(run.phase))}</h2>"
     train = run.records("train")
     rates = [entry["samples_per_s"] for entry in train if entry.get("samples_per_s")]
     if train:
@@ -293,6 +293,11 @@ def _number(value: Any) -> str:
 
 def _text(value: Any) -> str:
     return html.escape(str(value))
+
+
+def _title(phase: str) -> str:
+    title = PHASES[phase].title if phase in PHASES else f"training, phase {phase}"
+    return title[0].upper() + title[1:]
 
 
 def write_report(folders: Sequence[Path], out: Path, title: str = "StateVLA report") -> Path:

@@ -16,33 +16,17 @@ EMA_WARMUP = 10.0
 
 
 def build_optimizer(
-    parameters: Mapping[str, nn.Parameter],
-    learning_rate: float,
-    config: TrainingConfig,
-    lr_scales: Mapping[str, float] | None = None,
+    parameters: Mapping[str, nn.Parameter], learning_rate: float, config: TrainingConfig
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019). Vectors, scalars and parameters marked `_no_weight_decay` do not decay.
-
-    Args:
-        learning_rate: before scaling; see `set_learning_rate`.
-        lr_scales: parameter → factor on its learning rate, in (0, 1]; 1 where none is given.
-    """
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
+    """AdamW (Loshchilov & Hutter 2019). Vectors, scalars and parameters marked `_no_weight_decay` do not decay."""
+    decaying: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for parameter in parameters.values():
         decays = parameter.ndim > 1 and not getattr(parameter, "_no_weight_decay", False)
-        groups.setdefault(((lr_scales or {}).get(name, 1.0), decays), []).append(parameter)
-    # The full rate first: `param_groups[0]` is what logs show.
-    ordered = sorted(groups.items(), key=lambda item: item[0], reverse=True)
+        (decaying if decays else others).append(parameter)
     return torch.optim.AdamW(
-        [
-            {
-                "params": group,
-                "weight_decay": config.weight_decay if decays else 0.0,
-                "lr": scale * learning_rate,
-                "lr_scale": scale,
-            }
-            for (scale, decays), group in ordered
-        ],
+        [{"params": decaying, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=learning_rate,
         betas=config.betas,
         # On a CPU the loop over tensors takes ten times as long as the fused kernel; CUDA's default is fast.
         fused=all(parameter.device.type == "cpu" for parameter in parameters.values()) or None,
@@ -50,9 +34,9 @@ def build_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Give every group of `build_optimizer` its share of `learning_rate`."""
+    """Give it to every group."""
     for group in optimizer.param_groups:
-        group["lr"] = group["lr_scale"] * learning_rate
+        group["lr"] = learning_rate
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_steps: int) -> float:

@@ -1,40 +1,35 @@
 """What each phase optimises, and from which samples.
 
-    1   temporal JEPA: the encoder learns to predict what an action does (behaviour cloning may help: a switch)
-    2   flow matching: the policy learns on states of the frozen encoder (its last layers may move: a switch)
+    1   temporal JEPA: the encoder learns to predict what an action does
+    2   flow matching: the policy learns on states of the frozen encoder
     bc  behaviour cloning: encoder and policy together, from scratch (the baseline)
 
 A step's loss does not depend on how its batch is cut over processes and accumulation steps, with three exceptions:
 phase 1's terms over the batch (variance, covariance, SIGReg) see one micro-batch of all processes, so that accumulation
-makes their batch smaller; dropout (of robot tokens, in the predictor) draws per micro-batch; and batch normalisation,
+makes their batch smaller; dropout of robot tokens draws per micro-batch; and batch normalisation,
 where it is on, sees a micro-batch of one process (of all processes on CUDA).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from statevla.config import BcConfig, Config, Phase1Config, Phase2Config
+from statevla.config import PHASES, BcConfig, Config, Phase1Config, Phase2Config
 from statevla.errors import UserError
 from statevla.model.flow import FlowDraws
 from statevla.model.statevla_model import StateVLA
 from statevla.types import ChunkBatch, TransitionBatch
 
 Batch = TransitionBatch | ChunkBatch
-PHASE_NAMES = {"1": "temporal JEPA", "2": "flow matching", "bc": "behaviour cloning"}
 
 
 def phase_config(config: Config, phase: str) -> Phase1Config | Phase2Config | BcConfig:
     """The section of the configuration that is about `phase`."""
-    sections: dict[str, Phase1Config | Phase2Config | BcConfig] = {
-        "1": config.training.phase1,
-        "2": config.training.phase2,
-        "bc": config.training.bc,
-    }
-    return sections[phase]
+    section: Phase1Config | Phase2Config | BcConfig = getattr(config.training, PHASES[phase].section)
+    return section
 
 
 def check_micro_batch(config: Config, phase: str) -> None:
@@ -46,12 +41,6 @@ def check_micro_batch(config: Config, phase: str) -> None:
             f"training.phase1.batch_size {phase1.batch_size} in training.gradient_accumulation_steps {pieces}: "
             f"expected 2 or more predictions per micro-batch, to take their variance, got {together}; accumulate less"
         )
-
-
-def learning_rate_scales(config: Config, phase: str, names: Iterable[str]) -> dict[str, float]:
-    """Factor on the learning rate of each trained parameter: in phase 2, unfrozen parts of the encoder move slower."""
-    slow = config.training.phase2.unfreeze_lr_scale if phase == "2" else 1.0
-    return {name: slow if name.startswith("state_encoder.") else 1.0 for name in names}
 
 
 class PhaseLoss(nn.Module):
@@ -82,22 +71,17 @@ class PhaseLoss(nn.Module):
         Args:
             batch: of this process.
             weight: share of the micro-batch in the step, times the number of processes (for DDP averages).
-            draws: noise and flow times of its chunks, where the phase has any; None draws them here.
+            draws: noise and flow times of chunks; None draws them here.
 
         Returns:
             The weighted total to differentiate, and every scalar term, detached and unweighted.
         """
         if isinstance(batch, TransitionBatch):
-            losses = self.model.jepa_loss(batch, self.gather, draws)._asdict()
+            losses = self.model.jepa_loss(batch, self.gather)._asdict()
         else:
             losses = self.model.action_loss(batch, draws)._asdict()
         terms = {name: value.detach().float() for name, value in losses.items()}
         return losses["total"] * weight, terms
-
-
-def raw_loss(phase: str, terms: dict[str, float]) -> float:
-    """What "best" is chosen by: the plain losses, without learned weights between them."""
-    return terms["total"] if phase == "1" else terms["flow"] + terms["gripper"]
 
 
 def num_targets(batch: Batch) -> int:
@@ -107,7 +91,7 @@ def num_targets(batch: Batch) -> int:
 
 def is_finite(batch: Batch) -> Tensor:
     """Which samples of a batch hold finite numbers only, bool `[B]`."""
-    tensors: Sequence[Tensor | None] = [batch.actions, getattr(batch, "state", None), getattr(batch, "chunks", None)]
+    tensors: Sequence[Tensor | None] = [batch.actions, getattr(batch, "state", None)]
     if batch.observation is not None:
         tensors = [*tensors, batch.observation.robot_state, batch.observation.language, batch.observation.images]
     finite = [torch.isfinite(tensor).flatten(1).all(dim=1) for tensor in tensors if tensor is not None]

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from statevla.checkpoints.checkpoint import ALIASES, BEST, LAST, RUN_FILE, RUN_FOLDERS
+from statevla.checkpoints.checkpoint import ALIASES, BEST, LAST, RUN_FILE
 from statevla.checkpoints.provenance import run_info
-from statevla.config import Config, expand_path
+from statevla.config import Config, expand_path, phase_of
 from statevla.diagnostics.offline import QUICK_EPISODES, finite_tree, measure_state
 from statevla.diagnostics.plots import draw_all
 from statevla.diagnostics.probes import thin
 from statevla.errors import UserError
 from statevla.machine.allocator import keep_freed_memory
 from statevla.machine.device import resolve_device, resolve_precision
-from statevla.machine.processes import Processes, join_processes
+from statevla.machine.processes import join_processes
 from statevla.machine.storage import whole_folder, write_json
-from statevla.training.setup import Setup, prepare
+from statevla.training.setup import RunContext, Setup, prepare
 from statevla.training.trainer import Trainer
 
 
@@ -47,9 +46,7 @@ def train(
     Raises:
         UserError: bad data or checkpoint, a run that would be overwritten, non-finite losses, a full disk.
     """
-    if phase not in RUN_FOLDERS:
-        raise UserError(f"phase '{phase}': expected one of {', '.join(RUN_FOLDERS)}")
-    run = expand_path(config.output_dir) / RUN_FOLDERS[phase]
+    run = expand_path(config.output_dir) / phase_of(phase).folder
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other; give one")
     if not (resume or overwrite) and whole_folder(run / LAST) is not None:
@@ -61,54 +58,54 @@ def train(
         torch.set_num_threads(config.num_threads)
     keep_freed_memory()
     with join_processes(resolve_device(config.device)) as (processes, device):
-        _run(config, phase, phase1_checkpoint, init_checkpoint, resume, run, processes, device)
+        context = RunContext(device, processes, _print if processes.is_main else _keep_silent)
+        trainer = Trainer(prepare(config, phase, phase1_checkpoint, init_checkpoint, context), run, resume)
+        _fit(trainer)
     return run
 
 
-def _run(
-    config: Config,
-    phase: str,
-    phase1_checkpoint: str | Path | None,
-    init_checkpoint: str | Path | None,
-    resume: bool,
-    run: Path,
-    processes: Processes,
-    device: torch.device,
-) -> None:
-    def say(line: str) -> None:
-        if processes.is_main:
-            print(line, flush=True)
-
-    setup = prepare(config, phase, phase1_checkpoint, device, processes, say, init_checkpoint)
-    trainer = Trainer(setup, run, resume)
-    say(
-        f"phase {phase} on {device}, {processes.world_size} process(es): {len(setup.train_episodes)} training and "
-        f"{len(setup.validation_episodes)} held-out episodes, {len(setup.train)} samples, "
-        f"{sum(p.numel() for p in trainer.parameters.values()):,} trained parameters, steps {trainer.step} to "
-        f"{trainer.total_steps}"
+def _fit(trainer: Trainer) -> None:
+    """Train, with `run.json` written before and phase 1's probes after."""
+    setup, run = trainer.setup, trainer.run
+    context, config = setup.context, setup.config
+    num_trained = sum(parameter.numel() for parameter in trainer.parameters.values())
+    context.say(
+        f"phase {setup.phase} on {context.device}, {context.processes.world_size} process(es): {len(setup.main.train)} "
+        f"training and {len(setup.main.held_out)} held-out episodes, {len(setup.train)} samples, {num_trained:,} "
+        f"trained parameters, steps {trainer.step} to {trainer.total_steps}"
     )
-    if processes.is_main:
-        info: dict[str, Any] = {"phase": phase, **run_info(config.seed, processes.world_size, device)}
-        info["precision"] = resolve_precision(config.training.precision, device)
-        info["config"] = setup.config.model_dump(mode="json")
+    if context.processes.is_main:
+        made = run_info(config.seed, context.processes.world_size, context.device)
+        precision = resolve_precision(config.training.precision, context.device)
+        config_tree = config.model_dump(mode="json")
+        info: dict[str, Any] = {"phase": setup.phase, **made, "precision": precision, "config": config_tree}
         write_json(run / RUN_FILE, info)
     trainer.fit()
-    if phase == "1" and processes.is_main:
-        _probe(setup, run, say)
+    if setup.phase == "1" and context.processes.is_main:
+        _probe(setup, run)
     aliases = {name: alias for alias, name in ALIASES.items()}
-    say(f"done: {run / LAST} and {run / BEST} (also {aliases[BEST]})")
+    context.say(f"done: {run / LAST} and {run / BEST} (also {aliases[BEST]})")
 
 
-def _probe(setup: Setup, run: Path, say: Callable[[str], None]) -> None:
+def _probe(setup: Setup, run: Path) -> None:
     """What the trained state knows, the part that takes seconds: `<run>/probe.json` and pictures."""
-    if not setup.validation_episodes:
+    say, held_out = setup.context.say, setup.main.held_out
+    if not held_out:
         say("probes: skipped, no episodes are held out")
         return
-    episodes = thin(setup.validation_episodes, QUICK_EPISODES)
-    results = measure_state(setup.subject, setup.train_episodes, setup.validation_episodes, episodes, thorough=False)
+    episodes = thin(held_out, QUICK_EPISODES)
+    results = measure_state(setup.subject, setup.main.train, held_out, episodes, thorough=False)
     write_json(run / "probe.json", finite_tree(results))
     draw_all(results, None, run)
     for note in results.get("notes", []):
         say(note)
     read = ", ".join(f"{name} {scores['ridge']:.3f}" for name, scores in results["probes"].items())
     say(f"linear probes of z, R² on held-out episodes: {read}; {run / 'probe.json'}, more with `statevla probe`")
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+def _keep_silent(line: str) -> None:
+    """Only the main process talks."""

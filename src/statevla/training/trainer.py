@@ -22,6 +22,7 @@ from statevla.checkpoints.checkpoint import (
     load_training_state,
     save_checkpoint,
 )
+from statevla.config import PHASES
 from statevla.data import BatchSampler, Prefetcher
 from statevla.diagnostics.world_model import THRESHOLDS, measure_world_model
 from statevla.errors import UserError
@@ -38,17 +39,16 @@ from statevla.training.optimization import (
     set_learning_rate,
 )
 from statevla.training.phases import (
-    PHASE_NAMES,
     Batch,
     PhaseLoss,
     check_micro_batch,
     is_finite,
-    learning_rate_scales,
     num_targets,
     phase_config,
 )
 from statevla.training.run_log import RunLog
-from statevla.training.setup import Setup, resume_differences
+from statevla.training.setup import Setup
+from statevla.training.start import resume_differences
 from statevla.training.validation import validate
 
 MAX_NAMED_EPISODES = 8
@@ -75,21 +75,16 @@ class Trainer:
 
     def __init__(self, setup: Setup, run: Path, resume: bool = False) -> None:
         self.setup, self.run = setup, run
-        config, processes = setup.config, setup.processes
+        config, processes = setup.config, setup.context.processes
         self.settings, self.phase_settings = config.training, phase_config(config, setup.phase)
         check_micro_batch(config, setup.phase)
         model = setup.model
-        if processes.world_size > 1 and setup.device.type == "cuda":
+        if processes.world_size > 1 and setup.context.device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(model)
         gather = gather_rows if processes.world_size > 1 else None
         self.loss = PhaseLoss(model, setup.phase, gather)
         self.parameters = dict(model.phase_parameters(setup.phase))
-        self.optimizer = build_optimizer(
-            self.parameters,
-            self.phase_settings.learning_rate,
-            self.settings,
-            learning_rate_scales(config, setup.phase, self.parameters),
-        )
+        self.optimizer = build_optimizer(self.parameters, self.phase_settings.learning_rate, self.settings)
         averages = setup.phase != "1" and self.settings.policy_ema_decay > 0
         self.average = WeightAverage(self.parameters, self.settings.policy_ema_decay) if averages else None
         self.accumulation = self.settings.gradient_accumulation_steps
@@ -120,12 +115,12 @@ class Trainer:
         setup = self.setup
         self.log = RunLog(
             self.run,
-            f"phase {setup.phase}: {PHASE_NAMES[setup.phase]}",
+            PHASES[setup.phase].title,
             self.total_steps,
             self.step,
             setup.config.model_dump(mode="json"),
             self.settings.wandb,
-            enabled=setup.processes.is_main,
+            enabled=setup.context.processes.is_main,
         )
         with contextlib.closing(self.log), self.loader:
             if self.step >= self.total_steps:
@@ -151,7 +146,7 @@ class Trainer:
                 self._log_step(shown)
                 shown = []
                 too_old = time.monotonic() - saved_at > settings.checkpoint_every_s
-                save = save or self.setup.processes.main_says(too_old, self.setup.device)
+                save = save or self.setup.context.processes.main_says(too_old, self.setup.context.device)
             is_best = False
             if is_last or self.step % settings.validate_every_steps == 0:
                 is_best = self._validate(is_last)
@@ -164,7 +159,7 @@ class Trainer:
     def _optimize(self, pieces: Sequence[tuple[Batch, Tensor]]) -> Tensor:
         """One optimizer step on this process's micro-batches; returns its share of the mean of every loss term."""
         setup, step = self.setup, self.step + 1
-        processes, device = setup.processes, setup.device
+        processes, device = setup.context.processes, setup.context.device
         rate = self.phase_settings.learning_rate * learning_rate_factor(
             step, self.total_steps, self.phase_settings.warmup_steps
         )
@@ -202,22 +197,19 @@ class Trainer:
         Counted over accumulation steps and processes, so that two processes draw what one process draws in two
         accumulation steps. Phase 1 draws alike on all processes, as they share terms over the whole batch.
         """
-        processes = self.setup.processes
+        processes = self.setup.context.processes
         place = piece if self.setup.phase == "1" else piece * processes.world_size + processes.rank
         torch.manual_seed(self._seed(step, place))
 
     def _draw_flow(self, step: int) -> FlowDraws | None:
-        """Noise and flow times of the whole step's batch, on the CPU, however it is cut; None where no flow is trained.
+        """Noise and flow times of the whole step's batch, on the CPU, however it is cut; None in phase 1.
 
         Every process draws them all: sample i of a step has the same noise whichever process and micro-batch it is in.
         """
-        config, phase1 = self.setup.config, self.setup.phase == "1"
-        clones = not phase1 or config.training.phase1.behavior_cloning_weight > 0
-        if not clones or config.model.policy.objective != "flow":
+        if self.setup.phase == "1":
             return None
-        leading = [self.phase_settings.batch_size, *([config.training.phase1.num_frames] if phase1 else [])]
         generator = torch.Generator().manual_seed(self._seed(step, SEEDS_PER_STEP - 1))
-        return self.setup.model.draw_flow(*leading, generator=generator)
+        return self.setup.model.draw_flow(self.phase_settings.batch_size, generator=generator)
 
     def _seed(self, step: int, place: int) -> int:
         return (self.setup.config.seed * 1_000_003 + step) * SEEDS_PER_STEP + place
@@ -240,7 +232,7 @@ class Trainer:
         raise UserError(f"training stopped at step {step}: loss or gradient is not finite; {cause}")
 
     def _log_step(self, rows: list[Tensor]) -> None:
-        mean = self.setup.processes.sum(torch.stack(rows).mean(dim=0)).tolist()
+        mean = self.setup.context.processes.sum(torch.stack(rows).mean(dim=0)).tolist()
         values = dict(zip(self.term_names, mean)) | {
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "epoch": self.loader.epoch,
@@ -261,16 +253,16 @@ class Trainer:
                 self.phase_settings.batch_size,
                 self.settings.max_validation_batches,
                 self.settings.precision,
-                setup.device,
-                setup.processes,
+                setup.context.device,
+                setup.context.processes,
             )
         is_best = values["loss"] < self.best_loss
         self.best_loss = min(values["loss"], self.best_loss)
         self.metrics = {"step": self.step, "validation": values}
         if setup.phase == "1":
-            episodes = setup.validation_episodes[: None if is_last else MAX_PROBED_EPISODES]
-            world_model = measure_world_model(setup.subject, episodes) if setup.processes.is_main else {}
-            setup.processes.wait()
+            episodes = setup.main.held_out[: None if is_last else MAX_PROBED_EPISODES]
+            world_model = measure_world_model(setup.subject, episodes) if setup.context.processes.is_main else {}
+            setup.context.processes.wait()
             self.loss.train()
             self.metrics["world_model"] = world_model
             values = values | world_model
@@ -285,7 +277,7 @@ class Trainer:
         return is_best
 
     def _save(self, is_best: bool) -> None:
-        setup, processes = self.setup, self.setup.processes
+        setup, processes = self.setup, self.setup.context.processes
         if processes.is_main:
             weights = setup.model.state_dict()
             tensors = optimizer_tensors(self.optimizer, self.parameters)
@@ -315,9 +307,9 @@ class Trainer:
         setup = self.setup
         source = f"--resume {self.run / 'last'}"
         # One process recovers a replacement that was cut off; the others only read.
-        if setup.processes.is_main:
+        if setup.context.processes.is_main:
             load_training_state(self.run)
-        setup.processes.wait()
+        setup.context.processes.wait()
         state, weights, config = load_training_state(self.run)
         if differing := resume_differences(setup.config, config, state.values["phase"], setup.phase):
             raise UserError(f"{source}: was another run; {'; '.join(differing[:4])}; use the same configuration")
@@ -337,13 +329,13 @@ class Trainer:
     def _wrap(self) -> Any:
         if self.settings.compile:
             self.loss.compile()
-        if self.setup.processes.world_size == 1:
+        if self.setup.context.processes.world_size == 1:
             return self.loss
-        device = self.setup.device
+        device = self.setup.context.device
         return DistributedDataParallel(self.loss, device_ids=[device.index] if device.type == "cuda" else None)
 
     def _log_first_batch(self, batch: Batch, indices: Tensor) -> None:
-        if not self.setup.processes.is_main:
+        if not self.setup.context.processes.is_main:
             return
         shapes = describe(batch)
         self.log.say("first batch: " + ", ".join(f"{name} {shape}" for name, shape in shapes.items()))
@@ -353,4 +345,4 @@ class Trainer:
         if observation is None:  # trained on stored states: show the frames that they were made from
             observation = source.observations(indices[:MAX_NAMED_EPISODES])
         titles = source.episode_ids_of(indices[:MAX_NAMED_EPISODES])
-        draw_observations(observation, self.setup.cache.cameras, titles, self.run / "first_batch.png")
+        draw_observations(observation, self.setup.main.cache.cameras, titles, self.run / "first_batch.png")

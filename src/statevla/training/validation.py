@@ -8,7 +8,7 @@ import torch
 
 from statevla.machine.device import autocast
 from statevla.machine.processes import Processes
-from statevla.training.phases import PhaseLoss, num_targets, raw_loss
+from statevla.training.phases import PhaseLoss, num_targets
 
 VALIDATION_SEED = 0x5EED
 
@@ -69,7 +69,7 @@ def validate(
     processes.sum(sums)
     *totals, weight_sum = sums.tolist()
     terms_mean = {name: total / weight_sum for name, total in zip(names, totals)}
-    return {"loss": raw_loss(loss.phase, terms_mean), **terms_mean}
+    return {"loss": terms_mean["total"], **terms_mean}
 
 
 def term_names(phase: str) -> list[str]:

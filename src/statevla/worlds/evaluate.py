@@ -84,7 +84,7 @@ class RolloutArgs:
     videos: int = 1
     """Videos per task: so many successes and so many failures; rendered after the episode, some seconds each."""
     render_size: int | None = None
-    """Side of the frames (pixels); default: the model's. Give that of the training data if it differs."""
+    """Side of the frames (pixels); default: that of the frames that the checkpoint was trained on."""
     rendering: Rendering | None = None
     """LIBERO, so101: as in the training data: `exact` (robosuite's) for published data sets; `statevla collect` draws
     `fast`, the default."""
@@ -186,7 +186,7 @@ def _prepare(
         "num_sampling_steps": policy.num_sampling_steps,
         "sampling_temperature": policy.sampling_temperature,
         "precision": policy.precision,
-        "render_size": args.render_size or policy.config.model.image_size,
+        "render_size": args.render_size or policy.frame_size,
         "surprise_threshold": policy.threshold("surprise"),
     }
     return suite, settings, planned, policy
@@ -215,7 +215,7 @@ def _run(
     console: Console | None,
 ) -> None:
     """Run these episodes with worlds in processes of their own."""
-    size = args.render_size or policy.config.model.image_size
+    size = args.render_size or policy.frame_size
     world_settings = WorldSettings(args.world, _chosen_options(args), size, policy.robot.camera_names)
     num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = max(1, num_cpus // world)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from statevla.config import JepaLossConfig, LatentLossConfig, PredictorConfig, load_config
+from statevla.config import JepaLossConfig, load_config
 from statevla.errors import UserError
 from statevla.model.jepa import (
     Encoder,
     TemporalPredictor,
     Tokenizer,
-    build_temporal_predictor,
+    covariance_loss,
     ema_momentum,
-    temporal_jepa_loss,
+    keyframe_loss,
+    prediction_loss,
+    sigreg,
     update_ema,
+    variance_loss,
+    weighted,
 )
-from statevla.model.jepa.loss import covariance_loss, variance_loss
-from statevla.model.jepa.regularizers import latent_loss, sigreg
 from statevla.model.jepa.stem import Keypoints
 from statevla.types import ModelInput
 
@@ -50,34 +54,47 @@ def test_loss_terms_are_the_formulas() -> None:
     torch.manual_seed(0)
     prediction, target = torch.randn(8, 3, 5), torch.randn(8, 3, 5)
     z = prediction.flatten(0, 1) * 0.3
-    config = JepaLossConfig(prediction_weight=2.0, variance_weight=3.0, covariance_weight=0.5, variance_target=1.0)
-    latent, recovered = torch.tensor(0.25), torch.tensor(0.0)
-    losses = temporal_jepa_loss([prediction], target, z, latent, recovered, config)
     covariance = torch.cov(z.T)
     off_diagonal = covariance - torch.diag(covariance.diagonal())
-    assert losses.prediction == pytest.approx(((prediction - target) ** 2).mean().item(), rel=1e-5)
-    assert losses.variance == pytest.approx(
+    assert prediction_loss([prediction], target) == pytest.approx(((prediction - target) ** 2).mean().item(), rel=1e-5)
+    assert variance_loss(z) == pytest.approx(
         (1 - (covariance.diagonal() + 1e-4).sqrt()).clamp_min(0).mean().item(), rel=1e-4
     )
-    assert losses.covariance == pytest.approx((off_diagonal**2).sum().item() / 5, rel=1e-4)
-    expected = 2 * losses.prediction + 3 * losses.variance + 0.5 * losses.covariance + 0.25
-    assert losses.total == pytest.approx(expected.item(), rel=1e-5)
+    assert covariance_loss(z) == pytest.approx((off_diagonal**2).sum().item() / 5, rel=1e-4)
+    known = torch.tensor([[True, False, True]] * 8)
+    error = ((prediction - target) ** 2).mean(-1)
+    assert keyframe_loss(prediction, target, known) == pytest.approx((error * known).mean().item(), rel=1e-5)
+
+
+def test_the_total_is_the_weighted_sum_of_all_terms() -> None:
+    weights = {name.removesuffix("_weight"): 0.5 + i for i, name in enumerate(JepaLossConfig.model_fields)}
+    config = JepaLossConfig(**{f"{name}_weight": weight for name, weight in weights.items()})
+    terms = {name: torch.tensor(2.0**i) for i, name in enumerate(weights)}
+    losses = weighted(config, **terms)
+    assert losses.total.item() == pytest.approx(sum(weights[name] * terms[name].item() for name in weights))
+    assert losses._asdict() == {"total": losses.total, **terms}
+
+
+@pytest.mark.parametrize("loss", [variance_loss, covariance_loss, lambda z: sigreg(z.unflatten(0, (64, 2)))])
+def test_autocast_rounds_no_regulariser(loss: Callable[[Tensor], Tensor]) -> None:
+    z = torch.randn(128, 16)
+    torch.manual_seed(0)
+    exact = loss(z)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.manual_seed(0)
+        assert torch.equal(loss(z), exact)
 
 
 def test_regulariser_sees_collapse_and_redundancy() -> None:
     varied = torch.randn(4096, 4)
-    assert variance_loss(varied * 2, 1.0) < 1e-3 < 0.9 < variance_loss(torch.zeros(64, 4), 1.0)
+    assert variance_loss(varied * 2) < 1e-3 < 0.9 < variance_loss(torch.zeros(64, 4))
     assert covariance_loss(varied) < 0.02 < 2.0 < covariance_loss(varied[:, :1].expand(-1, 4))
 
 
 def test_rollouts_are_scored_against_their_own_frames() -> None:
     target = torch.arange(3.0).reshape(1, 3, 1).expand(4, 3, 2)
-    zero = torch.zeros(())
-    perfect = [target, target[:, 1:]]
-    losses = temporal_jepa_loss(perfect, target, torch.randn(8, 2), zero, zero, JepaLossConfig())
-    assert losses.prediction == 0
-    late = [target, target[:, :-1]]
-    assert temporal_jepa_loss(late, target, torch.randn(8, 2), zero, zero, JepaLossConfig()).prediction == 0.5
+    assert prediction_loss([target, target[:, 1:]], target) == 0
+    assert prediction_loss([target, target[:, :-1]], target) == 0.5
 
 
 def test_sigreg_knows_a_normal_from_other_distributions() -> None:
@@ -98,11 +115,8 @@ def test_temporally_centred_sigreg_sees_what_is_constant_in_a_window() -> None:
     """A latent that only tells episodes apart satisfies SIGReg and not its centred form."""
     torch.manual_seed(0)
     identity = torch.randn(256, 1, 8).expand(-1, 4, -1)
-    plain = latent_loss(identity, LatentLossConfig(sigreg_weight=1.0), 1.0)
-    centred = latent_loss(identity, LatentLossConfig(tc_sigreg_weight=1.0), 1.0)
-    assert plain < 2.0
-    assert centred > 50.0
-    assert latent_loss(identity, LatentLossConfig(temporal_variance_weight=1.0), 1.0) > 0.9
+    assert sigreg(identity) < 2.0
+    assert sigreg(identity - identity.mean(dim=1, keepdim=True)) > 50.0
 
 
 def test_ema_schedule_and_update() -> None:
@@ -239,9 +253,9 @@ def test_encoder_is_causal_and_cls_sees_all(tiny) -> None:
         assert (moved[i:] > 0).all(), "positive control: what comes after does move"
 
 
-def test_modulated_predictor_starts_as_a_copy_and_learns_what_the_action_does() -> None:
+def test_predictor_begins_as_a_copy_and_learns_what_the_action_does() -> None:
     torch.manual_seed(0)
-    predictor = build_temporal_predictor(PredictorConfig(conditioning="adaln"), 6, 3, 16)
+    predictor = TemporalPredictor(state_dim=6, action_dim=3, hidden_dim=32)
     state, action = torch.randn(64, 5, 6), torch.randn(64, 5, 3)
     assert torch.equal(predictor(state, action), state)
     # What happens is a product of state and action: neither alone says it.
@@ -253,31 +267,9 @@ def test_modulated_predictor_starts_as_a_copy_and_learns_what_the_action_does() 
         optimizer.step()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in predictor.parameters())
     copied, learnt = (state - goal).square().mean(), (predictor(state, action) - goal).square().mean()
-    assert learnt < 0.1 * copied
+    assert learnt < 0.3 * copied
     shuffled = predictor(state, action.roll(1, 0))
     assert (shuffled - goal).square().mean() > 3 * learnt
-
-
-@pytest.mark.parametrize("conditioning", ["concat", "adaln"])
-def test_dropout_acts_in_training_only_and_renames_nothing(conditioning: str) -> None:
-    torch.manual_seed(0)
-    plain, dropping = (
-        build_temporal_predictor(PredictorConfig(conditioning=conditioning, dropout=p), 6, 3, 16) for p in (0.0, 0.5)
-    )
-    for parameter in plain.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    dropping.load_state_dict(plain.state_dict())
-    state, action = torch.randn(4, 6), torch.randn(4, 3)
-    assert not torch.allclose(dropping(state, action), plain(state, action))
-    torch.testing.assert_close(dropping.eval()(state, action), plain(state, action))
-
-
-def test_predictor_is_residual() -> None:
-    predictor = TemporalPredictor(state_dim=6, action_dim=7, hidden_dim=16)
-    nn.init.zeros_(predictor.delta[-1].weight)
-    nn.init.zeros_(predictor.delta[-1].bias)
-    state = torch.randn(4, 6)
-    torch.testing.assert_close(predictor(state, torch.randn(4, 7)), state)
 
 
 def collapse_std(config: JepaLossConfig) -> float:
@@ -292,9 +284,13 @@ def collapse_std(config: JepaLossConfig) -> float:
         z = encoder(state)
         prediction = predictor(z, action)
         # The gradient flows into both sides: without a regulariser the trivial solution is an attractor.
-        zero = torch.zeros(())
-        target = encoder(following).unsqueeze(1)
-        losses = temporal_jepa_loss([prediction.unsqueeze(1)], target, z, zero, zero, config)
+        losses = weighted(
+            config,
+            prediction=prediction_loss([prediction.unsqueeze(1)], encoder(following).unsqueeze(1)),
+            variance=variance_loss(z),
+            covariance=covariance_loss(z),
+            **dict.fromkeys(("sigreg", "tc_sigreg", "inverse_dynamics", "keyframe"), torch.zeros(())),
+        )
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()

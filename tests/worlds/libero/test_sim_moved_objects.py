@@ -12,7 +12,6 @@ pytest.importorskip("libero")
 
 from statevla.config import Config
 from statevla.diagnostics.object_surprise import Transitions, measure_object_surprise
-from statevla.machine.processes import Processes
 from statevla.training.setup import prepare
 from statevla.worlds.collect import collect
 from statevla.worlds.libero.episodes import CollectSettings
@@ -35,7 +34,7 @@ def config(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Con
 
 
 def test_only_the_object_differs(config: Config) -> None:
-    subject = prepare(config, "1", None, torch.device("cpu"), Processes(), lambda _: None).subject
+    subject = prepare(config, "1").subject
     start = subject.cache.episodes[1].start
     frames = torch.tensor([start + 2, start + 10])
     nothing = torch.zeros(2, 16)
@@ -51,7 +50,7 @@ def test_only_the_object_differs(config: Config) -> None:
 
 
 def test_the_test_of_surprise_uses_the_simulator(config: Config) -> None:
-    subject = prepare(config, "1", None, torch.device("cpu"), Processes(), lambda _: None).subject
+    subject = prepare(config, "1").subject
     with torch.no_grad():  # expects nothing to change
         subject.model.state_encoder.predictor.delta[-1].weight.zero_()
         subject.model.state_encoder.predictor.delta[-1].bias.zero_()
@@ -63,6 +62,6 @@ def test_the_test_of_surprise_uses_the_simulator(config: Config) -> None:
 
 
 def test_files_of_others_are_left_alone(tiny_config: Config, libero_dir: Path) -> None:
-    subject = prepare(tiny_config, "1", None, torch.device("cpu"), Processes(), lambda _: None).subject
+    subject = prepare(tiny_config, "1").subject
     nothing = torch.zeros(2, 16)
     assert move_target_objects(subject, Transitions([0], torch.tensor([1, 2]), nothing, nothing)) is None

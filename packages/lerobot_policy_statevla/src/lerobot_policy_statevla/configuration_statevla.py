@@ -16,11 +16,10 @@ from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
 
 from lerobot_policy_statevla.robot import robot_of_dataset, same_robot
 from statevla.checkpoints.checkpoint import check_format, resolve_checkpoint
-from statevla.config import Config, config_from_dict, fit_to_robot, load_config
+from statevla.config import PHASES, Config, config_from_dict, fit_to_robot, load_config
 from statevla.errors import UserError
 from statevla.robots import ImageOrientation, RobotSpec, load_robot
 
-PHASES = ("1", "2", "bc")
 ORIENTATIONS = tuple(orientation.value for orientation in ImageOrientation)
 
 
@@ -140,7 +139,7 @@ class StateVLAConfig(PreTrainedConfig):
             return _overridden(read_phase1(self.phase1_checkpoint)[0].model_dump(mode="json"), self.overrides)
         if self.config_file is not None:
             return load_config(self.config_file, self.overrides)
-        return _overridden({"language": {"zero_pad": True}}, self.overrides)
+        return _overridden({}, self.overrides)
 
     def resolve(self, dataset_meta: Any = None) -> tuple[Config, RobotSpec]:
         """`statevla()` and the robot, each with what the other says; kept in `settings` and `robot_settings`.
@@ -190,7 +189,7 @@ class StateVLAConfig(PreTrainedConfig):
 
     def _phase_section(self) -> Any:
         training = self.statevla().training
-        return {"1": training.phase1, "2": training.phase2, "bc": training.bc}[self.phase]
+        return getattr(training, PHASES[self.phase].section)
 
 
 def is_lerobot_checkpoint(path: str) -> bool:

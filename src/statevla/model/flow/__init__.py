@@ -8,18 +8,15 @@ from statevla.model.flow.path import (
     FlowDraws,
     flow_matching_loss,
     interpolate,
-    l1_loss,
     sample_flow_time,
     target_velocity,
 )
-from statevla.model.flow.solver import SOLVERS, solve
+from statevla.model.flow.solver import solve
 
 __all__ = [
-    "SOLVERS",
     "FlowDraws",
     "flow_matching_loss",
     "interpolate",
-    "l1_loss",
     "sample_flow_time",
     "solve",
     "target_velocity",

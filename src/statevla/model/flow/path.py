@@ -63,16 +63,7 @@ def flow_matching_loss(velocity: Tensor, x_0: Tensor, x_1: Tensor, mask: Tensor 
         x_0, x_1: `[B, H, A]`, action and noise.
         mask: bool `[B, H]`, true where a step counts; None counts all.
     """
-    return _mean_over_steps((velocity.float() - target_velocity(x_0, x_1).float()).square().mean(dim=-1), mask)
-
-
-def l1_loss(prediction: Tensor, x_0: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean absolute error of a direct regression, the baseline without a flow; shapes as in `flow_matching_loss`."""
-    return _mean_over_steps((prediction.float() - x_0.float()).abs().mean(dim=-1), mask)
-
-
-def _mean_over_steps(error: Tensor, mask: Tensor | None) -> Tensor:
-    """`[B, H]` errors → their mean over the steps that count."""
+    error = (velocity.float() - target_velocity(x_0, x_1).float()).square().mean(dim=-1)
     if mask is None:
         return error.mean()
     weight = mask.to(error.dtype)

@@ -2,10 +2,18 @@
 
 from statevla.model.jepa.encoder import Encoder, ema_momentum, update_ema
 from statevla.model.jepa.inverse_dynamics import InverseDynamics
-from statevla.model.jepa.keyframe import KeyframeHead, keyframe_loss
-from statevla.model.jepa.loss import JepaLosses, temporal_jepa_loss
-from statevla.model.jepa.regularizers import latent_loss
-from statevla.model.jepa.temporal_predictor import ModulatedPredictor, TemporalPredictor, build_temporal_predictor
+from statevla.model.jepa.keyframe import KeyframeHead
+from statevla.model.jepa.loss import (
+    JepaLosses,
+    covariance_loss,
+    keyframe_loss,
+    mean_squared_error,
+    prediction_loss,
+    sigreg,
+    variance_loss,
+    weighted,
+)
+from statevla.model.jepa.temporal_predictor import TemporalPredictor
 from statevla.model.jepa.tokenizer import Tokenizer
 
 __all__ = [
@@ -13,13 +21,15 @@ __all__ = [
     "InverseDynamics",
     "JepaLosses",
     "KeyframeHead",
-    "ModulatedPredictor",
     "TemporalPredictor",
     "Tokenizer",
-    "build_temporal_predictor",
+    "covariance_loss",
     "ema_momentum",
     "keyframe_loss",
-    "latent_loss",
-    "temporal_jepa_loss",
+    "mean_squared_error",
+    "prediction_loss",
+    "sigreg",
     "update_ema",
+    "variance_loss",
+    "weighted",
 ]

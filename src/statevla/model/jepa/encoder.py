@@ -19,14 +19,7 @@ class Encoder(nn.Module):
         super().__init__()
         mamba = config.mamba
         self.stack = MambaStack(
-            config.embed_dim,
-            config.encoder_depth,
-            d_state=mamba.d_state,
-            d_conv=mamba.d_conv,
-            expand=mamba.expand,
-            dt_rank=mamba.dt_rank,
-            mlp_hidden_dim=mamba.mlp_hidden_dim,
-            backend=mamba.scan_backend,
+            config.embed_dim, config.encoder_depth, d_state=mamba.d_state, backend=mamba.scan_backend
         )
         self.norm = nn.LayerNorm(config.embed_dim)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 
 class KeyframeHead(nn.Linear):
@@ -17,13 +17,3 @@ class KeyframeHead(nn.Linear):
 
     def __init__(self, state_dim: int, keyframe_dim: int) -> None:
         super().__init__(state_dim, keyframe_dim)
-
-
-def keyframe_loss(predicted: Tensor, offset: Tensor, is_known: Tensor) -> Tensor:
-    """Mean squared error, a scalar. Unknown keyframes count as zero: so micro-batches weigh alike.
-
-    Args:
-        predicted, offset: `[..., K]`, as `statevla.data.keyframes` has them.
-        is_known: bool `[...]`.
-    """
-    return ((predicted.float() - offset).square().mean(-1) * is_known).mean()

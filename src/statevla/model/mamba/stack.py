@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,12 +16,20 @@ from statevla.model.mamba.norm import RMSNorm, add_rms_norm
 
 
 class GatedMLP(PreparedModule):
-    """`fc2(value * silu(gate))` with `value, gate = fc1(x)`; no biases (SwiGLU, Shazeer 2020)."""
+    """`fc2(value * silu(gate))` with `value, gate = fc1(x)`; no biases (SwiGLU, Shazeer 2020).
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    Args:
+        dim, hidden_dim: widths.
+        num_updates: residual updates of the whole stack; `fc2` begins scaled by `1 / sqrt(num_updates)`, as `out_proj`
+            of a `MambaBlock` does.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, num_updates: int = 1) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, 2 * hidden_dim, bias=False)
         self.fc2 = nn.Linear(hidden_dim, dim, bias=False)
+        with torch.no_grad():
+            self.fc2.weight /= math.sqrt(num_updates)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., D] -> [..., D]`."""
@@ -77,7 +86,7 @@ class MambaStack(nn.Module):
         self.layers = nn.ModuleList(
             MambaLayer(
                 MambaBlock(d_model, d_state, d_conv, expand, dt_rank, updates, backend),
-                GatedMLP(d_model, mlp_hidden_dim) if mlp_hidden_dim else None,
+                GatedMLP(d_model, mlp_hidden_dim, updates) if mlp_hidden_dim else None,
             )
             for _ in range(num_layers)
         )

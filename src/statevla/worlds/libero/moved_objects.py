@@ -73,7 +73,7 @@ def move_target_objects(subject: Subject, transitions: Transitions) -> Exchanged
     if not kept:
         return None
     stacked = {kind: torch.from_numpy(np.stack(drawn)) for kind, drawn in pictures.items()}
-    use_target = len(subject.model.state_encoder.target) > 0
+    use_target = subject.model.state_encoder.target is not None
 
     def encode(frames: Tensor, kind: str) -> Tensor:
         return encode_frames(subject, transitions.episodes, frames, use_target, pictures=stacked[kind])

@@ -1,0 +1,175 @@
+"""What a run starts from: another checkpoint's weights, or its own last one; and whether these fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from statevla.checkpoints.checkpoint import LoadedCheckpoint, load_checkpoint, load_strict
+from statevla.config import PHASES, Config
+from statevla.errors import UserError
+from statevla.model.statevla_model import StateVLA
+from statevla.transforms import STD_FLOOR, Statistics
+
+SHIFT_WARNING = 1.0
+"""Standard deviations between the means of two data sets from which on a warning is due."""
+WEIGHTLESS = {"model.robot_token_dropout", "model.policy.flow_time"} | {
+    f"model.policy.{key}" for key in ("num_sampling_steps", "sampling_temperature")
+}
+"""Keys of the model that say how it trains and samples: another value fits the same weights."""
+
+
+def open_phase1(config: Config, phase: str, path: str | Path | None) -> LoadedCheckpoint | None:
+    """The phase-1 checkpoint that phase 2 builds on, checked against the configuration; None for other phases.
+
+    Raises:
+        UserError: it is missing, given to a phase that takes none, or of another architecture.
+    """
+    if phase != "2":
+        if path is not None:
+            raise UserError(f"--phase1_checkpoint: phase {phase} takes none; leave it out or use --phase 2")
+        return None
+    if path is None:
+        raise UserError(
+            "phase 2 needs --phase1_checkpoint; run `python train.py --config ... --phase 1` first and give its "
+            "checkpoints/phase1_temporal_jepa/checkpoint_best.pt"
+        )
+    phase1 = load_checkpoint(path)
+    differing = encoder_differences(config, phase1.config)
+    if differing:
+        raise UserError(
+            f"--phase1_checkpoint {path}: its encoder is another one; {'; '.join(differing[:4])}; "
+            "use the configuration that phase 1 ran with"
+        )
+    return phase1
+
+
+def open_initial(config: Config, phase: str, path: str | Path | None) -> LoadedCheckpoint | None:
+    """The checkpoint whose weights phase 1 or `bc` begins with, checked against the configuration; None without one.
+
+    Raises:
+        UserError: it is missing, given to phase 2, or of another architecture.
+    """
+    if path is None:
+        return None
+    if phase == "2":
+        raise UserError("phase 2 begins with --phase1_checkpoint; leave --init_checkpoint out")
+    initial = load_checkpoint(path)
+    left_out = WEIGHTLESS | {f"model.{key}" for key in open_dims(config)}
+    trees = (_flatten_tree(source.model_dump(mode="json")["model"], "model.") for source in (config, initial.config))
+    ours, theirs = ({key: value for key, value in tree.items() if key not in left_out} for tree in trees)
+    if differing := _differences(ours, theirs):
+        raise UserError(
+            f"--init_checkpoint {path}: its model is another one; {'; '.join(differing[:4])}; "
+            "use the configuration that it was trained with"
+        )
+    return initial
+
+
+def begin_with(model: StateVLA, initial: LoadedCheckpoint, say: Callable[[str], None]) -> None:
+    """Copy a checkpoint's weights; what only this run's losses need (an inverse model, say) stays random.
+
+    Raises:
+        UserError: a part of both has other shapes.
+    """
+    own, theirs = model.state_dict(), initial.model.state_dict()
+    shared = {name: theirs.get(name, value) for name, value in own.items()}
+    load_strict(model, shared, f"--init_checkpoint {initial.path}")
+    fresh = sorted({name.rpartition(".")[0] for name in own.keys() - theirs.keys()})
+    say(f"begins with the weights of {initial.path}" + (f"; random: {', '.join(fresh)}" if fresh else ""))
+
+
+def open_dims(config: Config) -> set[str]:
+    """Keys of `model` that are `auto`: they are the robot's, which is compared by itself."""
+    return {key for key in ("action_dim", "robot_state_dim", "cameras") if not getattr(config.model, key)}
+
+
+def encoder_differences(config: Config, trained: Config) -> list[str]:
+    """Keys that the encoder depends on and that differ, as `key: this run's value, the checkpoint's value`."""
+
+    def kept(source: Config) -> dict[str, Any]:
+        tree = source.model_dump(mode="json")["model"]
+        left_out = {"policy", "action_seq_len"} | open_dims(config)
+        return _flatten_tree({k: v for k, v in tree.items() if k not in left_out}, "model.")
+
+    return _differences(kept(config), kept(trained))
+
+
+def warn_of_other_data(statistics: Statistics, phase1: LoadedCheckpoint, say: Callable[[str], None]) -> None:
+    """Check the data's statistics against the checkpoint's.
+
+    Raises:
+        UserError: other dimensions or another normalisation.
+    """
+    trained = phase1.statistics
+    if statistics.action_normalization != trained.action_normalization:
+        raise UserError(
+            f"data.action_normalization: {statistics.action_normalization} here, {trained.action_normalization} in "
+            f"{phase1.path}; use the same"
+        )
+    if set(statistics.relative_actions) != set(trained.relative_actions):
+        here, there = (", ".join(own.relative_actions) or "none" for own in (statistics, trained))
+        raise UserError(f"data.relative_actions: {here} here, {there} in {phase1.path}; use the same")
+    robot = phase1.robot
+    for what, names, own, theirs in (
+        ("actions", robot.action_names, statistics.actions, trained.actions),
+        ("robot states", robot.state_names, statistics.robot_state, trained.robot_state),
+    ):
+        shift = np.abs(own.mean - theirs.mean) / np.maximum(theirs.std, STD_FLOOR)
+        if len(shift) and shift.max() > SHIFT_WARNING:
+            say(
+                f"warning: {what} differ from phase 1's data ({names[shift.argmax()]} by {shift.max():.1f} standard "
+                "deviations); they are normalised with phase 1's statistics"
+            )
+
+
+def resume_differences(config: Config, saved: Config, saved_phase: str, phase: str) -> list[str]:
+    """Why a saved run is not the one to continue: `key is … here and … in the checkpoint`, or nothing.
+
+    How long to train, how often to save and log, threads and places may change; what the weights depend on may not.
+    """
+    free = {"output_dir", "device", "num_threads", "data", "language"}
+    section = PHASES[phase].section
+    free_training = {"validate_every_steps", "max_validation_batches", "checkpoint_every_steps", "checkpoint_every_s"}
+    free_training |= {
+        "log_every_steps",
+        "wandb",
+        "compile",
+        *(other.section for other in PHASES.values() if other.section != section),
+    }
+
+    def kept(source: Config) -> dict[str, Any]:
+        tree = {key: value for key, value in source.model_dump(mode="json").items() if key not in free}
+        tree["training"] = {key: value for key, value in tree["training"].items() if key not in free_training}
+        length = {"num_epochs", "max_steps"}
+        tree["training"][section] = {k: v for k, v in tree["training"][section].items() if k not in length}
+        tree["data"] = source.data.model_dump(
+            include={"train_split", "demos_per_task", "augmentation", "action_normalization", "relative_actions"}
+        )
+        return tree
+
+    ours = _flatten_tree(kept(config)) | {"phase": phase}
+    theirs = _flatten_tree(kept(saved)) | {"phase": saved_phase}
+    return _differences(ours, theirs)
+
+
+def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    return [
+        f"{key} is {ours.get(key)} here and {theirs.get(key)} in the checkpoint"
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key)
+    ]
+
+
+def _flatten_tree(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys; scan backends are left out, they compute the same."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten_tree(value, f"{prefix}{key}.")
+        elif key != "scan_backend":
+            flat[prefix + key] = value
+    return flat
