@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from statevla.checkpoints.checkpoint import (
+    FORMAT_VERSION,
     Contents,
     DataInfo,
     TrainingState,
@@ -169,7 +170,7 @@ def change_json(path: Path, **changes: object) -> None:
         ("language", "[]", "language.json: expected the keys encoder, dim, fingerprint"),
         ("language", '{"encoder": "x", "dim": "wide", "fingerprint": ""}', "language.json: expected the keys"),
         ("data", '{"cache": "x", "train_split": 0.9, "split_seed": 0, "source_caches": null}', "data.json: expected"),
-        ("version", '{"format": 2, "sha256": null}', "version.json: expected hashes by file under sha256"),
+        ("version", f'{{"format": {FORMAT_VERSION}, "sha256": null}}', "version.json: expected hashes by file under sha256"),
     ],
     ids=range(11),
 )
@@ -224,7 +225,7 @@ def test_weights_that_are_not_finite_are_refused(tiny_config: Config, tmp_path: 
 def test_another_format_is_refused(tiny_config: Config, tmp_path: Path) -> None:
     save(tmp_path, tiny_config)
     change_json(tmp_path / "last" / "version.json", format=99)
-    with pytest.raises(UserError, match="format 99, this code reads 2"):
+    with pytest.raises(UserError, match=f"format 99, this code reads {FORMAT_VERSION}"):
         load_checkpoint(tmp_path / "last")
 
 

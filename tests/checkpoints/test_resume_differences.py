@@ -11,7 +11,7 @@ import pytest
 from statevla.config import Config, config_from_dict
 from statevla.errors import UserError
 from statevla.training.run import train
-from statevla.training.setup import resume_differences
+from statevla.training.start import resume_differences
 
 
 def changed(config: Config, key: str, value: object) -> Config:
