@@ -170,7 +170,7 @@ def change_json(path: Path, **changes: object) -> None:
         ("language", "[]", "language.json: expected the keys encoder, dim, fingerprint"),
         ("language", '{"encoder": "x", "dim": "wide", "fingerprint": ""}', "language.json: expected the keys"),
         ("data", '{"cache": "x", "train_split": 0.9, "split_seed": 0, "source_caches": null}', "data.json: expected"),
-        ("version", f'{{"format": {FORMAT_VERSION}, "sha256": null}}', "version.json: expected hashes by file under sha256"),
+        ("version", f'{{"format": {FORMAT_VERSION}, "sha256": null}}', "version.json: expected hashes by file"),
     ],
     ids=range(11),
 )
