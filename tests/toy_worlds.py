@@ -113,6 +113,15 @@ class BrokenWorld(ReplayableDotWorld):
         raise ZeroDivisionError("the table has no legs")
 
 
+class DarkWorld(DotWorld):
+    """Raises at the first step where the square lies at the left: half the time."""
+
+    def step(self, action: np.ndarray) -> None:
+        if self.goal[0] < 0:
+            raise RuntimeError(f"the lamp\nis dark at {self.goal[0]:.2f}")
+        super().step(action)
+
+
 class DotSuite:
     """Two tasks, the first with fixed initial states."""
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from statevla.commands.earlier_flags import _HERE
+from statevla.commands.earlier_flags import EARLIER_FLAGS
 from statevla.commands.eval import EvalArgs
-from statevla.commands.table import _call
+from statevla.commands.table import dispatch
 from statevla.commands.train import TrainArgs, parse_overrides
 from statevla.config import all_keys
 from statevla.errors import UserError
@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 )
 def test_an_earlier_flag_is_named_as_it_is_now(command: str, arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as raised:
-        _call(command, arguments)
+        dispatch([command, *arguments])
     assert "\n" not in str(raised.value)
 
 
@@ -58,7 +58,7 @@ def test_what_is_named_exists() -> None:
     """A flag that an answer names is one of the command's, or a key of the configuration."""
     for command, arguments in (("train", TrainArgs), ("eval", EvalArgs), ("rollout", RolloutArgs)):
         own = {field.name for field in dataclasses.fields(arguments)} | ({*all_keys()} if command == "train" else set())
-        named = {flag for text in _HERE[command].values() for flag in re.findall(r"--([a-z0-9_.]+)", text)}
+        named = {flag for text in EARLIER_FLAGS[command].values() for flag in re.findall(r"--([a-z0-9_.]+)", text)}
         assert named
         assert named <= own
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from statevla.errors import UserError
 
-# command → earlier flag → what does the same here.
-_HERE = {
+EARLIER_FLAGS = {
     "train": {
         "batch_size": "--training.phase1.batch_size N, --training.phase2.batch_size N or --training.bc.batch_size N",
         "data_directory": "--data.path FOLDER",
@@ -29,11 +28,12 @@ _HERE = {
         "env_resolution": "--render_size N",
     },
 }
+"""Command → earlier flag → what does the same here."""
 
 
 def refuse_earlier_flags(command: str, arguments: Sequence[str]) -> None:
     """Raise a UserError that names today's flag if an argument of `command` (`rollout`) is an earlier one."""
-    here = _HERE.get(command, {})
+    here = EARLIER_FLAGS.get(command, {})
     for argument in arguments:
         flag = argument.partition("=")[0]
         name = flag.removeprefix("--").replace("-", "_")

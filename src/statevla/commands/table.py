@@ -53,10 +53,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 def main() -> None:
     """Entry point of the console script and of `python -m statevla`."""
-    run_command(lambda: _dispatch(sys.argv[1:]))
+    run_command(lambda: dispatch(sys.argv[1:]))
 
 
-def _dispatch(arguments: list[str]) -> int:
+def dispatch(arguments: list[str]) -> int:
+    """Run the command that the first words name, with the others as its flags; the exit status.
+
+    Raises:
+        UserError: there is no such command, a flag is one of the project's earlier scripts, or the command's own.
+    """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
         return 0
