@@ -37,11 +37,17 @@ def save_run(config: Config, folder: Path, phase: str = "2") -> Path:
     config = config.model_copy(update={"training": config.training.model_copy(update={"phase1": phase1})})
     statistics = statistics_of(LIBERO)
     torch.manual_seed(0)
-    weights = StateVLA(config).state_dict()
+    weights = predicting(StateVLA(config)).state_dict()
     language = LanguageInfo(config.language.encoder, 16, "")
     contents = Contents(weights, config, LIBERO, statistics, language, DataInfo("", 0.7, 0), {"phase": phase})
     save_checkpoint(folder, contents, TrainingState({}, {}), is_best=True)
     return resolve_checkpoint(folder)
+
+
+def predicting(model: StateVLA) -> StateVLA:
+    """Untrained, a model expects that nothing moves; here it expects something."""
+    torch.nn.init.normal_(model.state_encoder.predictor.delta[-1].weight, std=0.3)
+    return model
 
 
 def statistics_of(robot: RobotSpec) -> Statistics:
@@ -118,7 +124,7 @@ def test_rest_is_as_the_robot_declares_it(tiny_config: Config, count: int) -> No
     dims = {"action_dim": 5, "robot_state_dim": 0, "cameras": ["top"]}
     changes = {"training": tiny_config.training.model_copy(update={"phase1": phase1})}
     config = tiny_config.model_copy(update={**changes, "model": tiny_config.model.model_copy(update=dims)})
-    model, transform = StateVLA(config, robot).eval(), Transform(config.model, statistics_of(robot), robot)
+    model, transform = predicting(StateVLA(config, robot)).eval(), Transform(config.model, statistics_of(robot), robot)
     rng = np.random.default_rng(0)
     actions = rng.normal(size=(2, count, 5)).astype(np.float32)
     actions[..., 2] = actions[..., 2] > 0

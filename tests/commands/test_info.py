@@ -25,7 +25,7 @@ def printed(capsys: pytest.CaptureFixture[str], args: InfoArgs) -> str:
 def test_the_specs_configuration_and_robot(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, InfoArgs())
     for part in (
-        "14,862,097",
+        "14,862,096",
         "robot libero, 20 Hz",
         "hand x, y, z, rx, ry, rz: continuous, delta, -1 to 1",
         "gripper gripper: binary, -1 (off) or 1 (on), gripper",

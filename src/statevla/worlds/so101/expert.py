@@ -39,7 +39,6 @@ _MAX_TURN_RAD = np.array([0.018, 0.05])  # tilt and roll, per control step
 _GAIN = 0.2
 _END_STEPS = 10  # of holding, after success
 _ASTRAY_RAD = np.array([0.10, 0.08, 0.08, 0.05, 0.10])  # how far a lapse leads, per joint
-_MISPLACED_M, _MISPLACED_RAD = 0.012, 0.3  # standard deviations of where a misjudged cube seems to lie, and its yaw
 
 
 @dataclass(frozen=True)
@@ -130,42 +129,6 @@ class Lapse:
         return self._world.clipped(astray)
 
 
-class Misjudgement:
-    """The mistake of a policy that sees badly: for some steps near the cube the hand grasps where the cube is not, and
-    mostly lands on it with a finger. What the expert answers meanwhile, and after, is the way back.
-
-    Args:
-        world: tells how near the cube is.
-        rng: draws when it begins, how long it lasts and where the cube seems to be.
-    """
-
-    def __init__(self, world: So101LiftWorld, rng: np.random.Generator) -> None:
-        self._world = world
-        self._begins_within_m = rng.uniform(0.03, 0.09)
-        self._steps_left = int(rng.integers(15, 46))
-        self._error = _CubeError(
-            np.append(rng.normal(0.0, _MISPLACED_M, 2), 0.0), float(rng.normal(0.0, _MISPLACED_RAD))
-        )
-        self._lift: _Lift | None = None
-
-    def apply(self, action: np.ndarray) -> np.ndarray:
-        """The action `[6]` to execute for the one that would be."""
-        if self._lift is None and self._world.hand_distance() < self._begins_within_m:
-            self._lift = _Lift(self._world, Style(), self._error)
-        if self._lift is None or self._steps_left == 0:
-            return action
-        self._steps_left -= 1
-        return self._lift.action()
-
-
-@dataclass(frozen=True)
-class _CubeError:
-    """How far off the cube is taken to be: metres `[3]`, and yaw in rad."""
-
-    offset: np.ndarray
-    yaw: float
-
-
 @dataclass(frozen=True)
 class _Aim:
     """Where to go: a hand pose, a jaw target (rad) and the greatest speed (m/s)."""
@@ -178,10 +141,9 @@ class _Aim:
 class _Lift:
     """One episode's motion."""
 
-    def __init__(self, world: So101LiftWorld, style: Style, error: _CubeError | None = None) -> None:
+    def __init__(self, world: So101LiftWorld, style: Style) -> None:
         self.world = world
         self.style = style
-        self.error = error or _CubeError(np.zeros(3), 0.0)
         self.kinematics = Kinematics(world)
         self.reference = self.kinematics.pose(world.joints())
         self.last = world.data.ctrl.copy()
@@ -219,7 +181,7 @@ class _Lift:
 
     def _aim(self, measured: np.ndarray) -> _Aim:
         hand = self.kinematics.pose(measured)
-        cube = self.world.cube_position() + self.error.offset
+        cube = self.world.cube_position()
         if self._holds(measured):
             return self._carry(hand, cube)
         return self._approach(measured, hand, cube)
@@ -265,7 +227,7 @@ class _Lift:
         the direction from the fixed to the moving jaw there."""
         joints = self.kinematics.solve(HandPose(grasp, tilt, measured[4]), self.solution)
         w, x, y, z = self.world.object_poses()["cube"][3:]
-        yaw = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)) + self.error.yaw
+        yaw = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
         turns = []
         for quarter in range(4):
             direction = np.array([np.cos(yaw + quarter * np.pi / 2), np.sin(yaw + quarter * np.pi / 2), 0.0])

@@ -17,8 +17,8 @@ from statevla.worlds.so101.task import INSTRUCTION, MAX_STEPS
 
 NOISE_RAD = 0.03
 """Of the joint targets in demonstrations: so that they show the way back."""
-LAPSE_SHARE = 0.6
-"""Share of the demonstrations with one mistake near the cube: the hand goes astray, or grasps beside the cube."""
+LAPSE_SHARE = 0.4
+"""Share of the demonstrations in which the hand once goes astray near the cube."""
 
 
 class So101Suite:
@@ -59,11 +59,10 @@ class So101Suite:
 
 
 def _disturbed_expert(world: Any, rng: np.random.Generator) -> Iterator[ExpertStep]:
-    from statevla.worlds.so101.expert import ExecutionNoise, Lapse, Misjudgement, expert
+    from statevla.worlds.so101.expert import ExecutionNoise, Lapse, expert
 
     noise = ExecutionNoise(world, NOISE_RAD, rng)
-    kind = Lapse if rng.random() < 0.5 else Misjudgement
-    mistake = kind(world, rng) if rng.random() < LAPSE_SHARE else None
+    lapse = Lapse(world, rng) if rng.random() < LAPSE_SHARE else None
     for action in expert(world, rng):
         executed = noise.apply(action)
-        yield ExpertStep(action, executed if mistake is None else mistake.apply(executed))
+        yield ExpertStep(action, executed if lapse is None else lapse.apply(executed))
