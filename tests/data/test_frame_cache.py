@@ -15,6 +15,8 @@ import torch
 from libero_files import smooth_episode, write_official_file
 from statevla.config import Config, config_from_dict
 from statevla.data import FrameCache, build_cache, open_frame_cache, open_reader
+from statevla.data.episodes import EpisodeArrays
+from statevla.data.libero import LiberoReader
 from statevla.errors import UserError
 from statevla.robots import LIBERO
 from statevla.transforms import resize_frames, to_upright
@@ -104,54 +106,57 @@ def test_is_reused_and_rebuilt_when_something_changes(own_dir: Path, tmp_path: P
 
 def test_an_interrupted_build_goes_on(own_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_for(own_dir, tmp_path / "cache")
-    original, cached = build_cache._cache_episode, []
+    original, read = LiberoReader.read, []
 
-    def stop_after_four(job: object, index: int, start: int) -> int:
-        if len(cached) == 4:
+    def stop_after_four(self: LiberoReader, index: int, *arguments: object) -> EpisodeArrays:
+        if len(read) == 4:
             raise KeyboardInterrupt
-        cached.append(index)
-        return original(job, index, start)
+        read.append(index)
+        return original(self, index, *arguments)
 
-    monkeypatch.setattr(build_cache, "_cache_episode", stop_after_four)
+    monkeypatch.setattr(LiberoReader, "read", stop_after_four)
     with pytest.raises(KeyboardInterrupt):
         open_frame_cache(config, progress=False, num_processes=1)
     assert not [p for p in (tmp_path / "cache").iterdir() if not p.name.startswith(".")]
 
-    def count(job: object, index: int, start: int) -> int:
-        cached.append(index)
-        return original(job, index, start)
+    def count(self: LiberoReader, index: int, *arguments: object) -> EpisodeArrays:
+        read.append(index)
+        return original(self, index, *arguments)
 
-    monkeypatch.setattr(build_cache, "_cache_episode", count)
+    monkeypatch.setattr(LiberoReader, "read", count)
     cache = open_frame_cache(config, progress=False, num_processes=1)
-    assert sorted(cached) == list(range(9))  # none twice
+    assert sorted(read) == list(range(9))  # none twice
+    monkeypatch.undo()
     check_contents(cache, own_dir)
     assert not list(cache.folder.glob("episode_*"))
 
 
-def _open_and_report(config: Config, start: multiprocessing.Barrier, made: multiprocessing.Queue) -> None:
-    original = build_cache._build
+def _open_and_report(config: Config, start: multiprocessing.Barrier, read: multiprocessing.Queue) -> None:
+    original = LiberoReader.read
 
-    def counted(*arguments: object) -> None:
-        made.put(os.getpid())
-        original(*arguments)
+    def noted(self: LiberoReader, index: int, *arguments: object) -> EpisodeArrays:
+        read.put((os.getpid(), index))
+        return original(self, index, *arguments)
 
-    build_cache._build = counted
+    LiberoReader.read = noted
     start.wait()
     open_frame_cache(config, progress=False, num_processes=1)
 
 
 def test_concurrent_builders_build_once(libero_dir: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    barrier, made = context.Barrier(2), context.Queue()
+    barrier, read = context.Barrier(2), context.Queue()
     config = config_for(libero_dir, tmp_path)
-    processes = [context.Process(target=_open_and_report, args=(config, barrier, made)) for _ in range(2)]
+    processes = [context.Process(target=_open_and_report, args=(config, barrier, read)) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(120)
         assert process.exitcode == 0
-    made.get(timeout=5)
-    assert made.empty()
+    builders, indices = zip(*(read.get(timeout=5) for _ in range(9)))
+    assert read.empty()
+    assert len(set(builders)) == 1
+    assert sorted(indices) == list(range(9))
     check_contents(open_frame_cache(config, progress=False), libero_dir)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from statevla.data import CachedEpisode
-from statevla.diagnostics.probes import _score_ridge, apply_ridge, fit_mlp, fit_ridge, r_squared, target_object
+from statevla.diagnostics.probes import score_ridge, apply_ridge, fit_mlp, fit_ridge, r_squared, target_object
 
 
 def test_ridge_is_the_closed_form() -> None:
@@ -27,9 +27,9 @@ def test_scores_are_for_episodes_never_seen() -> None:
     signal, noise = rng.normal(size=(300, 2)), rng.normal(size=(300, 40))
     x_test_signal = rng.normal(size=(100, 2))
     x, x_test = np.hstack([signal, noise]), np.hstack([x_test_signal, rng.normal(size=(100, 40))])
-    assert _score_ridge(x, signal, x_test, x_test_signal, groups) > 0.98
+    assert score_ridge(x, signal, x_test, x_test_signal, groups) > 0.98
     # Nothing to find: the chosen penalty keeps the score from going far below zero.
-    assert abs(_score_ridge(noise, signal, x_test[:, 2:], x_test_signal, groups)) < 0.15
+    assert abs(score_ridge(noise, signal, x_test[:, 2:], x_test_signal, groups)) < 0.15
 
 
 def test_mlp_finds_what_a_line_cannot() -> None:

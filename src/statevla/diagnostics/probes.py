@@ -76,7 +76,7 @@ def run_probes(
         scores = {}
         for kind, x in features.items():
             sides = x[0][known_train], x[1][known_test]
-            scores[kind] = _score_ridge(sides[0], data[0], sides[1], data[1], groups[known_train])
+            scores[kind] = score_ridge(sides[0], data[0], sides[1], data[1], groups[known_train])
             if mlp and kind in MLP_NAMES:
                 scores[MLP_NAMES[kind]] = r_squared(fit_mlp(sides[0], data[0], sides[1]), data[1])
         results[name] = scores
@@ -226,7 +226,7 @@ def fit_mlp(x: np.ndarray, y: np.ndarray, x_test: np.ndarray) -> np.ndarray:
         return model(features(x_test)).numpy().astype(np.float64) * spread + centre
 
 
-def _score_ridge(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, groups: np.ndarray) -> float:
+def score_ridge(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, groups: np.ndarray) -> float:
     """R² on the test side; the penalty is chosen on a fifth of the training episodes."""
     x, x_test = x.astype(np.float64), x_test.astype(np.float64)
     inner = np.isin(groups, np.unique(groups)[::5])

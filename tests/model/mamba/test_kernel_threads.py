@@ -34,8 +34,8 @@ def scan(seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("pool", ["openmp", "python"])
 def test_two_threads_compute_the_same(pool: str, two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     if pool == "python":
-        monkeypatch.setattr(threads, "_openmp_parallel", lambda: None)
-    elif threads._openmp_parallel() is None:
+        monkeypatch.setattr(threads, "openmp_parallel", lambda: None)
+    elif threads.openmp_parallel() is None:
         pytest.skip("PyTorch brings no OpenMP library with GOMP_parallel here")
     assert pool == "python" or "OpenMP" in threads.describe_threads()
     inputs = make_inputs(3, 50, 70, 6)

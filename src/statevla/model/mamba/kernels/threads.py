@@ -55,7 +55,7 @@ def _loaded_openmp_libraries() -> list[str]:
 
 
 @cache
-def _openmp_parallel() -> Callable[[int, int, int, int], None] | None:
+def openmp_parallel() -> Callable[[int, int, int, int], None] | None:
     """`GOMP_parallel(function, data, num_threads, flags)`, or None. Only looks at libraries that are already loaded."""
     for path in _loaded_openmp_libraries():
         try:
@@ -83,7 +83,7 @@ def describe_threads() -> str:
     threads = num_threads()
     if threads == 1:
         return "1 thread"
-    return f"{threads} threads ({'PyTorch OpenMP' if _openmp_parallel() else 'Python threads'})"
+    return f"{threads} threads ({'PyTorch OpenMP' if openmp_parallel() else 'Python threads'})"
 
 
 def _scratch_of_this_thread(num_bytes: int) -> int:
@@ -112,7 +112,7 @@ def run_kernel(kernel: CFunc, parameters: Sequence[int], num_tasks: int, scratch
     function, data = kernel.address, block.buffer_info()[0]
     if threads == 1:
         _as_function(function)(data)
-    elif (parallel := _openmp_parallel()) is not None:
+    elif (parallel := openmp_parallel()) is not None:
         parallel(function, data, threads, 0)
     else:
         call = _as_function(function)
