@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from statevla.data import CachedEpisode
-from statevla.diagnostics.probes import score_ridge, apply_ridge, fit_mlp, fit_ridge, r_squared, target_object
+from statevla.diagnostics.probes import apply_ridge, fit_mlp, fit_ridge, r_squared, score_ridge, target_object
 
 
 def test_ridge_is_the_closed_form() -> None:

@@ -161,7 +161,7 @@ def choose_backend() -> str:
     if remembered is not None:
         return remembered
     reasons = []
-    for backend in BACKENDS if _gpus() else reversed(BACKENDS):
+    for backend in BACKENDS if gpu_devices() else reversed(BACKENDS):
         ok, reason = _renders(backend)
         if ok:
             _remember(backend)
@@ -196,10 +196,11 @@ def _loads(backend: str) -> bool:
 def _machine() -> str:
     """What the probe's answer depends on: host, interpreter, versions, and the GPU devices in sight."""
     libraries = [name for name in BACKENDS if _loads(name)]
-    return "|".join([platform.node(), sys.prefix, version("mujoco"), ",".join(_gpus()), ",".join(libraries)])
+    return "|".join([platform.node(), sys.prefix, version("mujoco"), ",".join(gpu_devices()), ",".join(libraries)])
 
 
-def _gpus() -> list[str]:
+def gpu_devices() -> list[str]:
+    """Names of the GPU devices in `/dev`; EGL is tried first where there is one."""
     found = [*Path("/dev").glob("dri/render*"), *Path("/dev").glob("nvidia[0-9]*")]
     return sorted(path.name for path in found)
 
