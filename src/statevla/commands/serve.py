@@ -32,6 +32,7 @@ class ServeArgs:
     api_key_file: str | None = None
     """File (permissions 600) with a key that clients must send as `Authorization: Api-Key ...`."""
     device: str = "auto"
+    """`auto` takes CUDA, else MPS, else the CPU."""
     num_sampling_steps: int | None = None
     """Solver steps; the configuration's by default."""
     sampling_temperature: float | None = None
@@ -41,16 +42,22 @@ class ServeArgs:
     temporal_ensembling: float | None = None
     """Decay of the blending weights in mode `act`, such as 0.01; none by default."""
     precision: str = "auto"
+    """Of the policy's forward: `bf16` or `fp32`; `auto` takes bf16 where it is faster."""
     seed: int = 0
+    """Of the flow's noise."""
     max_clients: int = 32
+    """Connections at a time; one more is refused."""
     max_message_mib: float = 16.0
+    """Largest request (MiB)."""
     max_batch_size: int = 16
+    """Most clients that share one forward."""
     batch_window_ms: float = 3.0
     """How long a forward waits for further clients; a single client never waits."""
     heavy_share: float = 0.05
     """Of one core, for the large pictures (over 2 MiB a request) and new instructions of all clients together; raise it
     where all of them send such. A single client never waits."""
     idle_timeout_s: float = 600.0
+    """Seconds after which a silent connection is closed."""
 
 
 def serve(args: ServeArgs) -> None:
