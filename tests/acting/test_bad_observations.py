@@ -53,3 +53,11 @@ def test_it_is_blamed_in_one_line(policy: StateVLAPolicy, changes: dict, words: 
 
 def test_far_but_usable_states_are_answered(policy: StateVLAPolicy) -> None:
     assert np.isfinite(policy.act_chunk(observe(fingers=np.full(2, 1e5))).actions).all()
+
+
+@pytest.mark.parametrize("given", [{}, {"images": {}}, None, 3, [{}]])
+def test_what_is_no_observation_is_told_so(policy: StateVLAPolicy, given: object) -> None:
+    policy.reset()
+    for ask in (policy.act_chunk, policy.act) if isinstance(given, dict) else (policy.act_chunk,):
+        with pytest.raises(UserError, match=r"expected a statevla\.types\.Observation, got (dict|NoneType|int)"):
+            ask(given)  # type: ignore[arg-type]

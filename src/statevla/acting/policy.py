@@ -217,7 +217,7 @@ class StateVLAPolicy:
         Raises:
             UserError: an observation does not fit the model.
         """
-        observations = [observation] if isinstance(observation, Observation) else list(observation)
+        observations = list(observation) if isinstance(observation, Sequence) else [observation]
         session = self._session
         noise = [self._noise(session.episode, session.num_queries + i) for i in range(len(observations))]
         sampled, _ = self._sample(observations, noise)
@@ -296,6 +296,12 @@ class StateVLAPolicy:
     def _to_model_input(self, observations: Sequence[Observation]) -> ModelInput:
         if not observations:
             raise UserError("policy: expected at least one observation, got none")
+        for each in observations:
+            if not isinstance(each, Observation):
+                raise UserError(
+                    f"observation: expected a statevla.types.Observation, got {type(each).__name__}; make one of images, "
+                    "robot_state and instruction"
+                )
         embeddings = self._embed([observation.instruction for observation in observations])
         return self.transform.observation_to_model_input(observations, embeddings).to(self.device)
 
