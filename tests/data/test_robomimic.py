@@ -125,6 +125,39 @@ def test_proposals_for_two_arms_and_for_other_controllers(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
+    ("arms", "robots", "size", "declared"),
+    [
+        (1, ["Panda"], 6, "hand (6 continuous, delta)"),
+        (1, "Panda", 7, "hand (6 continuous, delta), gripper (1 continuous, absolute)"),
+        (1, ["Panda"], 10, "hand (6 continuous, delta), gripper (4 continuous, absolute)"),
+        (2, ["Panda", "Sawyer"], 12, "hand0 (6 continuous, delta), hand1 (6 continuous, delta)"),
+        (1, ["Baxter"], 14, "hand0 (6 continuous, delta), gripper0 (1 continuous, absolute), hand1 (6 continuous, "),
+        (2, ["Panda", "Panda"], 7, "action (7 continuous, absolute)"),
+        (1, ["Panda"], 21, "action (21 continuous, absolute)"),
+        (1, ["Panda"], 5, "action (5 continuous, absolute)"),
+    ],
+)
+def test_proposals_follow_the_robots_and_not_the_count_alone(
+    tmp_path: Path, arms: int, robots: list[str] | str, size: int, declared: str
+) -> None:
+    """A hand may have no gripper; deltas are proposed wherever the controller takes them."""
+    path, written = tmp_path / "file.hdf5", tmp_path / "robot.yaml"
+    write_robomimic(path, arms)
+    with h5py.File(path, "a") as file:
+        kwargs = {"robots": robots, "control_freq": 20, "controller_configs": [OSC_POSE] * arms}
+        file["data"].attrs["env_args"] = json.dumps({"env_kwargs": kwargs})
+        for demo in file["data"].values():
+            count = len(demo["actions"])
+            del demo["actions"]
+            demo["actions"] = np.random.default_rng(size).uniform(-1, 1, (count, size))
+    commands.inspect(commands.InspectArgs(path, write_robot=written))
+    robot = load_robot(written)
+    assert robot.describe_actions().startswith(declared)
+    assert robot.action_dim == size
+    assert ("continuous gripper" in written.read_text()) == ("gripper" in declared)
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"control_freq_hz": 30}, "'my_panda' declares 30 Hz, env_args say 20 Hz; declare 'control_freq_hz: 20'"),

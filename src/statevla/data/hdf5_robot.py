@@ -19,6 +19,8 @@ ROBOT_ATTRIBUTE = "robot"
 ORIENTATION_ATTRIBUTE = "image_orientation"
 _MAX_STATE_SIZE = 64
 """A proposal takes what is larger for something else than a state."""
+_MAX_GRIPPER_SIZE = 4
+"""Numbers of a command that robosuite's largest gripper takes (`RobotiqThreeFingerDexterousGripper`)."""
 _LOW_DIM = ("robot{}_eef_pos", "robot{}_eef_quat", "robot{}_gripper_qpos")
 """What robomimic's policies see of a robot."""
 
@@ -211,7 +213,8 @@ def _proposal(data: h5py.Group, obs: dict[str, h5py.Dataset]) -> RobotSpec:
         groups = (ActionGroup(name="action", dims=_numbered("action", size)),)
         assumed.append("actions: one continuous group of absolute targets")
     else:
-        assumed.append("actions: deltas of the hand and a continuous gripper, as env_args' controller OSC_POSE takes")
+        grips = " and a continuous gripper" if any(group.role == "gripper" for group in groups) else ""
+        assumed.append(f"actions: deltas of the hand{grips}, as env_args' controller OSC_POSE takes")
     numeric = {k: v for k, v in obs.items() if np.issubdtype(v.dtype, np.floating) and v.ndim in (1, 2)}
     sizes = {key: 1 if values.ndim == 1 else values.shape[1] for key, values in numeric.items()}
     seen = [key.format(robot) for robot in range(4) for key in _LOW_DIM if key.format(robot) in sizes]
@@ -236,20 +239,30 @@ def _proposal(data: h5py.Group, obs: dict[str, h5py.Dataset]) -> RobotSpec:
 
 
 def _osc_pose_groups(kwargs: dict[str, Any], size: int) -> tuple[ActionGroup, ...] | None:
-    """Groups of robosuite's OSC_POSE, a hand of six deltas and a gripper per robot; None for other controllers."""
+    """Groups of robosuite's OSC_POSE: six deltas for every hand, then its gripper, if it has one.
+
+    None for other controllers, and where the actions' numbers are not those of so many robots.
+    """
     controllers = kwargs.get("controller_configs")
     configs = controllers if isinstance(controllers, list) else [controllers]
     if not all(isinstance(c, dict) and c.get("type") == "OSC_POSE" and c.get("control_delta", True) for c in configs):
         return None
-    count, rest = divmod(size, 7)
-    if rest or not count:
-        return None
+    robots = kwargs.get("robots")
+    count = len(robots) if isinstance(robots, list) and robots else 1
+    each, rest = divmod(size, count)
     hand, gripper = LIBERO.actions
+    num_deltas = len(hand.dims)
+    if each == 2 * (num_deltas + 1):  # one with two arms, such as robosuite's Baxter
+        count, each = 2 * count, num_deltas + 1
+    if rest or not num_deltas <= each <= num_deltas + _MAX_GRIPPER_SIZE:
+        return None
+    dims = gripper.dims if each == num_deltas + 1 else _numbered("gripper", each - num_deltas)
     groups = []
     for number in range(count):
         suffix = str(number) if count > 1 else ""
         groups.append(hand.model_copy(update={"name": f"hand{suffix}"}))
-        groups.append(ActionGroup(name=f"gripper{suffix}", dims=gripper.dims, role="gripper"))
+        if dims:
+            groups.append(ActionGroup(name=f"gripper{suffix}", dims=dims, role="gripper"))
     return tuple(groups)
 
 
