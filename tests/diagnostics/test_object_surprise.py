@@ -79,7 +79,7 @@ def test_an_encoder_that_does_not_look_is_not_surprised(subject: Subject) -> Non
     with torch.no_grad():
         for parameter in subject.model.state_encoder.tokenizer.stems.parameters():
             parameter.zero_()
-        subject.model.state_encoder.target["encoder"].load_state_dict(subject.model.state_encoder.encoder.state_dict())
+        subject.model.state_encoder.target.load_state_dict(subject.model.state_encoder.encoder.state_dict())
     found = measure_object_surprise(subject, [0, 1, 2, 3])
     assert found["moved_ratio"] == pytest.approx(found["unmoved_ratio"])
     assert found["p_value"] > 0.5

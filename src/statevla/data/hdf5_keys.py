@@ -81,16 +81,16 @@ def find_dataset(group: h5py.Group, key: str, source: str) -> h5py.Dataset:
     return found
 
 
-def find_numbers(group: h5py.Group, key: str, source: str, num_dims: int) -> h5py.Dataset:
-    """As `find_dataset`, of numbers in so many dimensions.
+def find_numbers(group: h5py.Group, key: str, source: str, *num_dims: int) -> h5py.Dataset:
+    """As `find_dataset`, of numbers in one of so many dimensions.
 
     Raises:
         UserError: as `find_dataset`; or it is something else.
     """
     found = find_dataset(group, key, source)
-    if not is_numeric(found) or found.ndim != num_dims:
-        shape = "[steps, n]" if num_dims == 2 else "[steps]"
-        raise UserError(f"{source}: '{key}' holds {found.dtype} {list(found.shape)}, expected numbers {shape}")
+    if not is_numeric(found) or found.ndim not in num_dims:
+        shapes = " or ".join(("[steps]", "[steps, n]", "[steps, n, m]")[count - 1] for count in num_dims)
+        raise UserError(f"{source}: '{key}' holds {found.dtype} {list(found.shape)}, expected numbers {shapes}")
     return found
 
 

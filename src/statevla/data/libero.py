@@ -146,9 +146,9 @@ class LiberoReader(EpisodeReader):
         seen, acted = (slice(None, -1), slice(1, None)) if place.after_action else (slice(None), slice(None))
         num_observations = None if not place.after_action else len(actions)
 
-        def observed(key: str, num_dims: int | None = None) -> np.ndarray:
+        def observed(key: str, *num_dims: int) -> np.ndarray:
             place = f"{source}/obs"
-            values = find_numbers(obs, key, place, num_dims) if num_dims else find_dataset(obs, key, place)
+            values = find_numbers(obs, key, place, *num_dims) if num_dims else find_dataset(obs, key, place)
             if num_observations is not None and len(values) != num_observations:
                 raise UserError(
                     f"{source}: {len(values)} steps of 'obs/{key}' but {num_observations} actions; "
@@ -159,7 +159,7 @@ class LiberoReader(EpisodeReader):
         wanted = self.cameras if cameras is None else tuple(cameras)
         check_cameras(wanted, self.cameras, source)
         executed = find_numbers(demo, _EXECUTED_KEY, source, 2) if _EXECUTED_KEY in demo else None
-        objects = observed(_OBJECTS_KEY, 2) if _OBJECTS_KEY in obs else None
+        objects = observed(_OBJECTS_KEY, 2, 3) if _OBJECTS_KEY in obs else None
         is_seen = observed(IS_SEEN_KEY, 1) if IS_SEEN_KEY in obs else None
         # The robot's other cameras and fields were found in every episode; what a policy sees must be here.
         fields = [field for field in self.robot.state if field.policy or field_key(field, obs)]
@@ -168,7 +168,7 @@ class LiberoReader(EpisodeReader):
             robot_states={field.name: field_values(field, self.robot, obs, observed, source) for field in fields},
             actions=actions[acted],
             executed_actions=None if executed is None else np.asarray(executed[acted], np.float32),
-            object_poses=None if objects is None else objects.astype(np.float32),
+            object_poses=None if objects is None else objects.reshape(len(objects), -1).astype(np.float32),
             object_names=() if objects is None else _names(obs[_OBJECTS_KEY], source),
             is_seen=None if is_seen is None else is_seen.astype(bool),
             success=_success(demo),
