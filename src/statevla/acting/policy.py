@@ -299,8 +299,8 @@ class StateVLAPolicy:
         for each in observations:
             if not isinstance(each, Observation):
                 raise UserError(
-                    f"observation: expected a statevla.types.Observation, got {type(each).__name__}; make one of images, "
-                    "robot_state and instruction"
+                    f"observation: expected a statevla.types.Observation, got {type(each).__name__}; make one of "
+                    "images, robot_state and instruction"
                 )
         embeddings = self._embed([observation.instruction for observation in observations])
         return self.transform.observation_to_model_input(observations, embeddings).to(self.device)
