@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_server import HORIZON, serving
+from tiny_server import HORIZON, IMAGE_SIZE, serving
 
 from statevla.acting.policy import StateVLAPolicy
 from statevla.errors import UserError
 from statevla.serving.client import PolicyClient, request_of
 from statevla.serving.server import PolicyServer
 from statevla.serving.shares import CREDIT_S, FREE_BYTES, SECONDS_PER_BYTE, Shares
+from statevla.serving.wire import pack
 from statevla.types import Observation
 
 Observe = Callable[..., Observation]
@@ -69,9 +70,8 @@ def test_what_one_client_needs_prepared_holds_up_no_other(
     slow = model_sized(observe)
     if what == "instruction":
         slow["instruction"] = "open the drawer"
-        backend = policy.language._backend
-        held = Held(backend.embed, lambda text: text == "open the drawer")
-        monkeypatch.setattr(backend, "embed", held)
+        held = Held(policy.language.encode, lambda texts: "open the drawer" in texts)
+        monkeypatch.setattr(policy.language, "encode", held)
     else:
         slow["images/agentview"] = np.zeros((64, 64, 3), np.uint8)
         held = Held(policy.transform.frame_to_model_size, lambda frame, _: len(frame) == 64)
@@ -147,30 +147,51 @@ def test_connecting_anew_renews_no_credit(policy: StateVLAPolicy, observe: Obser
         assert again.result(30)["actions"].shape == (HORIZON, 7)
 
 
+def spend_all_but(left_s: float, client: PolicyClient, observe: Observe) -> None:
+    """Two requests that leave so much of a fresh connection's credit, to 2 µs."""
+    small = model_sized(observe)
+    for share in (0.6, 0.4):
+        num_bytes = round((CREDIT_S - left_s) * share / SECONDS_PER_BYTE) + FREE_BYTES
+        bulk = (num_bytes - len(pack(small))) // 6000
+        request = {**small, "images/agentview": np.zeros((bulk, 2000, 3), np.uint8)}
+        width = IMAGE_SIZE + (num_bytes - len(pack(request))) // (3 * IMAGE_SIZE)
+        client.infer({**request, "images/eye_in_hand": np.zeros((IMAGE_SIZE, width, 3), np.uint8)})
+
+
 def test_ordinary_requests_cost_nothing(policy: StateVLAPolicy, observe: Observe) -> None:
     frame = np.zeros((480, 640, 3), np.uint8)
     request = {**model_sized(observe), "images/agentview": frame, "images/eye_in_hand": frame}
     with (
-        serving(policy, heavy_share=1e-6) as server,
+        serving(policy, heavy_share=1e-9) as server,
         PolicyClient(port=server.port) as client,
-        PolicyClient(port=server.port),
+        PolicyClient(port=server.port) as other,
     ):
-        client.infer(request)
-        before = min(each.account.credit_s for each in server._clients)
+        other.infer(model_sized(observe))  # the instruction is new to the server, and paid for
         for _ in range(20):
             client.infer(request)
-        assert min(each.account.credit_s for each in server._clients) == pytest.approx(before, abs=1e-4)
+        spend_all_but(1e-4, client, observe)
+        # Had each of them cost 5 µs, it would be below zero, and wait for as long as the other is there.
+        assert client.infer(request)["actions"].shape == (HORIZON, 7)
 
 
 def test_texts_that_are_refused_are_paid_for(policy: StateVLAPolicy, observe: Observe) -> None:
     with (
-        serving(policy, heavy_share=1e-6) as server,
+        serving(policy, heavy_share=1e-9) as server,
+        ThreadPoolExecutor(1) as pool,
         PolicyClient(port=server.port) as client,
-        PolicyClient(port=server.port),
+        PolicyClient(port=server.port) as other,
     ):
+        other.infer(model_sized(observe))  # pays for the instruction
+        spend_all_but(1e-5, client, observe)
+        assert client.infer(model_sized(observe))["actions"].shape == (HORIZON, 7)
         with pytest.raises(UserError, match="not among the 2"):
             client.infer({**model_sized(observe), "instruction": "sing " * 200})
-        assert min(each.account.credit_s for each in server._clients) < CREDIT_S
+        waiting = pool.submit(client.infer, model_sized(observe))
+        for _ in range(50):
+            other.infer(model_sized(observe))
+        assert not waiting.done()
+        other.close()
+        assert waiting.result(30)["actions"].shape == (HORIZON, 7)
 
 
 def test_accounts() -> None:
@@ -190,7 +211,8 @@ def test_accounts() -> None:
     shares.close("here", accounts[1])
     others = 0
     shares.close("elsewhere", accounts[2])
-    assert not shares._left_behind
+    assert shares.open("elsewhere") not in accounts
+    assert shares.open("here") not in accounts
     asyncio.run(shares.settle_address("here"))
 
 

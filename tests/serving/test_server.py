@@ -188,11 +188,11 @@ def test_malformed_messages_close_with_1011(policy: StateVLAPolicy) -> None:
 def test_a_failure_inside_tells_clients_nothing(
     policy: StateVLAPolicy, observe: Observe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("secret in /etc/shadow")
 
     with serving(policy) as server:
-        monkeypatch.setattr(policy, "_sample", fail)
+        monkeypatch.setattr(policy.model, "sample_actions", fail)
         connection = open_raw(server)
         connection.send(pack(request_of(observe())))
         assert connection.recv(10) == "server: internal error; its log has the reason"

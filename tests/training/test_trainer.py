@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from statevla.checkpoints.checkpoint import load_checkpoint, load_training_state
+from statevla.checkpoints.checkpoint import load_checkpoint, load_training_state, save_checkpoint
 from statevla.config import Config, JepaLossConfig
-from statevla.data import BatchSampler, open_frame_cache, split_episodes
+from statevla.data import BatchSampler, TransitionDataset, open_frame_cache, split_episodes
 from statevla.errors import UserError
 from statevla.machine.storage import read_tensors
+from statevla.model.flow import FlowDraws
+from statevla.model.statevla_model import ActionLosses
+from statevla.training import trainer
 from statevla.training.phases import PhaseLoss
 from statevla.training.run import train
 from statevla.training.setup import prepare
 from statevla.training.trainer import Trainer
+from statevla.types import ChunkBatch
 
 
 class StopError(Exception):
@@ -103,14 +108,13 @@ def test_resuming_continues_bit_for_bit(
 
     # Stop after three steps of a schedule of seven: with max_steps=3 the learning rate would differ.
     config = with_training(base, tmp_path / "parts", phase, max_steps=7, checkpoint_every_steps=3, **changes)
-    original = Trainer._save
 
-    def save_and_stop(self: Any, is_best: bool) -> None:
-        original(self, is_best)
+    def save_and_stop(*arguments: Any) -> None:
+        save_checkpoint(*arguments)
         raise StopError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_save", save_and_stop)
+        patch.setattr(trainer, "save_checkpoint", save_and_stop)
         with pytest.raises(StopError):
             run_phase(config, phase, phase1_run)
     parts = tmp_path / "parts" / whole.name
@@ -184,15 +188,28 @@ def test_a_single_sample_has_no_variance(tiny_config: Config, tmp_path: Path) ->
         train(config, "1")
 
 
-def test_every_sample_has_its_own_noise_however_a_batch_is_cut(tiny_config: Config, tmp_path: Path) -> None:
-    config = with_training(tiny_config, tmp_path, "bc", batch_size=24)
-    whole = BatchSampler(100, 24, seed=0)
-    setup = prepare(config, "bc")
-    draws = Trainer(setup, tmp_path / "run")._draw_flow(5)
-    assert draws is not None
-    assert draws.noise.shape == (24, 4, 6)
-    assert len({tuple(row.tolist()) for row in draws.noise.flatten(1)}) == 24
-    indices = whole.next_batch()
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_every_sample_has_its_own_noise_however_a_batch_is_cut(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulation: int
+) -> None:
+    changes = {"batch_size": 24, "max_steps": 2, "gradient_accumulation_steps": accumulation}
+    setup = prepare(with_training(tiny_config, tmp_path, "bc", **changes), "bc")
+    original, given = setup.model.action_loss, []
+
+    def note(batch: ChunkBatch, draws: FlowDraws | None = None) -> ActionLosses:
+        if setup.model.training:  # validation draws its own
+            assert draws is not None
+            given.append(draws.noise)
+        return original(batch, draws)
+
+    monkeypatch.setattr(setup.model, "action_loss", note)
+    Trainer(setup, tmp_path / "run").fit()
+    assert [noise.shape for noise in given] == [(24 // accumulation, 4, 6)] * 2 * accumulation
+    assert len({tuple(row.tolist()) for row in torch.cat(given).flatten(1)}) == 2 * 24
+
+
+def test_processes_and_accumulation_share_the_same_batches() -> None:
+    indices = BatchSampler(100, 24, seed=0).next_batch()
     for rank in range(2):
         part = BatchSampler(100, 24, seed=0, rank=rank, world_size=2, accumulation=3)
         for piece in range(3):
@@ -274,10 +291,14 @@ def test_not_a_number_names_the_episodes(tiny_config: Config, tmp_path: Path) ->
     setup = prepare(config, "1")
     bad = setup.main.train[1]
     episode = setup.main.cache.episodes[bad]
-    setup.train._actions[episode.start : episode.stop] = float("nan")
-    trainer = Trainer(setup, tmp_path / "run")
+    cache = setup.main.cache
+    cache.executed_actions = np.array(cache.executed_actions)
+    cache.executed_actions[episode.start : episode.stop] = np.nan
+    samples = TransitionDataset(
+        cache, setup.main.train, config.training.phase1, setup.transform, setup.main.language_table
+    )
     with pytest.raises(UserError) as raised:
-        trainer.fit()
+        Trainer(replace(setup, train=samples), tmp_path / "run").fit()
     assert f"NaN or infinite values: {episode.episode_id};" in str(raised.value)
 
 
