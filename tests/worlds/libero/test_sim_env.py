@@ -141,7 +141,7 @@ def test_culling_changes_no_pixel(simulation: Simulation, camera: str) -> None:
         simulation.renderer.cull = True
         culled = simulation.render(camera, 96)
         name = {"agentview": "agentview", "eye_in_hand": "robot0_eye_in_hand"}[camera]
-        hidden += len(simulation.renderer._outside_view(simulation.model.camera(name).id))
+        hidden += len(simulation.renderer.outside_view(name))
         simulation.renderer.cull = False
         np.testing.assert_array_equal(culled, simulation.render(camera, 96))
     simulation.renderer.cull = True

@@ -216,7 +216,8 @@ def test_the_expert_answers_a_moved_cube(world):
     world.reset(6, {"cube": [0.25, 0.05, 0.0]})
     for step, action in enumerate(expert(world, np.random.default_rng(0))):
         if step == 20:
-            world.data.qpos[world._cube : world._cube + 2] = [0.28, -0.08]
+            place = int(world.model.joint("block").qposadr[0])
+            world.data.qpos[place : place + 2] = [0.28, -0.08]
         world.step(action)
         if step == world.max_steps:
             break

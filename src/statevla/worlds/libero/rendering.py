@@ -73,12 +73,26 @@ class Renderer:
         """As `render`, but of the simulator's own camera of that name, with positions as they are."""
         self._open()
         buffer = self._buffer(size)
-        hidden = self._outside_view(self._model.camera(camera).id) if self.cull else self._meshes[:0]
+        hidden = self.outside_view(camera) if self.cull else self._meshes[:0]
         self._model.geom_group[hidden] = _HIDDEN_GROUP
         try:
             return upright_frame(self._draw(buffer, camera), self.rendering)
         finally:
             self._model.geom_group[hidden] = _VISUAL_GROUP
+
+    def outside_view(self, camera: str) -> np.ndarray:
+        """Numbers of the visual meshes that the simulator's camera of that name does not see.
+
+        All corners of their bounding boxes lie beyond one side of its view pyramid.
+        """
+        model, data, number = self._model, self._data, self._model.camera(camera).id
+        rotations = data.geom_xmat[self._meshes].reshape(-1, 3, 3)
+        corners = np.einsum("gij,gkj->gki", rotations, self._corners) + data.geom_xpos[self._meshes][:, None]
+        x, y, z = np.moveaxis((corners - data.cam_xpos[number]) @ data.cam_xmat[number].reshape(3, 3), -1, 0)
+        reach = -z * np.tan(np.deg2rad(model.cam_fovy[number]) / 2)  # half the width of the view at that depth
+        near = -model.vis.map.znear * model.stat.extent
+        sides = (x > reach, x < -reach, y > reach, y < -reach, z > near)
+        return self._meshes[np.any([side.all(1) for side in sides], axis=0)]
 
     def _draw(self, buffer: Any, camera: str) -> np.ndarray:
         """The buffer's frame, bottom row first."""
@@ -124,17 +138,6 @@ class Renderer:
         self._context.con.free()  # its textures would be held twice
         groups = self._context.vopt.geomgroup
         groups[0], groups[_VISUAL_GROUP] = 0, 1  # collision shapes hidden, visual ones drawn
-
-    def _outside_view(self, camera: int) -> np.ndarray:
-        """Visual meshes all of whose bounding-box corners lie beyond one side of the camera's view pyramid."""
-        model, data = self._model, self._data
-        rotations = data.geom_xmat[self._meshes].reshape(-1, 3, 3)
-        corners = np.einsum("gij,gkj->gki", rotations, self._corners) + data.geom_xpos[self._meshes][:, None]
-        x, y, z = np.moveaxis((corners - data.cam_xpos[camera]) @ data.cam_xmat[camera].reshape(3, 3), -1, 0)
-        reach = -z * np.tan(np.deg2rad(model.cam_fovy[camera]) / 2)  # half the width of the view at that depth
-        near = -model.vis.map.znear * model.stat.extent
-        sides = (x > reach, x < -reach, y > reach, y < -reach, z > near)
-        return self._meshes[np.any([side.all(1) for side in sides], axis=0)]
 
 
 def _release(renderer: weakref.ref[Renderer]) -> None:
