@@ -75,9 +75,9 @@ def _introduction(config: dict[str, Any], metrics: dict[str, Any], name: str) ->
     yield ""
     yield from (
         "```python",
-        "from statevla.acting.policy import StateVLAPolicy",
+        "from statevla import load_policy",
         "",
-        f'policy = StateVLAPolicy.from_pretrained("{name}")',
+        f'policy = load_policy("{name}")',
         "action = policy.act(observation)",
         "```",
     )
