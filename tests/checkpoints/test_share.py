@@ -155,9 +155,9 @@ def test_card_says_how_the_copy_is_loaded(run: Path, tmp_path: Path, monkeypatch
     share(ShareArgs(str(run), "models/small"))
     text = (tmp_path / "models" / "small" / "README.md").read_text()
     assert "# small\n" in text
-    assert 'from_pretrained("models/small")' in text
+    assert 'load_policy("models/small")' in text
     share(ShareArgs(str(run), str(tmp_path / "elsewhere")))
-    assert 'from_pretrained("elsewhere")' in (tmp_path / "elsewhere" / "README.md").read_text()
+    assert 'load_policy("elsewhere")' in (tmp_path / "elsewhere" / "README.md").read_text()
 
 
 def test_rounded_weights_act_nearly_alike_and_say_what_they_were(run: Path, tmp_path: Path) -> None:
