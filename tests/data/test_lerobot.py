@@ -141,8 +141,8 @@ def test_executed_actions_and_lone_joint_states(tmp_path: Path) -> None:
 
 
 def test_videos_are_split_when_they_grow(libero_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "_VIDEO_MB", -1)
-    monkeypatch.setattr(writer_module, "_CHUNK", 2)
+    monkeypatch.setattr(writer_module, "VIDEO_FILE_MB", -1)
+    monkeypatch.setattr(writer_module, "FILES_PER_CHUNK", 2)
     folder = convert(libero_dir, tmp_path / "out", "lerobot")
     videos = sorted((folder / "videos/observation.images.image").rglob("*.mp4"))
     assert len(videos) > 3

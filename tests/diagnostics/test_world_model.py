@@ -11,10 +11,10 @@ import torch
 
 from statevla.diagnostics.sequences import LatentSequence
 from statevla.diagnostics.world_model import (
-    _derangement,
-    _Windows,
+    Windows,
     action_retrieval,
     copy_skill,
+    derangement,
     go_no_go,
     rank_me,
     rollout,
@@ -52,7 +52,7 @@ def make_sequences(count: int = 6, length: int = 30) -> list[LatentSequence]:
 
 @pytest.mark.parametrize("horizon", [1, 2, 4, 8])
 def test_a_perfect_model_has_skill_one_and_a_copier_zero(horizon: int) -> None:
-    windows = _Windows.of(make_sequences(), horizon)
+    windows = Windows.of(make_sequences(), horizon)
     assert windows is not None
     assert windows.actions.shape == (6 * (30 - horizon), horizon, DIM)
     for model, skill in ((Integrator(), 1.0), (Integrator(uses_actions=False), 0.0)):
@@ -70,9 +70,9 @@ def test_retrieval_finds_the_action_only_if_actions_matter() -> None:
     assert action_retrieval(make_subject(wrong), sequences) < 0.2
 
 
-def test_a_derangement_leaves_nothing_in_place() -> None:
+def test_aderangement_leaves_nothing_in_place() -> None:
     for count in (2, 3, 50):
-        order = _derangement(count)
+        order = derangement(count)
         assert sorted(order.tolist()) == list(range(count))
         assert not (order == torch.arange(count)).any()
 

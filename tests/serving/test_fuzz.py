@@ -179,7 +179,6 @@ def raw_sockets(port: int, rng: np.random.Generator, count: int) -> Iterator[byt
     for number in range(count):
         with socket.create_connection(("127.0.0.1", port), timeout=20) as opened:
             opened.sendall(starts[number % len(starts)] + rng.bytes(int(rng.integers(0, 99))) + b"\r\n\r\n")
-            opened.shutdown(socket.SHUT_WR)
             answer = b""
             try:
                 while block := opened.recv(4096):
@@ -204,6 +203,7 @@ def attack(policy: StateVLAPolicy, observation: Observation, count: int) -> Coun
             assert not head or re.match(rb"HTTP/1.1 (400|401) ", head), head
             assert b"Traceback" not in body
             assert b"etc" not in body
+            attacker.outcomes["raw: answered"] += bool(head)
             attacker.outcomes["sent"] += 1
         with PolicyClient(port=server.port, api_key=KEY) as client:
             assert client.act_chunk(observation).actions.shape == (HORIZON, 7)
@@ -223,3 +223,4 @@ def test_fuzz(policy: StateVLAPolicy, observe: Callable[..., Observation], count
         assert outcomes[f"{kind}: answered"] == 0, outcomes
     assert outcomes["oversized: closed 1009"] > 0, outcomes
     assert outcomes["unauthorized: refused"] == count // 20
+    assert outcomes["raw: answered"] >= count // 50 // 4, outcomes  # two of the four beginnings are requests

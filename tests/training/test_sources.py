@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from libero_files import smooth_episode, write_official_file
+from statevla.checkpoints.checkpoint import load_checkpoint
 from statevla.config import Config, SourceConfig
 from statevla.data.joined import JoinedSamples
 from statevla.errors import UserError
@@ -66,10 +68,12 @@ def test_statistics_are_those_of_all_training_episodes(tiny_config: Config, more
 def test_every_phase_trains_on_two_sources(tiny_config: Config, more: Path, tmp_path: Path) -> None:
     config = with_sources(tiny_config, {"path": str(more)}).model_copy(update={"output_dir": str(tmp_path)})
     run = train(config, "1")
-    train(config, "2", phase1_checkpoint=run)
-    for folder in tmp_path.iterdir():
+    for folder in (run, train(config, "2", phase1_checkpoint=run)):
         log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        assert any("train/loss" in entry or "loss" in json.dumps(entry) for entry in log)
+        assert [line["step"] for line in log if line["kind"] == "train"] == list(range(1, 9))
+        assert all(math.isfinite(line["total"]) for line in log if line["kind"] == "train")
+        (said,) = load_checkpoint(folder).data.source_caches
+        assert said.startswith(more.stem)
 
 
 def test_a_batch_keeps_the_order_that_was_asked_for(tiny_config: Config, more: Path) -> None:

@@ -29,7 +29,8 @@ from statevla.robots import RobotSpec
 from statevla.transforms import from_upright, to_upright
 
 ACTION_KEY = ACTION_KEYS[0]
-_CHUNK, _VIDEO_MB, _DATA_MB = 1000, 200, 100
+FILES_PER_CHUNK, VIDEO_FILE_MB, DATA_FILE_MB = 1000, 200, 100
+"""LeRobot's own: files in a folder, and sizes at which the next file begins."""
 _PATTERN = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 DATA_PATH, VIDEO_PATH = f"data/{_PATTERN}.parquet", f"videos/{{video_key}}/{_PATTERN}.mp4"
 _INDEX_FEATURES = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64"} | {
@@ -138,14 +139,14 @@ class _Writer:
     def _write_video(self, key: str, frames: np.ndarray) -> dict[str, Any]:
         """Append frames to the camera's video; returns where they are."""
         writer = self._videos.get(key)
-        if writer is None or writer.size_mb() > _VIDEO_MB:
+        if writer is None or writer.size_mb() > VIDEO_FILE_MB:
             index = 0 if writer is None else writer.index + 1
             if writer is not None:
                 writer.close()
-            chunk, file = divmod(index, _CHUNK)
+            chunk, file = divmod(index, FILES_PER_CHUNK)
             path = self._root / VIDEO_PATH.format(video_key=key, chunk_index=chunk, file_index=file)
             writer = self._videos[key] = VideoWriter(path, self._fps, frames.shape[1:3], index)
-        chunk, file = divmod(writer.index, _CHUNK)
+        chunk, file = divmod(writer.index, FILES_PER_CHUNK)
         start_s = writer.num_frames / self._fps
         writer.add(frames)
         place = {"chunk_index": chunk, "file_index": file, "from_timestamp": start_s}
@@ -182,9 +183,9 @@ class _Writer:
             "total_episodes": len(self._rows),
             "total_frames": self._num_frames,
             "total_tasks": len(self._tasks),
-            "chunks_size": _CHUNK,
-            "data_files_size_in_mb": _DATA_MB,
-            "video_files_size_in_mb": _VIDEO_MB,
+            "chunks_size": FILES_PER_CHUNK,
+            "data_files_size_in_mb": DATA_FILE_MB,
+            "video_files_size_in_mb": VIDEO_FILE_MB,
             "fps": int(self._fps) if self._fps == int(self._fps) else self._fps,
             "splits": {"train": f"0:{len(self._rows)}"},
             "data_path": DATA_PATH,

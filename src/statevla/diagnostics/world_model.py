@@ -30,12 +30,12 @@ def measure_world_model(subject: Subject, episodes: Sequence[int]) -> dict[str, 
         return {}
     values: dict[str, float] = {}
     for horizon in HORIZONS:
-        windows = _Windows.of(sequences, horizon)
+        windows = Windows.of(sequences, horizon)
         if windows is None:
             continue
         predicted = rollout(subject, windows.z, windows.actions)
         values[f"copy_skill_{horizon}"] = copy_skill(predicted, windows.now, windows.later)
-        shuffled = rollout(subject, windows.z, windows.actions[_derangement(len(windows.actions))])
+        shuffled = rollout(subject, windows.z, windows.actions[derangement(len(windows.actions))])
         values[f"action_sensitivity_{horizon}"] = _ratio(
             _error(shuffled, windows.later), _error(predicted, windows.later)
         )
@@ -90,7 +90,7 @@ def action_retrieval(subject: Subject, sequences: Sequence[LatentSequence]) -> f
 
     With fewer than 64 blocks in all, among as many as there are.
     """
-    windows = _Windows.of(sequences, 1)
+    windows = Windows.of(sequences, 1)
     assert windows is not None
     count = len(windows.z)
     generator = torch.Generator().manual_seed(SEED)
@@ -120,7 +120,7 @@ def surprise(subject: Subject, sequences: Sequence[LatentSequence]) -> dict[str,
         Median surprise of the true frame, its ratios to the others, how often the teleported one surprises more, and
         the p value of a one-sided Wilcoxon signed-rank test over the pairs.
     """
-    windows = _Windows.of(sequences, 1)
+    windows = Windows.of(sequences, 1)
     assert windows is not None
     episodes = [s.episode for s in sequences]
     after = torch.cat([s.frames[1:] for s in sequences])
@@ -140,14 +140,14 @@ def surprise(subject: Subject, sequences: Sequence[LatentSequence]) -> dict[str,
     }
 
 
-class _Windows:
+class Windows:
     """All windows of k steps: z and target at the start, target at the end, actions between (`[M, k, K·A]`)."""
 
     def __init__(self, z: Tensor, now: Tensor, later: Tensor, actions: Tensor) -> None:
         self.z, self.now, self.later, self.actions = z, now, later, actions
 
     @classmethod
-    def of(cls, sequences: Sequence[LatentSequence], horizon: int) -> _Windows | None:
+    def of(cls, sequences: Sequence[LatentSequence], horizon: int) -> Windows | None:
         long = [s for s in sequences if len(s.z) > horizon]
         if not long:
             return None
@@ -159,7 +159,7 @@ class _Windows:
         )
 
 
-def _derangement(count: int) -> Tensor:
+def derangement(count: int) -> Tensor:
     """A fixed random order in which nothing keeps its place (for count > 1)."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(SEED))
     shifted = torch.empty_like(order)

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from scan_cases import relative_error
 from torch import nn
 
+from statevla.config import TrainingConfig
 from statevla.errors import UserError
 from statevla.model.mamba import MambaBlock, MambaStack, prepare_for_inference
+from statevla.training.optimization import build_optimizer
 
 
 def count(module: nn.Module) -> int:
@@ -63,8 +65,12 @@ def test_initialisation() -> None:
     assert block.dt_proj.weight.abs().max() <= 0.25  # dt_rank 16
     bound = 1 / math.sqrt(512) / 2  # nn.Linear's bound over sqrt(4)
     assert 0.95 * bound < block.out_proj.weight.abs().max() <= bound
-    flagged = {name for name, p in block.named_parameters() if getattr(p, "_no_weight_decay", False)}
-    assert flagged == {"A_log", "D", "dt_proj.bias"}
+    parameters = dict(block.named_parameters())
+    optimizer = build_optimizer(parameters, 1e-3, TrainingConfig(weight_decay=0.3))
+    decaying = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    matrices = {name for name, p in parameters.items() if p.ndim > 1}
+    assert {name for name, p in parameters.items() if id(p) in decaying} == matrices - {"A_log"}
+    assert {"A_log", "D", "dt_proj.bias"} <= parameters.keys()
 
 
 def test_equals_an_independent_block() -> None:

@@ -61,7 +61,7 @@ def test_one_bowl_is_held_at_one_side(monkeypatch: pytest.MonkeyPatch) -> None:
         return found
 
     assert sides() == {1.0}
-    monkeypatch.setattr(grasp, "_RIGHT_SIDE_COST", 0.0)
+    monkeypatch.setattr(grasp, "RIGHT_SIDE_COST", 0.0)
     assert sides() == {-1.0, 1.0}
     simulation.close()
 

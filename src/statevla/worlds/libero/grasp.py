@@ -34,7 +34,7 @@ JAW_AXES = {"milk": 2, "orange_juice": 2}
 """Cartons, closed along this axis of their own frame only: on the faces at the ends of the roof ridge, the pads sink
 into thin plates and the carton stays stuck to a finger after release."""
 RIM_OBJECTS = ("bowl", "mug", "ramekin")
-_RIGHT_SIDE_COST = 0.06
+RIGHT_SIDE_COST = 0.06
 """Of holding a rim at the robot's right and not at its left. Both often cost all but the same; if the last millimetre
 of a layout then decides, demonstrations give two answers to one picture."""
 
@@ -192,7 +192,7 @@ def plan_rim_grasp(
         if np.ptp(along_ray[rim]) > 0.03:  # a handle
             continue
         spot = centre + outward * along_ray[rim].mean()
-        turns, side = [(0.0, 0.0)], _RIGHT_SIDE_COST * (1.0 - outward[1]) / 2
+        turns, side = [(0.0, 0.0)], RIGHT_SIDE_COST * (1.0 - outward[1]) / 2
         if place is not None:
             turns = [_carry_cost(scene, place, spot - centre, turn) for turn in _TURNS]
         for shallower in (0.0, 0.004):
