@@ -178,7 +178,9 @@ def raw_sockets(port: int, rng: np.random.Generator, count: int) -> Iterator[byt
     ]
     for number in range(count):
         with socket.create_connection(("127.0.0.1", port), timeout=20) as opened:
-            opened.sendall(starts[number % len(starts)] + rng.bytes(int(rng.integers(0, 99))) + b"\r\n\r\n")
+            # Two in eight are whole requests and nothing more: bytes left unread may cost the sender the answer.
+            noise = rng.bytes(int(rng.integers(0, 99))) + b"\r\n\r\n" if number % 8 < 6 else b""
+            opened.sendall(starts[number % 4] + noise)
             answer = b""
             try:
                 while block := opened.recv(4096):
@@ -223,4 +225,4 @@ def test_fuzz(policy: StateVLAPolicy, observe: Callable[..., Observation], count
         assert outcomes[f"{kind}: answered"] == 0, outcomes
     assert outcomes["oversized: closed 1009"] > 0, outcomes
     assert outcomes["unauthorized: refused"] == count // 20
-    assert outcomes["raw: answered"] >= count // 50 // 4, outcomes  # two of the four beginnings are requests
+    assert outcomes["raw: answered"] >= count // 50 // 8 * 2, outcomes  # two in eight are whole requests
