@@ -21,7 +21,7 @@ EPILOGUE = (
 @dataclass(frozen=True)
 class TrainArgs:
     config: str = "config"
-    """A preset's name (config, compact, demo) or a YAML file."""
+    """A preset's name (config, compact, full, demo) or a YAML file."""
     phase: PhaseName = "1"
     """1: world model (temporal JEPA); 2: policy on the frozen encoder (flow matching); bc: both, without phase 1."""
     phase1_checkpoint: str | None = None

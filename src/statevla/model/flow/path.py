@@ -24,10 +24,6 @@ class FlowDraws(NamedTuple):
         """Index the leading dims of both alike."""
         return FlowDraws(self.noise[index], self.time[index])
 
-    def flatten(self) -> FlowDraws:
-        """Merge all leading dims into one."""
-        return FlowDraws(self.noise.flatten(0, self.time.ndim - 1), self.time.flatten())
-
     def to(self, device: torch.device) -> FlowDraws:
         return FlowDraws(self.noise.to(device), self.time.to(device))
 
