@@ -195,19 +195,19 @@ def test_alarm_stays_on_until_the_episode_ends(folder: Path) -> None:
     middle = float(np.median(seen))
     calibration_of(folder, surprise=middle).save(folder)
     policy = StateVLAPolicy.from_pretrained(folder, device="cpu")
-    assert policy.alarm is False
+    assert policy.alarm is None
     alarms = []
     for step in range(6 * HORIZON):
         looks = policy.needs_observation()
         policy.act(observation(step) if looks else None)
         if looks:
             alarms.append(policy.alarm)
-    over = [False, *(value > middle for value in seen)]
-    assert alarms == [any(over[: i + 1]) for i in range(len(over))]
+    # The first look has nothing to be compared with: nobody has judged it.
+    over = [value > middle for value in seen]
+    assert alarms == [None, *(any(over[: i + 1]) for i in range(len(over)))]
     assert True in alarms
-    assert alarms[0] is False
     policy.reset()
-    assert policy.alarm is False
+    assert policy.alarm is None
 
 
 def test_without_calibration_there_is_surprise_but_no_alarm(folder: Path) -> None:
@@ -226,12 +226,15 @@ def test_threshold_is_that_of_the_actions_executed(folder: Path) -> None:
     for count, alarm, novelty_alarm in ((2, True, False), (3, False, True)):
         session = policy.new_session()
         session.note(Sighting(torch.zeros(Z)))
+        assert (session.alarm, session.novelty_alarm) == (None, None)
         session.set_executed(np.zeros((count, 7)))
         (_, sighting), *_ = policy.sample_chunks([(session, observation(1))])
         session.note(sighting)
         assert (session.alarm, session.novelty_alarm) == (alarm, novelty_alarm)
     # Uncalibrated: looks so far apart have no threshold, and raise no alarm either way.
-    assert StateVLAPolicy.from_pretrained(folder, device="cpu", execute_steps=1).alarm is None
+    policy = StateVLAPolicy.from_pretrained(folder, device="cpu", execute_steps=1)
+    assert None not in run_looks(policy, 3)[1:]
+    assert policy.alarm is None
 
 
 def test_novelty_is_the_mean_distance_to_the_nearest_neighbours() -> None:

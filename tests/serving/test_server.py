@@ -117,14 +117,15 @@ def test_surprise_goes_over_the_wire_in_both_modes(checkpoint: Path, observe: Ob
 
 
 def test_an_alarm_that_nobody_judged_is_absent(policy: StateVLAPolicy, observe: Observe) -> None:
-    """In mode `chunk`, where only the client knows what it executed."""
+    """In mode `chunk` only the client knows what it executed; in mode `act` the first look is compared with nothing."""
     policy.calibration = Calibration(
         0.1, 9, {"surprise": {HORIZON: 1e9}, "novelty": {}}, torch.zeros(1, 24), "", "test"
     )
     with serving(policy) as server, PolicyClient(port=server.port) as client:
         for seed in range(3):
-            client.act_chunk(observe(seed))
-            assert client.alarm is None
+            assert "alarm" not in client.infer(request_of(observe(seed)))
+        client.act_chunk(observe(2))
+        assert client.alarm is None
         executed = client.act_chunk(observe(3)).actions
         client.act_chunk(observe(4), executed)
         assert client.alarm is False
@@ -135,8 +136,9 @@ def test_an_alarm_that_nobody_judged_is_absent(policy: StateVLAPolicy, observe: 
         client.act_chunk(observe(6))
         assert client.alarm is None
         client.reset()
-        client.act(observe(7))
-        assert client.alarm is False
+        for step in range(HORIZON + 1):
+            client.act(observe(7))
+            assert client.alarm is (None if step < HORIZON else False)
 
 
 def test_an_action_without_observation_is_refused(policy: StateVLAPolicy) -> None:

@@ -188,7 +188,7 @@ class StateVLAPolicy:
 
     @property
     def alarm(self) -> bool | None:
-        """Whether surprise has exceeded its threshold since the last `reset`; None where it has none."""
+        """Whether surprise has exceeded its threshold since the last `reset`; None until a look was judged."""
         return self._session.alarm
 
     def threshold(self, score: str, num_actions: int | None = None) -> float | None:

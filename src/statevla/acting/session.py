@@ -33,7 +33,8 @@ class PolicySession:
     Attributes:
         surprise: at the last look, see `statevla.acting.alarm`; None at the first look, and without a world model.
         novelty: at the last look; None where the checkpoint is not calibrated.
-        alarm: whether surprise has exceeded its threshold at any look of this episode; None where it has none.
+        alarm: whether surprise has exceeded its threshold at any look of this episode; None until a look was judged,
+            and without a threshold: no alarm is not the same as all clear.
         novelty_alarm: the same of novelty.
     """
 
@@ -56,10 +57,7 @@ class PolicySession:
         self._chunks: deque[tuple[int, np.ndarray]] = deque()  # (step at which it was asked for, [H, A])
         self._state: Tensor | None = None  # z at the last look
         self._executed: list[np.ndarray] = []  # actions since then
-        self.surprise = self.novelty = None
-        count = self._policy.execute_steps
-        self.alarm = None if self._policy.threshold("surprise", count) is None else False
-        self.novelty_alarm = None if self._policy.threshold("novelty", count) is None else False
+        self.surprise = self.novelty = self.alarm = self.novelty_alarm = None
 
     def needs_observation(self) -> bool:
         """Whether the next action needs a fresh observation with images; otherwise it is queued already."""

@@ -81,7 +81,6 @@ class _Client:
         self.session = session
         self.account = account
         self.busy = False
-        self.was_judged = False  # whether there has been a surprise in this episode
         self.previous_total_s: float | None = None
 
 
@@ -253,7 +252,6 @@ class PolicyServer:
         session = client.session
         if request.reset:
             session.reset(request.episode)
-            client.was_judged = False
             if request.only_resets:
                 return {protocol.RESET: True}
         if request.mode == protocol.CHUNK:
@@ -261,15 +259,11 @@ class PolicyServer:
                 session.set_executed(request.executed_actions)
             answer = await self._sample(client, request.observation)
             session.note(answer.sighting)
-            client.was_judged |= session.surprise is not None
-            # Nobody has judged what nobody told of: no alarm is not the same as all clear.
-            told = _surprise(session) if client.was_judged else {}
-            return {protocol.ACTIONS: answer.chunk, **told, **_timing(answer.seconds)}
+            return {protocol.ACTIONS: answer.chunk, **_surprise(session), **_timing(answer.seconds)}
         seconds = 0.0
         if session.needs_observation():
             answer = await self._sample(client, request.observation)
             session.accept(answer.chunk, answer.sighting)
-            client.was_judged |= session.surprise is not None
             seconds = answer.seconds
         return {
             protocol.ACTION: session.next_action(),
