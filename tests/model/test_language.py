@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,8 @@ from safetensors.numpy import save_file
 
 from statevla.config import LanguageConfig
 from statevla.errors import UserError
-from statevla.model import language
+from statevla.model import embedding_cache, language
+from statevla.model.embedding_cache import load_embedding, store_embedding
 from statevla.model.language import build_language_encoder
 from statevla.transforms import normalize_instruction
 
@@ -62,14 +64,43 @@ def test_embeddings_are_kept_on_disk(home: Path, monkeypatch: pytest.MonkeyPatch
     assert torch.equal(build_language_encoder(LanguageConfig(), 384).encode(INSTRUCTIONS), table)
 
 
-def test_a_damaged_cache_entry_is_made_anew(home: Path) -> None:
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY broken", b"PK\x03\x04", b"\x80\x04abc", None])
+def test_a_damaged_cache_entry_is_made_anew(home: Path, damage: bytes | None) -> None:
     encoder = build_language_encoder(LanguageConfig(), 384)
     table = encoder.encode(INSTRUCTIONS[:1])
     (entry,) = (home / "language_cache").glob("*.npy")
-    entry.write_bytes(b"\x93NUMPY broken")
+    if damage is None:
+        np.save(entry, np.full(384, np.nan, np.float32))
+    else:
+        entry.write_bytes(damage)
     encoder = build_language_encoder(LanguageConfig(), 384)
     assert torch.equal(encoder.encode(INSTRUCTIONS[:1]), table)
     assert np.load(entry).shape == (384,)
+
+
+def test_the_disk_holds_the_latest_used(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding_cache, "MAX_STORED", 8)
+    rng = np.random.default_rng(0)
+    vectors = {str(number): rng.normal(size=6).astype(np.float32) for number in range(9)}
+    folder = home / "language_cache"
+    for number in range(8):
+        store_embedding(str(number), vectors[str(number)])
+        os.utime(folder / f"{number}.npy", (number, number))
+    (folder / ".9.npy.1.part").touch()  # of a process that was killed long ago
+    os.utime(folder / ".9.npy.1.part", (0, 0))
+    assert load_embedding("0", 6) is not None  # asked for again: it stays
+    store_embedding("8", vectors["8"])
+    kept = {key: load_embedding(key, 6) for key in vectors}
+    assert [key for key, vector in kept.items() if vector is not None] == ["0", "3", "4", "5", "6", "7", "8"]
+    np.testing.assert_array_equal(kept["8"], vectors["8"])
+    assert len(list(folder.iterdir())) == 7
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(home: Path) -> None:
+    home.mkdir()
+    (home / "language_cache").write_text("a file where the folder should be")
+    table = build_language_encoder(LanguageConfig(), 384).encode(INSTRUCTIONS[:1])
+    assert torch.equal(build_language_encoder(LanguageConfig(), 384).encode(INSTRUCTIONS[:1]), table)
 
 
 def test_nothing_goes_to_disk_where_strangers_ask(home: Path) -> None:

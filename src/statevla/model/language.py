@@ -1,19 +1,16 @@
 """Instructions to embeddings: the packaged sentence encoder, any Hugging Face text model, or precomputed vectors.
 
-An instruction is always really read: nothing here falls back to zeros. Embeddings are kept in memory, the latest of
-them, and on disk by content, so a text model is loaded only when an instruction is new to it. A server keeps nothing on
-disk: strangers would fill it. Texts are embedded one by one, as the padding of a batch would change the last bits of
-its shorter texts.
+An instruction is always really read: nothing here falls back to zeros. Embeddings are kept in memory and on disk by
+content, the latest used of them, so a text model is loaded only when an instruction is new to it. A server keeps
+nothing on disk: what strangers say would push out what training needs. Texts are embedded one by one, as the padding of
+a batch would change the last bits of its shorter texts.
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import hashlib
 import importlib.util
-import os
-import tempfile
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -25,8 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from statevla.config import LanguageConfig, expand_path, home_dir
+from statevla.config import LanguageConfig, expand_path
 from statevla.errors import UserError
+from statevla.model.embedding_cache import load_embedding, store_embedding
 from statevla.transforms import normalize_instruction
 
 _EMBEDDING_VERSION = 1
@@ -123,13 +121,10 @@ class LanguageEncoder:
         if not (self._backend.slow and self.uses_disk):
             return self._backend.embed(text)
         key = hashlib.sha256(f"{self.name}\n{self.fingerprint()}\n{text}".encode()).hexdigest()
-        file = home_dir() / "language_cache" / f"{key}.npy"
-        with contextlib.suppress(OSError, ValueError):
-            vector = np.load(file, allow_pickle=False)
-            if vector.shape == (self._backend.dim,) and vector.dtype == np.float32:
-                return vector
-        vector = self._backend.embed(text)
-        _store(file, vector)
+        vector = load_embedding(key, self._backend.dim)
+        if vector is None:
+            vector = self._backend.embed(text)
+            store_embedding(key, vector)
         return vector
 
 
@@ -371,16 +366,6 @@ def _hash_files(files: Sequence[Path]) -> str:
 def _blocks(handle: Any) -> Iterator[bytes]:
     while block := handle.read(1 << 20):
         yield block
-
-
-def _store(file: Path, vector: np.ndarray) -> None:
-    """Write atomically; a cache that cannot be written only costs time."""
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-        with os.fdopen(descriptor, "wb") as handle:
-            np.save(handle, vector)
-        os.replace(temporary, file)
 
 
 def _short(error: BaseException) -> str:

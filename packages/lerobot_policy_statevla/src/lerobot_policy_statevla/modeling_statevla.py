@@ -73,7 +73,6 @@ class StateVLAPolicy(PreTrainedPolicy):
         self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "_transform", None))
         language, width = self.settings.language, self.settings.model.language_dim
         self._language = build_language_encoder(language, width)
-        self._embeddings: dict[str, Tensor] = {}
         if fresh and config.phase == "2":
             self._take_phase1(config.phase1_checkpoint)
         elif fresh:
@@ -180,9 +179,7 @@ class StateVLAPolicy(PreTrainedPolicy):
             tasks = [tasks] * count
         if not isinstance(tasks, Sequence) or len(tasks) != count:
             raise UserError(f"statevla: expected a task in words per sample ({count}), got {tasks!r:.80}")
-        for task in set(tasks) - self._embeddings.keys():
-            self._embeddings[task] = torch.as_tensor(self._language.encode([task]))[0].float()
-        return torch.stack([self._embeddings[task] for task in tasks])
+        return self._language.encode(tasks)  # it remembers the latest of them
 
     def _register_statistics(self, stats: Mapping[str, Mapping[str, Any]] | None) -> None:
         actions = stacked(stats, [(ACTION, slice(None))], self.robot.action_dim)
