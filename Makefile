@@ -13,10 +13,11 @@ help:  ## this list
 setup: $(VENV)/.done system  ## create .venv with everything, and the system's rendering library
 
 # PyTorch first and by its exact version: later steps then keep it, where a plain range could fetch CUDA builds.
-$(VENV)/.done: pyproject.toml constraints.txt
+$(VENV)/.done: pyproject.toml packages/statevla_client/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed $$(grep '^torch==' constraints.txt)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[language,sim,so101,lerobot-data,serve,plots,tensorboard,bench,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e packages/statevla_client \
+		-e '.[language,sim,so101,lerobot-data,serve,plots,tensorboard,bench,dev]'
 	touch $@
 
 system:
@@ -46,4 +47,4 @@ docs: setup  ## the pages as a site in ./site
 	$(BIN)/python -m mkdocs build --strict
 
 clean:  ## remove the environment and build leftovers
-	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist src/*.egg-info packages/*/build packages/*/src/*.egg-info .mypy_cache .ruff_cache .pytest_cache

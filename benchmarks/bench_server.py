@@ -40,9 +40,9 @@ from statevla.errors import UserError
 from statevla.model.language import build_language_encoder
 from statevla.model.statevla_model import StateVLA
 from statevla.robots import RobotSpec, load_robot
-from statevla.serving.client import PolicyClient
 from statevla.transforms import FieldStatistics, Statistics
 from statevla.types import Observation
+from statevla_client import PolicyClient, PolicyClientError
 
 INSTRUCTIONS = [f"pick up the {thing} and place it in the basket" for thing in ("milk", "ketchup", "butter", "soup")]
 SAMPLE_EVERY_S = 1.0
@@ -162,7 +162,7 @@ class Load:
                 try:
                     client.act_chunk(next(observations))
                     latencies.append(time.perf_counter() - start)
-                except UserError as error:
+                except PolicyClientError as error:
                     errors.append(str(error))
                 if period_s is not None:
                     time.sleep(max(0.0, period_s - (time.perf_counter() - start)))

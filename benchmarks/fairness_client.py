@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from statevla.errors import UserError
-from statevla.serving.client import PolicyClient
+from statevla_client import PolicyClient, PolicyClientError
 
 TEXT_CHARS = 960
 LARGE_PX = 2230
@@ -70,7 +69,7 @@ def talk(task: dict[str, Any]) -> dict[str, Any]:
                 client = connect(task)
             client.infer(request)
             latencies.append(1000 * (time.perf_counter() - start))
-        except UserError:
+        except PolicyClientError:
             errors += 1
             client = connect(task)
         if kind == "steady" and task["period_s"]:

@@ -15,10 +15,11 @@ TARGET = ROOT / "docs" / "api.md"
 MODULES = [
     "acting.policy", "acting.session", "acting.alarm", "types", "robots.spec", "robots.registry",
     "model.statevla_model", "model.language", "transforms", "data.episodes", "data.formats", "data.build_cache",
-    "training.run", "checkpoints.checkpoint", "checkpoints.share", "diagnostics.offline", "serving.client",
+    "training.run", "checkpoints.checkpoint", "checkpoints.share", "diagnostics.offline",
     "worlds.protocol", "worlds.registry", "worlds.gym", "worlds.experts", "worlds.libero.env",
     "worlds.libero.disturbances", "errors",
 ]  # fmt: skip
+CLIENT = ["client"]  # of statevla_client
 MAX_LINE = 90
 HEAD = """# Python interface
 
@@ -29,7 +30,9 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def main() -> int:
-    text = HEAD + "".join("\n" + "\n".join(_module(name)) + "\n" for name in MODULES)
+    parts = [_module(ROOT / "src" / "statevla", name) for name in MODULES]
+    parts += [_module(ROOT / "packages" / "statevla_client" / "src" / "statevla_client", name) for name in CLIENT]
+    text = HEAD + "".join("\n" + "\n".join(part) + "\n" for part in parts)
     if "--check" in sys.argv[1:]:
         if TARGET.read_text(encoding="utf-8") != text:
             print(f"{TARGET.name} is out of date; run python scripts/api_reference.py", file=sys.stderr)
@@ -39,10 +42,10 @@ def main() -> int:
     return 0
 
 
-def _module(name: str) -> Iterator[str]:
-    path = ROOT / "src" / "statevla" / (name.replace(".", "/") + ".py")
+def _module(package: Path, name: str) -> Iterator[str]:
+    path = package / (name.replace(".", "/") + ".py")
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    yield f"## `statevla.{name}`"
+    yield f"## `{package.name}.{name}`"
     yield ""
     yield _first_paragraph(tree)
     for node in tree.body:

@@ -94,3 +94,4 @@ def check_install(words: list[str]) -> None:
     for word in words:
         if found := re.search(r"(?:^\.|^statevla)\[(.*)\]$", word):
             assert set(found[1].split(",")) <= set(extras), f"{word}: no such extra"
+        assert not word.startswith("packages/") or (ROOT / word / "pyproject.toml").is_file(), f"{word}: no package"

@@ -204,7 +204,7 @@ def check_phase1(checkpoint: Path) -> None:
     """The target follows the encoder without being it, and what the data set says has been understood."""
     weights = load_file(checkpoint / "model.safetensors")
     assert int(weights["num_updates"]) == STEPS
-    pairs = [(n, n.replace(".target.", ".")) for n in weights if ".state_encoder.target." in n]
+    pairs = [(n, n.replace(".target.", ".encoder.")) for n in weights if ".state_encoder.target." in n]
     apart = [float((weights[target] - weights[online]).abs().max()) for target, online in pairs if online in weights]
     assert len(apart) > 10
     assert 0 < max(apart) < 1

@@ -11,10 +11,10 @@ import pytest
 from tiny_server import HORIZON, save_tiny_checkpoint, serving, tiny_statistics
 
 from statevla.acting.policy import StateVLAPolicy
-from statevla.errors import UserError
 from statevla.robots import ActionGroup, Camera, RobotSpec, StateField
-from statevla.serving.client import PolicyClient, request_of
 from statevla.types import Observation
+from statevla_client import PolicyClient, PolicyClientError
+from statevla_client.client import request_of
 
 Observe = Callable[..., Observation]
 
@@ -141,7 +141,7 @@ def test_unfit_observations_are_refused_in_one_line(tmp_path: Path, observe: Obs
     with serving(StateVLAPolicy.from_pretrained(save_tiny_checkpoint(tmp_path, ARM))) as server:
         with PolicyClient(port=server.port) as client:
             for request, words in unfit:
-                with pytest.raises(UserError, match=words) as caught:
+                with pytest.raises(PolicyClientError, match=words) as caught:
                     client.infer(request)
                 assert "\n" not in str(caught.value)
             assert client.act_chunk(seen).actions.shape == (HORIZON, 6)
@@ -157,7 +157,7 @@ def test_openpis_libero_client_is_told_that_this_is_another_robot(tmp_path: Path
         "prompt": "open the drawer",
     }
     words = r"expected state joints \(6, rad\), force \(1, N\), got hand_position"
-    with client_of(tmp_path, ARM) as client, pytest.raises(UserError, match=words):
+    with client_of(tmp_path, ARM) as client, pytest.raises(PolicyClientError, match=words):
         client.infer(request)
 
 
@@ -185,6 +185,6 @@ def test_a_robot_of_many_numbers_reaches_the_client(tmp_path: Path, observe: Obs
     with client_of(tmp_path, skin) as client:
         assert client.metadata["robot"] == skin.to_dict()
         assert client.act_chunk(observe(0, skin)).actions.shape == (HORIZON, 1)
-        with pytest.raises(UserError, match="expected 700 numbers") as caught:
+        with pytest.raises(PolicyClientError, match="expected 700 numbers") as caught:
             client.infer({**request_of(observe(0, skin)), "robot_state/skin": np.zeros(3)})
     assert len(str(caught.value)) <= 1000

@@ -13,12 +13,12 @@ import pytest
 from tiny_server import HORIZON, IMAGE_SIZE, serving
 
 from statevla.acting.policy import StateVLAPolicy
-from statevla.errors import UserError
-from statevla.serving.client import PolicyClient, request_of
 from statevla.serving.server import PolicyServer
 from statevla.serving.shares import CREDIT_S, FREE_BYTES, SECONDS_PER_BYTE, Shares
-from statevla.serving.wire import pack
 from statevla.types import Observation
+from statevla_client import PolicyClient, PolicyClientError
+from statevla_client.client import request_of
+from statevla_client.wire import pack
 
 Observe = Callable[..., Observation]
 LARGE = np.zeros((2230, 2230, 3), np.uint8)
@@ -184,7 +184,7 @@ def test_texts_that_are_refused_are_paid_for(policy: StateVLAPolicy, observe: Ob
         other.infer(model_sized(observe))  # pays for the instruction
         spend_all_but(1e-5, client, observe)
         assert client.infer(model_sized(observe))["actions"].shape == (HORIZON, 7)
-        with pytest.raises(UserError, match="not among the 2"):
+        with pytest.raises(PolicyClientError, match="not among the 2"):
             client.infer({**model_sized(observe), "instruction": "sing " * 200})
         waiting = pool.submit(client.infer, model_sized(observe))
         for _ in range(50):

@@ -10,9 +10,9 @@ import pytest
 
 from statevla.errors import UserError
 from statevla.robots import KNOWN_ROBOTS, LIBERO, LIBERO_HAND, ActionGroup, Camera, RobotSpec, StateField
-from statevla.serving.client import request_of
 from statevla.serving.formats import OPENPI_LIBERO, ORIENTATIONS, read_request
 from statevla.types import Observation
+from statevla_client.client import request_of
 
 BLIND = RobotSpec(
     name="blind",

@@ -16,9 +16,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from statevla.acting.policy import StateVLAPolicy
-from statevla.serving.client import PolicyClient, request_of
-from statevla.serving.wire import pack, unpack
 from statevla.types import Observation
+from statevla_client import PolicyClient
+from statevla_client.client import request_of
+from statevla_client.wire import pack, unpack
 
 KEY = "only-the-fuzzer-knows"
 MAX_BYTES = 64 * 1024

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from tiny_server import HORIZON
 
-from statevla.serving.client import PolicyClient
 from statevla.types import Observation
+from statevla_client import PolicyClient
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from statevla.serving.wire import MAX_OBJECTS, WireError, pack, unpack
+from statevla_client.wire import MAX_OBJECTS, WireError, pack, unpack
 
 DTYPES = ["|b1", "|u1", "<i2", "<i4", "<i8", "<u8", "<f2", "<f4", "<f8", ">f4"]
 

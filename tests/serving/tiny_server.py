@@ -1,16 +1,20 @@
-"""A tiny checkpoint with random weights, and servers of it in a thread of their own."""
+"""A tiny checkpoint with random weights, servers of it in a thread of their own, and bare connections to them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from websockets.sync.client import ClientConnection, connect
 
 from statevla.acting.policy import StateVLAPolicy
 from statevla.checkpoints.checkpoint import Contents, DataInfo, TrainingState, save_checkpoint
@@ -109,3 +113,21 @@ def serving(policy: StateVLAPolicy, **settings: object) -> Iterator[PolicyServer
         assert not thread.is_alive(), "the server does not end"
         if "error" in box:
             raise box["error"]
+
+
+def open_raw(server: PolicyServer, **options: Any) -> ClientConnection:
+    """A connection that has taken the metadata."""
+    connection = connect(f"ws://127.0.0.1:{server.port}", compression=None, proxy=None, **options)
+    connection.recv(10)
+    return connection
+
+
+def get(server: PolicyServer, path: str, key: str | None = None) -> tuple[int, str]:
+    """Status and body of plain HTTP."""
+    headers = {"Authorization": f"Api-Key {key}"} if key else {}
+    request = urllib.request.Request(f"http://127.0.0.1:{server.port}{path}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()

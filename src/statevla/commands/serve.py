@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from statevla.acting.policy import StateVLAPolicy
 from statevla.checkpoints.checkpoint import BEST, LAST, resolve_checkpoint
 from statevla.errors import UserError
-from statevla.serving.auth import read_api_key
-from statevla.serving.protocol import DEFAULT_HOST, DEFAULT_PORT, bare_host, url
+from statevla.machine.extras import require
 
 if TYPE_CHECKING:
     from statevla.serving.server import PolicyServer
@@ -25,9 +24,9 @@ logger = logging.getLogger(__name__)
 class ServeArgs:
     checkpoint: str
     """A checkpoint's folder, or an alias such as checkpoints/phase2_flow_matching/checkpoint_best.pt."""
-    host: str = DEFAULT_HOST
+    host: str = "127.0.0.1"
     """Address to listen on; others than this machine can reach the server only if it is not a loopback one."""
-    port: int = DEFAULT_PORT
+    port: int = 8000
     """0 takes a free one, which is printed."""
     api_key_file: str | None = None
     """File (permissions 600) with a key that clients must send as `Authorization: Api-Key ...`."""
@@ -62,10 +61,10 @@ class ServeArgs:
 
 def serve(args: ServeArgs) -> None:
     """Serve a checkpoint to robots and simulators over openpi's websocket protocol."""
-    try:
-        from statevla.serving.server import PolicyServer, ServerSettings
-    except ModuleNotFoundError as error:
-        raise UserError(f"serve: needs {error.name}; pip install 'statevla[serve]'") from None
+    require("serve", "serve")
+    from statevla.serving.auth import read_api_key
+    from statevla.serving.server import PolicyServer, ServerSettings
+
     _check(args)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("websockets").setLevel(logging.WARNING)
@@ -100,6 +99,8 @@ def serve(args: ServeArgs) -> None:
 
 
 async def _run(server: PolicyServer) -> None:
+    from statevla_client.protocol import url
+
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -136,6 +137,6 @@ def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(bare_host(host)).is_loopback
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False

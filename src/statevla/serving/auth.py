@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 from statevla.errors import UserError
-from statevla.serving.protocol import API_KEY_SCHEME
+from statevla_client.protocol import API_KEY_SCHEME
 
 MIN_KEY_CHARS, MAX_KEY_CHARS = 16, 1024
 

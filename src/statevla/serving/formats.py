@@ -20,9 +20,9 @@ import numpy as np
 
 from statevla.errors import UserError
 from statevla.robots import LIBERO_HAND, ImageOrientation, RobotSpec, StateField
-from statevla.serving import protocol
 from statevla.transforms import to_upright
 from statevla.types import Observation
+from statevla_client import protocol
 
 ORIENTATIONS = tuple(orientation.value for orientation in ImageOrientation)
 
@@ -103,7 +103,7 @@ def read_request(message: Mapping[str, Any], robot: RobotSpec) -> Request:
     """Check a decoded message and name its parts.
 
     Args:
-        message: as `statevla.serving.protocol` describes it.
+        message: as `statevla_client.protocol` describes it.
         robot: of the policy, with the policy's cameras.
 
     Raises:

@@ -19,8 +19,8 @@ import torch
 from statevla.acting.policy import StateVLAPolicy
 from statevla.serving.formats import Request, read_request
 from statevla.serving.shares import FREE_BYTES, Account
-from statevla.serving.wire import unpack
 from statevla.types import Observation
+from statevla_client.wire import unpack
 
 T = TypeVar("T")
 

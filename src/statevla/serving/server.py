@@ -20,15 +20,15 @@ from websockets.http11 import Response
 from statevla import __version__
 from statevla.acting.policy import PolicySession, StateVLAPolicy
 from statevla.errors import UserError
-from statevla.serving import protocol
 from statevla.serving.auth import ApiKey
 from statevla.serving.batching import Answer, Batcher, QueueFullError
 from statevla.serving.formats import ORIENTATIONS, Request
 from statevla.serving.metrics import CONTENT_TYPE, Metrics
 from statevla.serving.preparing import Preparer
 from statevla.serving.shares import Account, Shares
-from statevla.serving.wire import MAX_MESSAGE_BYTES, WireError, pack
 from statevla.types import Observation
+from statevla_client import protocol
+from statevla_client.wire import MAX_MESSAGE_BYTES, WireError, pack
 
 logger = logging.getLogger(__name__)
 

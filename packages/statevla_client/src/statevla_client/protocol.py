@@ -1,6 +1,6 @@
 """The names that server and client share: keys of requests, answers and of the metadata sent on connect.
 
-The metadata's `robot` is the declaration of the policy's robot (`statevla.robots.RobotSpec.to_dict`): what it reports,
+The metadata's `robot` is the declaration of the policy's robot, as StateVLA's docs/robots.md has it: what it reports,
 what its actions are, and how often it acts.
 
 Two vocabularies are understood. StateVLA's own:
@@ -17,10 +17,10 @@ With either one a request may carry `mode`: "chunk" (default) is answered by `ac
 [A] from a queue that the server keeps for the connection, in the robot's units. `reset` begins an episode, whose number
 may be given as `episode` (it chooses the noise); a request that holds nothing else is answered by `{"reset": True}`.
 
-Answers with actions also carry `surprise` (a number) and `alarm` (a boolean) where there are such, see
-`statevla.acting.alarm`. In mode "chunk" the server does not know what the client executed: there is a surprise where
-the request says so in `executed_actions`, float [n, A], the actions since the last look, and an alarm from the first
-surprise of the episode on.
+Answers with actions also carry `surprise` (a number) and `alarm` (a boolean) where there are such: a surprise from the
+second look of an episode on, and an alarm from the first surprise on, where the policy is calibrated. In mode "chunk"
+the server does not know what the client executed: there is a surprise only where the request says so in
+`executed_actions`, float [n, A], the actions since the last look.
 
 Every error is one text frame. After it the connection stays open if the request was well formed but unfit, or the
 server busy; a malformed message, or a failure inside the server, closes it with code 1011.

@@ -1,11 +1,11 @@
-"""A light client of the policy server: NumPy, msgpack and websockets, no torch.
+"""The client itself: a policy on a server, with the verbs of a policy in Python.
 
 with PolicyClient(port=8000) as policy:
     policy.reset(episode=0)
     while not done:
         action = policy.act(observe() if policy.needs_observation() else None)
 
-An observation is a `statevla.types.Observation`, or a mapping in the protocol's keys, where the state may be flat:
+An observation is a mapping in the protocol's keys, where the state may be flat, or StateVLA's `Observation`:
 
     policy.act({"images/front": frame, "robot_state": joints, "instruction": "fold the towel"})
 """
@@ -14,24 +14,45 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from statevla.errors import UserError
-from statevla.serving import protocol
-from statevla.serving.wire import MAX_OBJECTS, WireError, pack, unpack
-from statevla.types import ActionChunk, Observation
+from statevla_client import protocol
+from statevla_client.wire import MAX_OBJECTS, WireError, pack, unpack
 
 MAX_ANSWER_BYTES = 2**20
 _RETRY_S = 0.2
 
 
+class PolicyClientError(Exception):
+    """No server is there, it refuses or is gone, or an observation cannot be sent; one line with the fix."""
+
+
+class Observation(Protocol):
+    """What `statevla.types.Observation` is: images by camera, the robot's state by field, and the task in words."""
+
+    @property
+    def images(self) -> Mapping[str, np.ndarray]: ...
+    @property
+    def robot_state(self) -> Mapping[str, np.ndarray]: ...
+    @property
+    def instruction(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """What a policy answers: `actions` float32 `[H, A]` in the robot's own units."""
+
+    actions: np.ndarray
+
+
 class PolicyClient:
-    """A policy on a server, with the verbs of `StateVLAPolicy`: `reset`, `needs_observation`, `act`, `act_chunk`.
+    """A policy on a server: `reset`, `needs_observation`, `act` and `act_chunk`, as StateVLA's own policies have them.
 
     Args:
         host: name or address (IPv6 with brackets or without), or a whole `ws://` or `wss://` address.
@@ -42,10 +63,11 @@ class PolicyClient:
 
     Attributes:
         metadata: what the server says about itself, its model and the model's robot (`robot`).
-        surprise, alarm: of the last answer, as in `statevla.acting.session.PolicySession`.
+        surprise: how far the last look was from what the world model expected; None where it expected nothing.
+        alarm: whether surprise has exceeded its threshold in this episode; None until a look was judged.
 
     Raises:
-        UserError: no server is there, it refuses the client, or it speaks another protocol.
+        PolicyClientError: no server is there, it refuses the client, or it speaks another protocol.
     """
 
     def __init__(
@@ -63,7 +85,11 @@ class PolicyClient:
         self._needs_observation = True
         self.surprise: float | None = None
         self.alarm: bool | None = None
-        self.metadata = self._receive()
+        try:
+            self.metadata = self._receive()
+        except PolicyClientError:
+            self.close()
+            raise
 
     def reset(self, episode: int | None = None) -> None:
         """Begin an episode; `episode` chooses the noise (the same one by default)."""
@@ -77,10 +103,11 @@ class PolicyClient:
         return self._needs_observation
 
     def act(self, observation: Observation | Mapping[str, Any] | None = None) -> np.ndarray:
-        """The next action, float32 `[A]`, from the queue that the server keeps; see `StateVLAPolicy.act`.
+        """The next action, float32 `[A]`, from the queue that the server keeps; asked for with an observation where
+        `needs_observation()` says so.
 
         Raises:
-            UserError: the server refuses; its message says why.
+            PolicyClientError: the server refuses; its message says why.
         """
         message = {} if observation is None or not self._needs_observation else request_of(observation)
         answer = self.infer({protocol.MODE: protocol.ACT, **message})
@@ -98,7 +125,7 @@ class PolicyClient:
             executed_actions: float `[n, A]`, those executed since the last call; without them there is no surprise.
 
         Raises:
-            UserError: the server refuses; its message says why.
+            PolicyClientError: the server refuses; its message says why.
         """
         executed = {} if executed_actions is None else {protocol.EXECUTED_ACTIONS: executed_actions}
         answer = self.infer({**request_of(observation), **executed})
@@ -106,15 +133,15 @@ class PolicyClient:
         return ActionChunk(self._taken(answer, protocol.ACTIONS))
 
     def infer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Send one request (`statevla.serving.protocol` has the keys) and wait for its answer.
+        """Send one request (`statevla_client.protocol` has the keys) and wait for its answer.
 
         Raises:
-            UserError: the server refuses, is gone, or takes too long.
+            PolicyClientError: the server refuses, is gone, or takes too long.
         """
         try:
             self._connection.send(pack(request))
         except WireError as error:
-            raise UserError(str(error)) from None
+            raise PolicyClientError(str(error)) from None
         except ConnectionClosed as error:
             raise self._gone(error) from None
         return self._receive()
@@ -133,7 +160,7 @@ class PolicyClient:
 
     def _taken(self, answer: dict[str, Any], key: str) -> Any:
         if key not in answer:
-            raise UserError(f"policy server {self._address}: not its protocol (no '{key}' in its answer)")
+            raise PolicyClientError(f"policy server {self._address}: not its protocol (no '{key}' in its answer)")
         return answer[key]
 
     def _take_surprise(self, answer: dict[str, Any]) -> None:
@@ -153,13 +180,13 @@ class PolicyClient:
                 )
             except InvalidStatus as error:
                 body = (error.response.body or b"").decode("utf-8", "replace").strip()
-                raise UserError(
+                raise PolicyClientError(
                     f"policy server {self._address}: refused with status {error.response.status_code} ({body})"
                 ) from None
             except (OSError, WebSocketException, ValueError) as error:
                 if time.monotonic() >= deadline or isinstance(error, ValueError):
                     reason = " ".join(str(error).split())
-                    raise UserError(
+                    raise PolicyClientError(
                         f"policy server {self._address}: not reachable ({reason}); start it with `statevla serve`"
                     ) from None
             time.sleep(_RETRY_S)
@@ -172,40 +199,52 @@ class PolicyClient:
         except TimeoutError:
             # A late answer would be taken for that of the next request.
             self.close()
-            raise UserError(
+            raise PolicyClientError(
                 f"policy server {self._address}: no answer within {self._timeout_s:g} s; raise timeout_s"
             ) from None
         if isinstance(data, str):
-            raise UserError(data)
+            raise PolicyClientError(data)
         try:
             # A robot of a thousand numbers names each of them.
             return unpack(data, MAX_ANSWER_BYTES, max_items_per_list=MAX_OBJECTS)
         except WireError as error:
             self.close()
-            raise UserError(f"policy server {self._address}: not its protocol ({error})") from None
+            raise PolicyClientError(f"policy server {self._address}: not its protocol ({error})") from None
 
-    def _gone(self, error: ConnectionClosed) -> UserError:
+    def _gone(self, error: ConnectionClosed) -> PolicyClientError:
         frame = error.rcvd
         reason = f"code {int(frame.code)}, {frame.reason or 'no reason given'}" if frame else "without a goodbye"
-        return UserError(f"policy server {self._address}: closed the connection ({reason}); connect again")
+        return PolicyClientError(f"policy server {self._address}: closed the connection ({reason}); connect again")
 
 
 def request_of(observation: Observation | Mapping[str, Any]) -> dict[str, Any]:
     """An observation as a request in StateVLA's own names; a mapping is one already.
 
     Raises:
-        UserError: a picture of the mapping is a list: sending one takes seconds, and the server would refuse it.
+        PolicyClientError: it is none, or one of its pictures is a list: sending one takes seconds, and the server would
+            refuse it.
     """
-    if not isinstance(observation, Observation):
-        for key, value in observation.items():
-            if key.startswith(protocol.IMAGE_PREFIX) and not isinstance(value, np.ndarray):
-                raise UserError(
-                    f"{key}: expected a uint8 array [H, W, 3], got {type(value).__name__}; send "
-                    "np.asarray(frame, np.uint8)"
-                )
-        return dict(observation)
+    request = dict(observation) if isinstance(observation, Mapping) else _named(observation)
+    for key, value in request.items():
+        if not isinstance(key, str):
+            raise PolicyClientError(f"observation: expected names as keys, got {key!r}; images/<camera> is one")
+        if key.startswith(protocol.IMAGE_PREFIX) and not isinstance(value, np.ndarray):
+            raise PolicyClientError(
+                f"{key}: expected a uint8 array [H, W, 3], got {type(value).__name__}; send np.asarray(frame, np.uint8)"
+            )
+    return request
+
+
+def _named(observation: Observation) -> dict[str, Any]:
+    try:
+        images, state, instruction = observation.images, observation.robot_state, observation.instruction
+    except AttributeError:
+        raise PolicyClientError(
+            f"observation: expected a mapping in the protocol's keys, got {type(observation).__name__}; send "
+            "images/<camera>, robot_state and instruction"
+        ) from None
     return {
-        **{protocol.IMAGE_PREFIX + camera: image for camera, image in observation.images.items()},
-        **{protocol.STATE_PREFIX + field: values for field, values in observation.robot_state.items()},
-        protocol.INSTRUCTION: observation.instruction,
+        **{protocol.IMAGE_PREFIX + camera: image for camera, image in images.items()},
+        **{protocol.STATE_PREFIX + field: values for field, values in state.items()},
+        protocol.INSTRUCTION: instruction,
     }
