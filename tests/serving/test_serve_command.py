@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from tiny_server import HORIZON
 
+from statevla.commands.serve import ServeArgs
 from statevla.types import Observation
 from statevla_client import PolicyClient
+from statevla_client.protocol import DEFAULT_HOST, DEFAULT_PORT
 
 
 @contextlib.contextmanager
@@ -84,3 +86,9 @@ def test_bad_input_is_one_line(tmp_path: Path, checkpoint: Path) -> None:
         assert process.returncode == 2
         (line,) = errors.splitlines()
         assert words in line
+
+
+def test_its_defaults_are_the_clients() -> None:
+    """Written twice, as the command's help needs no client."""
+    args = ServeArgs("some policy")
+    assert (args.host, args.port) == (DEFAULT_HOST, DEFAULT_PORT)
