@@ -37,20 +37,37 @@ def test_bugs_keep_their_traceback() -> None:
         run_command(lambda: 1 // 0)
 
 
-def test_interruption_gives_130_without_a_traceback() -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "told"), [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "terminated\n")]
+)
+def test_interruption_closes_what_is_open_and_has_no_traceback(number: signal.Signals, status: int, told: str) -> None:
     # A shell's background job ignores SIGINT, and so would its children.
-    heed = "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    code = heed + "run_command(lambda: print('up', flush=True) or time.sleep(60))"
-    process = subprocess.Popen(
-        [sys.executable, "-c", IMPORT + code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    heed = "import contextlib, signal, time; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"""
+from statevla.commands.entry import run_command
+{heed}
+def work():
+    with contextlib.closing(type("Log", (), {{"close": lambda self: print("closed")}})()):
+        print("up", flush=True)
+        time.sleep(60)
+run_command(work)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"
     time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert stderr == "interrupted\n"
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stdout, stderr) == (status, "closed\n", told)
+
+
+def test_a_process_of_torchrun_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may wait for a process that is gone: nothing in Python would run."""
+    code = IMPORT + "import signal, os; run_command(lambda: print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL))"
+    for world_size, expected in (("1", "False"), ("2", "True")):
+        monkeypatch.setenv("WORLD_SIZE", world_size)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+        assert done.stdout.strip() == expected
 
 
 def test_a_closed_pipe_ends_quietly() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,20 +120,6 @@ def test_stored_states_are_what_the_encoder_says(views_config: Config, tmp_path:
     said.clear()
     prepare(views_config, "2", phase1, context=RunContext(say=said.append))
     assert said == []
-
-
-def test_log_drops_what_will_be_written_again(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, "title", 10, 0, {})
-    for step in (2, 4, 6):
-        log.record("train", step, {"total": float("nan") if step == 2 else 1.0, "shapes": {"a": "x"}})
-    log.close()
-    with (tmp_path / "log.jsonl").open("a") as file:
-        file.write('{"kind": "train", "st')
-    RunLog(tmp_path, "title", 10, 4, {}).close()
-    entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in entries] == [2, 4]
-    assert entries[0]["total"] is None
-    assert list((tmp_path / "tensorboard").iterdir())
 
 
 def test_wandb_missing_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

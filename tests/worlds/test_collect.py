@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import pickle
 from pathlib import Path
@@ -20,6 +19,7 @@ from statevla.commands.collect import CollectArgs
 from statevla.commands.collect import collect as collect_command
 from statevla.data import open_reader
 from statevla.errors import UserError
+from statevla.machine.lock import only_writer_in
 from statevla.robots import ImageOrientation, RobotSpec
 from statevla.worlds.collect import TaskProgress, collect
 from statevla.worlds.demo_file import EpisodeRecord, write_episode
@@ -265,10 +265,8 @@ def test_folders_and_numbers_are_checked(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         collect(RECIPE, [0], 1, tmp_path / "file" / "out")
-    with (tmp_path / ".collecting").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another collection is writing there"):
-            collect(RECIPE, [0], 1, tmp_path)
+    with only_writer_in(tmp_path), pytest.raises(UserError, match="is writing here"):
+        collect(RECIPE, [0], 1, tmp_path)
     with h5py.File(tmp_path / "near_demo.hdf5", "w") as file:
         file.create_group("data/demo_0")
     with pytest.raises(UserError, match="expected a file of this collector"):

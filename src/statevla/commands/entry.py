@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from statevla.errors import UserError
@@ -12,18 +15,24 @@ from statevla.machine.extras import extra_of, install_line
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+class _Terminated(KeyboardInterrupt):  # noqa: N818
+    """SIGTERM, as an exception: what is open is closed on the way out, as with Ctrl-C."""
 
 
 def run_command(function: Callable[[], int | None]) -> NoReturn:
     """Call `function` and end the process with its status (None is 0).
 
-    A `UserError` is printed on stderr as one line and gives status 2; Ctrl-C gives 130; a reader that closed the
-    pipe (`| head`) ends the command quietly. A package of an extra that is not installed is told like a `UserError`.
-    Any other exception is a bug and keeps its traceback.
+    A `UserError` is printed on stderr as one line and gives status 2; Ctrl-C gives 130 and SIGTERM, which ends a
+    command in the same way, 143; a reader that closed the pipe (`| head`) ends the command quietly. A package of an
+    extra that is not installed is told like a `UserError`. Any other exception is a bug and keeps its traceback.
     """
     try:
-        status = function() or 0
-        sys.stdout.flush()
+        with _sigterm_raises():
+            status = function() or 0
+            sys.stdout.flush()
     except UserError as error:
         status = _tell(str(error))
     except ModuleNotFoundError as error:
@@ -31,14 +40,33 @@ def run_command(function: Callable[[], int | None]) -> NoReturn:
         if extra is None:
             raise
         status = _tell(f"needs the package {error.name}, which is not installed; {install_line(extra)}")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        status = EXIT_INTERRUPTED
+    except KeyboardInterrupt as error:
+        ended = isinstance(error, _Terminated)
+        print("terminated" if ended else "interrupted", file=sys.stderr, flush=True)
+        status = EXIT_TERMINATED if ended else EXIT_INTERRUPTED
     except BrokenPipeError:
         # Python flushes stdout once more at exit; nobody reads it any longer.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     sys.exit(status)
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Inside the block SIGTERM raises; not in a process of torchrun, which may wait for others that are gone already
+    and has to end at once."""
+    if os.environ.get("WORLD_SIZE", "1") != "1" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _tell(text: str) -> int:

@@ -24,11 +24,12 @@ TIMEOUT = timedelta(hours=2)
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all: `rank` of `world_size`, `local_rank` on its machine."""
+    """This process among all: `rank` of `world_size`, `local_rank` of `local_world_size` on its machine."""
 
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    local_world_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -54,6 +55,37 @@ class Processes:
         if self.world_size > 1:
             dist.barrier()
 
+    @contextlib.contextmanager
+    def main_holds(self, lock: contextlib.AbstractContextManager[None], device: torch.device) -> Iterator[None]:
+        """A lock that the main process takes for all.
+
+        Raises:
+            UserError: it is refused; every process ends, and the main one says why.
+        """
+        with contextlib.ExitStack() as stack:
+            refusal = None
+            if self.is_main:
+                try:
+                    stack.enter_context(lock)
+                except UserError as error:
+                    refusal = error
+            if self.main_says(refusal is not None, device):
+                raise refusal or UserError("ended, as process 0 says why")
+            yield
+
+
+def described_processes() -> Processes:
+    """This process among those that `torchrun` describes in the environment, joined or not; outside, one of one.
+
+    Raises:
+        UserError: the environment is incomplete.
+    """
+    world_size = _environment_int("WORLD_SIZE", 1)
+    if world_size == 1:
+        return Processes()
+    local_rank = _environment_int("LOCAL_RANK")
+    return Processes(_environment_int("RANK"), local_rank, world_size, _environment_int("LOCAL_WORLD_SIZE", 1))
+
 
 @contextlib.contextmanager
 def join_processes(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
@@ -64,11 +96,10 @@ def join_processes(device: torch.device) -> Iterator[tuple[Processes, torch.devi
     Raises:
         UserError: the environment is incomplete, or there are more processes than GPUs.
     """
-    world_size = _environment_int("WORLD_SIZE", 1)
-    if world_size == 1:
-        yield Processes(), device
+    processes = described_processes()
+    if processes.world_size == 1:
+        yield processes, device
         return
-    processes = Processes(_environment_int("RANK"), _environment_int("LOCAL_RANK"), world_size)
     if device.type == "cuda":
         if processes.local_rank >= torch.cuda.device_count():
             raise UserError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -71,6 +72,17 @@ def write_text(path: Path, text: str, fix: str = FIX) -> None:
     """
     with writing(path, fix), replacing(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def write_all(file: io.FileIO, data: bytes) -> None:
+    """Write to an unbuffered file, of which one write may take a part only: closing it then has nothing left to write.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def write_json(path: Path, tree: Any, fix: str = FIX) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from statevla.machine.extras import missing
-from statevla.machine.storage import writing
+from statevla.machine.storage import replacing, writing
 from statevla.types import ChunkBatch, ModelInput, TransitionBatch
 
 MAX_SAMPLES = 4
@@ -49,5 +49,5 @@ def draw_observations(observation: ModelInput, cameras: Sequence[str], titles: S
             axis.imshow(((images[sample, step, camera] + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy())
             axis.set_axis_off()
             axis.set_title(f"{cameras[camera]}, frame {step}", fontsize=7)
-    with writing(path):
-        figure.savefig(path, dpi=110)
+    with writing(path), replacing(path) as part:
+        figure.savefig(part, format="png", dpi=110)

@@ -1,16 +1,18 @@
 """Phase 2 on a frozen encoder: every frame is encoded once, and kept on disk.
 
 The file is named by what it was made from (encoder weights, frame cache, language, what the policy is conditioned on,
-augmentation), so a changed input makes a new one.
+augmentation), so a changed input makes a new one. A JSON file beside it has its SHA-256: what is damaged is encoded
+anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +22,14 @@ from torch import Tensor
 
 from statevla.config import Config, expand_path
 from statevla.data import ChunkDataset, FrameCache
+from statevla.data.cache import CACHE_FIX
 from statevla.data.pixels import item_draws
 from statevla.diagnostics.sequences import ENCODE_BATCH, encode_batch
+from statevla.errors import UserError
 from statevla.machine.device import resolve_precision
+from statevla.machine.lock import only_writer_of
 from statevla.machine.processes import Processes
-from statevla.machine.storage import sync, writing
+from statevla.machine.storage import read_json, sha256, sync, write_json, writing
 from statevla.model.statevla_model import StateVLA
 from statevla.transforms import Transform
 from statevla.types import ChunkBatch, ModelInput
@@ -78,6 +83,8 @@ def open_latents(
 ) -> Tensor:
     """States of all frames, float32 `[views, num_frames, P]`, memory-mapped; encoded first where not on disk yet.
 
+    Another run that encodes the same frames at the same time is waited for.
+
     Args:
         model: with the frozen encoder, on `device`, in evaluation mode.
         language_table: float `[instructions, E]`.
@@ -89,15 +96,38 @@ def open_latents(
     """
     views = config.training.phase2.num_latent_views
     key = _fingerprint(model, config, cache, language_table, device)
-    folder = expand_path(config.data.cache_dir) / "latents"
-    target = folder / f"{key}.npy"
-    if processes.main_says(not target.exists(), device):
-        frames = ChunkDataset(cache, range(len(cache.episodes)), 1, transform, language_table)
-        with writing(target):
-            folder.mkdir(parents=True, exist_ok=True)
-            _encode_all(model, frames, views, target, config.training.precision, device, processes, say)
+    target = expand_path(config.data.cache_dir) / "latents" / f"{key}.npy"
+
+    def is_missing(tell: Callable[[str], None]) -> bool:
+        return processes.main_says(processes.is_main and not _is_whole(target, tell), device)
+
+    if is_missing(say):
+        with processes.main_holds(only_writer_of(target, CACHE_FIX, say), device):
+            if is_missing(lambda line: None):  # nobody has made it meanwhile
+                frames = ChunkDataset(cache, range(len(cache.episodes)), 1, transform, language_table)
+                with writing(target, CACHE_FIX):
+                    _encode_all(model, frames, views, target, config.training.precision, device, processes, say)
     # Copy-on-write: nothing writes to it, but PyTorch warns of maps that it could not write to.
     return torch.from_numpy(np.load(target, mmap_mode="c"))
+
+
+def _record_of(target: Path) -> Path:
+    return target.with_suffix(".json")
+
+
+def _is_whole(target: Path, say: Callable[[str], None]) -> bool:
+    """Whether the file is there and as it was written; if not as it was, that is said."""
+    if not target.exists():
+        return False
+    try:
+        recorded = read_json(_record_of(target))["sha256"]
+    except (UserError, TypeError, KeyError):
+        say(f"{_record_of(target)}: does not say what {target.name} has to be; the frames are encoded anew")
+        return False
+    if sha256(target) != recorded:
+        say(f"{target}: damaged (its SHA-256 is not the one in {_record_of(target).name}); the frames are encoded anew")
+        return False
+    return True
 
 
 @torch.no_grad()
@@ -114,30 +144,60 @@ def _encode_all(
     count = frames.cache.num_frames
     width = _encode(model, frames, torch.zeros(1, dtype=torch.int64), None, precision, device).shape[1]
     unfinished = target.with_name(f".{target.name}.tmp")
-    if processes.is_main:
-        np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=(views, count, width)).flush()
-    processes.wait()
-    out = np.load(unfinished, mmap_mode="r+")
-    mine = np.array_split(np.arange(len(frames)), processes.world_size)[processes.rank]
+    try:
+        if processes.is_main:
+            _make_empty(unfinished, (views, count, width))
+        processes.wait()
+        first_byte = np.load(unfinished, mmap_mode="r").offset
+        mine = np.array_split(np.arange(len(frames)), processes.world_size)[processes.rank]
+        # Written, not mapped: where a disk is full, writing to a map ends the process with a bus error.
+        with open(unfinished, "r+b") as file:
+            for view, places, states in _encode_views(model, frames, views, mine, precision, device, say):
+                for place, state in zip(places, states):
+                    file.seek(first_byte + (view * count + place) * state.nbytes)
+                    file.write(state.tobytes())
+        processes.wait()
+        if processes.is_main:
+            sync(unfinished)
+            write_json(_record_of(target), {"sha256": sha256(unfinished)}, CACHE_FIX)
+            os.replace(unfinished, target)
+        processes.wait()
+    finally:
+        if processes.is_main:
+            unfinished.unlink(missing_ok=True)
+
+
+def _encode_views(
+    model: StateVLA,
+    frames: ChunkDataset,
+    views: int,
+    mine: np.ndarray,
+    precision: str,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> Iterator[tuple[int, list[int], np.ndarray]]:
+    """View, indices in the cache, and states float32 `[b, P]`, batch by batch; `mine` are indices into `frames`."""
     started = reported = time.monotonic()
     for view in range(views):
         for start in range(0, len(mine), ENCODE_BATCH):
             indices = torch.from_numpy(mine[start : start + ENCODE_BATCH])
             draws = item_draws(VIEW_SEED, view, indices, frames.num_draws) if view else None
             states = _encode(model, frames, indices, draws, precision, device)
-            out[view, frames.frame_indices_of(indices).numpy()] = states.numpy()
+            yield view, frames.frame_indices_of(indices).tolist(), states.numpy()
             done, now = view * len(mine) + start + len(indices), time.monotonic()
             if now - reported > 10.0 or done == views * len(mine):
                 reported = now
                 rate = done / max(now - started, 1e-9)
                 left = (views * len(mine) - done) / rate
                 say(f"encoding frames for phase 2: {done}/{views * len(mine)}, {rate:.0f} frames/s, {left:.0f} s left")
-    out.flush()
-    processes.wait()
-    if processes.is_main:
-        sync(unfinished)
-        os.replace(unfinished, target)
-    processes.wait()
+
+
+def _make_empty(path: Path, shape: tuple[int, ...]) -> None:
+    """A float32 `.npy` file of this shape, zeros throughout; what is never written takes no room."""
+    with open(path, "wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + 4 * math.prod(shape))
 
 
 def _encode(

@@ -16,6 +16,7 @@ from statevla.diagnostics.probes import thin
 from statevla.errors import UserError
 from statevla.machine.allocator import keep_freed_memory
 from statevla.machine.device import resolve_device, resolve_precision
+from statevla.machine.lock import only_writer_in
 from statevla.machine.processes import join_processes
 from statevla.machine.storage import whole_folder, write_json
 from statevla.training.setup import RunContext, Setup, prepare
@@ -49,15 +50,21 @@ def train(
     run = expand_path(config.output_dir) / phase_of(phase).folder
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other; give one")
-    if not (resume or overwrite) and whole_folder(run / LAST) is not None:
-        raise UserError(f"{run}: holds a run already; continue it with --resume, or give --overwrite or --output_dir")
-    if resume and phase == "2" and whole_folder(run / LAST) is not None:
-        # The run carries its encoder: another one would not fit the policy that was trained on it.
-        phase1_checkpoint = run / LAST
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     keep_freed_memory()
-    with join_processes(resolve_device(config.device)) as (processes, device):
+    with (
+        join_processes(resolve_device(config.device)) as (processes, device),
+        processes.main_holds(only_writer_in(run, "give another --output_dir"), device),
+    ):
+        has_run = whole_folder(run / LAST) is not None
+        if has_run and not (resume or overwrite):
+            raise UserError(
+                f"{run}: holds a run already; continue it with --resume, or give --overwrite or --output_dir"
+            )
+        if has_run and resume and phase == "2":
+            # The run carries its encoder: another one would not fit the policy that was trained on it.
+            phase1_checkpoint = run / LAST
         context = RunContext(device, processes, _print if processes.is_main else _keep_silent)
         trainer = Trainer(prepare(config, phase, phase1_checkpoint, init_checkpoint, context), run, resume)
         _fit(trainer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -13,11 +14,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from statevla.checkpoints.checkpoint import LAST
 from statevla.errors import UserError
 from statevla.machine.extras import install_line, missing
-from statevla.machine.storage import write_text, writing
+from statevla.machine.storage import whole_folder, write_all, write_text, writing
+from statevla.training.tensorboard import EventFile
 
-LOG_FILE = "log.jsonl"
+LOG_FILE, TENSORBOARD = "log.jsonl", "tensorboard"
 
 
 class RunLog:
@@ -48,11 +51,13 @@ class RunLog:
         self._step, self._since = first_step, time.monotonic()
         if not enabled:
             return
+        self._folder = folder
         path = folder / LOG_FILE
-        with writing(path):
+        with self._writing(path):
             write_text(path, "".join(_records_until(path, first_step)))
-            self._file = path.open("a", encoding="utf-8")
-        self._tensorboard = _start_tensorboard(folder / "tensorboard", first_step)
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+        with self._writing(folder / TENSORBOARD):
+            self._tensorboard = None if missing("tensorboard") else EventFile(folder / TENSORBOARD, first_step)
         self._wandb = _start_wandb(folder, wandb, settings) if wandb != "off" else None
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         more = (TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
@@ -73,12 +78,12 @@ class RunLog:
         if not self.enabled:
             return
         entry = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
-        with writing(Path(self._file.name)):
-            self._file.write(json.dumps(_jsonable(entry)) + "\n")
-            self._file.flush()
+        with self._writing(self._folder / LOG_FILE):
+            write_all(self._file, json.dumps(_jsonable(entry)).encode() + b"\n")
         scalars = {f"{kind}/{key}": value for key, value in values.items() if isinstance(value, int | float)}
-        for name, value in scalars.items() if self._tensorboard is not None else ():
-            self._tensorboard.add_scalar(name, value, step)
+        if scalars and self._tensorboard is not None:
+            with self._writing(self._folder / TENSORBOARD):
+                self._tensorboard.add_scalars(scalars, step)
         if self._wandb is not None:
             self._wandb.log(scalars, step=step)
 
@@ -110,6 +115,12 @@ class RunLog:
             if self._wandb is not None:
                 self._wandb.finish()
 
+    def _writing(self, path: Path) -> contextlib.AbstractContextManager[None]:
+        """Turn failures of writing into an error that says what of the run is safe."""
+        if whole_folder(self._folder / LAST) is None:
+            return writing(path, "no checkpoint was written yet; make room, and start again")
+        return writing(path, f"the last checkpoint in {self._folder} is intact; make room, and go on with --resume")
+
 
 def _records_until(path: Path, step: int) -> list[str]:
     """Lines of an older log up to `step`; a line cut short by a kill is dropped."""
@@ -123,15 +134,6 @@ def _records_until(path: Path, step: int) -> list[str]:
         except (ValueError, KeyError):
             continue
     return kept
-
-
-def _start_tensorboard(folder: Path, first_step: int) -> Any:
-    """A writer, or None where TensorBoard is not installed."""
-    if missing("tensorboard"):
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=first_step + 1)
 
 
 def _start_wandb(folder: Path, mode: str, settings: Mapping[str, Any]) -> Any:

@@ -6,7 +6,6 @@ there; then they are joined. A run that is killed loses the episodes that were u
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from statevla.errors import UserError
+from statevla.machine.lock import only_writer_in
 from statevla.machine.storage import write_json
 from statevla.worlds.child_process import ChildProcess, Died, Failed, with_answers
 from statevla.worlds.demo_file import EpisodeRecord, join_episodes, stored_episodes, stored_settings, write_episode
@@ -172,12 +172,13 @@ def collect(
         console: where progress is shown.
 
     Raises:
-        UserError: the folder holds episodes collected with other settings, or a worker died.
+        UserError: the folder holds episodes collected with other settings, another process collects into it, or a
+            worker died.
     """
     if num_demos < 1 or num_workers < 1:
         raise UserError(f"expected at least one demo and one worker, got {num_demos} and {num_workers}; raise them")
     recipe.prepare()
-    with _only_collector(out):
+    with only_writer_in(out, "choose another --out folder"):
         return _collect(recipe, task_indices, num_demos, out, num_workers, console or Console())
 
 
@@ -200,24 +201,6 @@ def _collect(
 
 def _num_stored(file: Path) -> int:
     return len(stored_episodes(file)[0]) if file.is_file() else 0
-
-
-@contextmanager
-def _only_collector(out: Path) -> Iterator[None]:
-    """The output folder, made if needed and locked: two collectors would write the same episodes."""
-    path = out / ".collecting"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        handle = path.open("w")
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); choose another --out folder") from None
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{out}: another collection is writing there; wait, or choose another --out") from None
-        yield
-        path.unlink(missing_ok=True)
 
 
 def summary_table(summaries: list[TaskSummary]) -> Table:
