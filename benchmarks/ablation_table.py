@@ -6,8 +6,6 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from scipy.stats import fisher_exact
-
 from statevla.worlds.rollout_results import success_interval
 
 REFERENCES = ("quick", "short")
@@ -56,6 +54,8 @@ def _row(name: str, trees: list[dict[str, Any]], reference: list[dict[str, Any]]
 
 def _p_value(trees: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any]]) -> float:
     """Fisher's exact test, two-sided, of the same success rate; all episodes count as independent."""
+    from scipy.stats import fisher_exact
+
     counts = [(won, episodes - won) for won, episodes in (_total(trees), _total(reference))]
     return float(fisher_exact(counts).pvalue)
 

@@ -23,10 +23,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 import torch
 import tyro
 from rich.console import Console
@@ -37,12 +36,15 @@ from statevla.checkpoints.checkpoint import Contents, DataInfo, TrainingState, s
 from statevla.commands.entry import run_command
 from statevla.config import load_config
 from statevla.errors import UserError
+from statevla.machine.extras import require
 from statevla.model.language import build_language_encoder
 from statevla.model.statevla_model import StateVLA
 from statevla.robots import RobotSpec, load_robot
 from statevla.transforms import FieldStatistics, Statistics
 from statevla.types import Observation
-from statevla_client import PolicyClient, PolicyClientError
+
+if TYPE_CHECKING:
+    import psutil
 
 INSTRUCTIONS = [f"pick up the {thing} and place it in the basket" for thing in ("milk", "ketchup", "butter", "soup")]
 SAMPLE_EVERY_S = 1.0
@@ -87,6 +89,8 @@ def untrained(config_file: str, robot: RobotSpec, folder: Path, seed: int) -> Pa
 @contextlib.contextmanager
 def server(checkpoint: str, seed: int) -> Iterator[tuple[psutil.Process, int]]:
     """A running `statevla serve` on a free loopback port."""
+    import psutil
+
     command = [
         sys.executable,
         "-m",
@@ -147,6 +151,8 @@ class Load:
     def _talk(
         self, number: int, ready: threading.Barrier, duration_s: float, period_s: float | None
     ) -> tuple[list[float], list[str]]:
+        from statevla_client import PolicyClient, PolicyClientError
+
         rng = np.random.default_rng([self._args.seed, number])
         latencies: list[float] = []
         errors: list[str] = []
@@ -221,6 +227,9 @@ def server_metrics(port: int) -> dict[str, float]:
 
 
 def main(args: Args) -> None:
+    require("bench_server", "serve", "bench")
+    from statevla_client import PolicyClient
+
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "untrained"
         checkpoint = args.checkpoint or str(untrained(args.config, load_robot(args.robot), made, args.seed))

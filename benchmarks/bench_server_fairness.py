@@ -27,6 +27,7 @@ from bench_server import server
 from harness import environment, print_table, write_results
 from statevla.commands.entry import run_command
 from statevla.errors import UserError
+from statevla.machine.extras import require
 
 NEIGHBOURS = {
     "steady": ("steady",) * 3,
@@ -98,6 +99,7 @@ def summary(samples: dict[str, list[Any]]) -> dict[str, Any]:
 
 
 def main(args: Args) -> None:
+    require("bench_server_fairness", "serve", "bench")
     paces = {"back to back": 0.0, f"every {args.period_s:g} s": args.period_s}
     samples: dict[str, dict[str, list[Any]]] = {pace: {name: [] for name in NEIGHBOURS} for pace in paces}
     with tempfile.TemporaryDirectory() as home:

@@ -19,12 +19,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tyro
 from rich.progress import track
 
+from deployment_tables import KINDS as DISTURBED
 from harness import environment, print_table, write_results
 from statevla.acting.alarm import SCORES, conformal_threshold
 from statevla.acting.policy import StateVLAPolicy
@@ -32,15 +33,17 @@ from statevla.commands.entry import run_command
 from statevla.errors import UserError
 from statevla.types import Rendering
 from statevla.worlds.fitting import check_fit
-from statevla.worlds.libero.disturbances import Disturbance, Kind
-from statevla.worlds.libero.env import LiberoWorld
 from statevla.worlds.libero.suite import LiberoSuite
 from statevla.worlds.libero.tasks import find_task, parse_task_indices
 from statevla.worlds.rollout_plan import EpisodeSpec, plan_episodes
 from statevla.worlds.rollout_results import success_interval
 
+if TYPE_CHECKING:
+    from statevla.worlds.libero.disturbances import Disturbance
+    from statevla.worlds.libero.env import LiberoWorld
+
 WITHIN_LOOKS = 3
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS = ("none", *DISTURBED)
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,9 @@ def evaluate(policy: StateVLAPolicy, episodes: dict[str, list[dict[str, Any]]]) 
 
 
 def main(args: Args) -> None:
+    from statevla.worlds.libero.disturbances import Disturbance
+    from statevla.worlds.libero.env import LiberoWorld
+
     suite = LiberoSuite(args.suite)
     tasks = [suite.tasks[index] for index in parse_task_indices(args.suite, args.tasks)]
     if args.episodes < 2 or not 0 <= args.onset[0] < args.onset[1]:

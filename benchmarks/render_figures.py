@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 from deployment_tables import KINDS
+from statevla.commands.entry import run_command
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
 RESULTS, FIGURES = ROOT / "benchmarks" / "results", ROOT / "docs" / "figures"
@@ -24,6 +26,8 @@ STEPS_AROUND = (-32, 97)
 
 
 def main() -> None:
+    import matplotlib
+
     matplotlib.rcParams.update({"svg.hashsalt": "statevla", "font.size": 9, "axes.grid": True, "grid.alpha": 0.25})
     draw(alarm, RESULTS / "alarm.json", FIGURES / "alarm.svg")
     draw(world_model, RESULTS / "experiments" / "object-keypoints-s0.json", FIGURES / "world_model.svg")
@@ -39,6 +43,8 @@ def draw(picture: Callable[[dict[str, Any]], Figure], source: Path, target: Path
 
 def alarm(results: dict[str, Any]) -> Figure:
     """Surprise and novelty over the control steps before and after a disturbance: median, and middle half."""
+    from matplotlib.figure import Figure
+
     figure = Figure((9, 3), layout="constrained")
     for axis, detector in zip(figure.subplots(1, 2), ("surprise", "novelty")):
         for (kind, label), color in zip(KINDS.items(), COLORS):
@@ -73,6 +79,8 @@ def _around(episodes: list[dict[str, Any]], detector: str) -> tuple[np.ndarray, 
 
 def world_model(experiment: dict[str, Any]) -> Figure:
     """Copy skill by horizon, and what probes read out of z beside the baselines."""
+    from matplotlib.figure import Figure
+
     figure = Figure((9, 3.2), layout="constrained")
     skill_axis, probe_axis = figure.subplots(1, 2, width_ratios=(1, 2))
     values = experiment["diagnostics"]["world_model"]
@@ -95,4 +103,4 @@ def world_model(experiment: dict[str, Any]) -> Figure:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

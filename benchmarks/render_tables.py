@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from deployment_tables import alarm_table, server_table
+from deployment_tables import alarm_table, peers_table, server_table
 from experiments_page import experiments_page
+from statevla.commands.entry import run_command
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -257,6 +258,24 @@ def results_page(summary: dict[str, Any]) -> str:
         "windows, `libero_spatial` alone was simulated (`suites-s0`). Solved in fewer than half of the trials:",
         "",
         *weak_tasks(SUITES_POLICY),
+        "",
+        "## Beside LeRobot's policies on a CPU",
+        "",
+        peers_table(load("peers")),
+        "",
+        "All of them have random weights, so that this is about time and memory alone and says nothing about how well",
+        "anything acts: what SmolVLA knows from its pretraining is what its time buys. A query goes from two cameras'",
+        "uint8 pictures, a state and an instruction to a chunk of actions in the robot's units, batch 1, by each",
+        "library's own code in eager PyTorch; a start-up, from the start of Python to the first chunk, with the",
+        "weights in a file. StateVLA's presets get their 128 and 224 px, ACT those and its usual 480 x 640; it reads",
+        "no instruction. SmolVLA is configured as `smolvla_base` is: pictures scaled to 512 px, 48 tokens of language",
+        "(a stand-in splits the words), ten flow steps. Its bf16 is how LeRobot loads it. For ACT, LeRobot has",
+        "float32 alone on a CPU; its bf16 here is the fastest that was tried: converted weights, channels last,",
+        "autocast. Parameters are those of the file: StateVLA's world model, ACT's VAE encoder and SmolVLA's language",
+        "head are among them and do not act. The control rate is the default number of actions executed per query",
+        "over the time of the fastest query in its row: as fast as queries would keep up, not as often as anything",
+        "looks (ACT executes its 100 actions blind). Nothing was compiled, quantised or exported; on a GPU it would",
+        "be another table.",
     ]
     if rest:
         lines += ["", "## All other metrics", "", "| metric | value |", "|---|---|"]
@@ -301,4 +320,4 @@ def expert_page(results: dict[str, Any], settings: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

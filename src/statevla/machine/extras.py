@@ -33,6 +33,7 @@ EXTRAS = {
     "view": Extra("statevla view, in Rerun", ("rerun",)),
     "hub": Extra("checkpoints from and to the Hugging Face hub", ("huggingface_hub",)),
     "wandb": Extra("Weights & Biases curves beside log.jsonl", ("wandb",)),
+    "bench": Extra("benchmarks of the repository", ("psutil", "scipy", "mambapy")),
     "cuda": Extra("the selective scan's CUDA kernels (Linux)", ("mamba_ssm", "causal_conv1d")),
 }
 
