@@ -1,9 +1,16 @@
-"""Tables of docs/deploying.md (the server under load) and docs/alarm.md (recall and false alarms) from raw results."""
+"""Tables from raw results: docs/deploying.md (the server under load), docs/alarm.md (recall and false alarms),
+docs/results.md (LeRobot's policies beside ours)."""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
+from quiet import QUIET
+
+BUSY = "†"
+"""Marks what was timed while others used the machine."""
 KINDS = {"moved": "object pushed", "occluded": "camera covered", "blocked": "gripper blocked"}
 
 
@@ -69,6 +76,70 @@ def alarm_table(results: dict[str, Any]) -> str:
         f"`{results['environment']['command']}`",
     ]
     return "\n".join(lines)
+
+
+def peers_table(results: dict[str, Any]) -> str:
+    """Time of a query, control rate, memory and start-up of `benchmarks/bench_peers.py`."""
+    if not results:
+        return "Not measured yet."
+    columns, rows = peer_rows(results)
+    lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    machine, versions = results["environment"]["machine"], {}
+    for runs in results["cases"].values():
+        versions |= runs[0]["versions"]
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "lerobot", "transformers"))
+    where = f"{machine['cpu']}, family/model {machine['cpu_family_model']}, {machine['num_cpus']} cores"
+    lines += ["", f"On {where}; {packages}. `{results['environment']['command']}`"]
+    if any(BUSY in cell for row in rows for cell in row):
+        lines.append(
+            f"{BUSY} Others used the machine whenever this ran: the processor's time of a query, which that lengthens; "
+            "a start-up of which others had their share; none for several threads."
+        )
+    return "\n".join(lines)
+
+
+def peer_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of that table, a row for each policy; memory and start-up are of its faster precision."""
+    precisions = sorted({case["precision"] for runs in results["cases"].values() for case in runs})
+    ways = [(precision, number) for number in results["threads"] for precision in precisions]
+    columns = ["policy", "parameters"]
+    columns += [f"{precision}, {number} thread{'s' * (number > 1)}" for precision, number in ways]
+    columns += ["actions a query", "control rate", "peak memory", "start-up"]
+    rows = []
+    for name in results["policies"]:
+        runs = {precision: results["cases"][f"{name}, {precision}"] for precision in precisions}
+        times = {(precision, number): _query_s(runs[precision], str(number)) for precision, number in ways}
+        cells = [_milliseconds(*times[way]) for way in ways]
+        seconds, (precision, _) = min((times[way][0], way) for way in ways if times[way][0] is not None)
+        best = runs[precision]
+        actions = best[0]["actions_per_query"]
+        start = min((run["start_up"] for run in best), key=lambda start: start["others"])
+        memory = statistics.median(run["peak_memory_mib"] for run in best)
+        cells += [str(actions), f"{actions / seconds:,.0f} Hz", f"{memory:,.0f} MiB"]
+        cells.append(f"{start['wall_s'][0]:.1f} s{BUSY * (start['others'] > QUIET)}")
+        rows.append([name, f"{best[0]['parameters'] / 1e6:.1f} M", *cells])
+    return columns, rows
+
+
+def _query_s(runs: Sequence[dict[str, Any]], threads: str) -> tuple[float | None, bool]:
+    """Median seconds of a query, and whether others used the machine; None where they did and threads share the work.
+
+    One thread's processor time is then a little too long: it does not count when others run, but shares their caches.
+    """
+    bursts = [burst for run in runs for burst in run["bursts"][threads]]
+    quiet = [seconds for burst in bursts if burst["others"] <= QUIET for seconds in burst["wall_s"]]
+    if quiet:
+        return statistics.median(quiet), False
+    if threads == "1":
+        return statistics.median(burst["cpu_s"] / len(burst["wall_s"]) for burst in bursts), True
+    return None, True
+
+
+def _milliseconds(seconds: float | None, busy: bool) -> str:
+    if seconds is None:
+        return BUSY
+    return f"{1e3 * seconds:,.{0 if seconds >= 0.1 else 1}f} ms{BUSY * busy}"
 
 
 def _rate(found: dict[str, Any]) -> str:

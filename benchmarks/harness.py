@@ -87,10 +87,14 @@ def alternate(
 
 
 def run_child(
-    script: str, kind: str, flags: Sequence[str], environment_changes: Mapping[str, str] | None = None
+    script: str,
+    kind: str,
+    flags: Sequence[str],
+    environment_changes: Mapping[str, str] | None = None,
+    python: str = sys.executable,
 ) -> Any:
     """What `script --child kind` prints as JSON in its last line, in a process of its own."""
-    command = [sys.executable, script, "--child", kind, *flags]
+    command = [python, script, "--child", kind, *flags]
     changed = {**os.environ, **(environment_changes or {})}
     out = subprocess.run(command, env=changed, capture_output=True, text=True, check=True)
     return json.loads(out.stdout.splitlines()[-1])
