@@ -88,9 +88,10 @@ def child(args: Args, folder: str, name: str, task: dict[str, Any]) -> Any:
         wait_until_quiet(Moment.now().clock + args.patience_s)
         task = {**task, "begin": Moment.now()._replace(own_s=0.0)}
     place = str(Path(folder) / name.replace(", ", "_").replace(" ", "_"))
-    threads = {"OMP_NUM_THREADS": str(max(args.threads))}
+    # An empty home: a start-up loads the text encoder, as with an instruction that nobody gave before.
+    changes = {"OMP_NUM_THREADS": str(max(args.threads)), "STATEVLA_HOME": tempfile.mkdtemp(dir=folder)}
     try:
-        return run_child(CHILD, json.dumps({"name": name, "folder": place, **policy, **task}), [], threads, python)
+        return run_child(CHILD, json.dumps({"name": name, "folder": place, **policy, **task}), [], changes, python)
     except subprocess.CalledProcessError as error:
         print(error.stderr[-4000:], file=sys.stderr)
         raise UserError(f"{name}: its process ended with {error.returncode}; its last words stand above") from None
