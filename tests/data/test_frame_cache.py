@@ -1,8 +1,7 @@
-"""The frame cache: what it holds, when it is built again, and that interruption and concurrency do no harm."""
+"""The frame cache: what it holds, when it is built again, and that interruption does no harm."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -14,18 +13,20 @@ import torch
 
 from libero_files import smooth_episode, write_official_file
 from statevla.config import Config, config_from_dict
-from statevla.data import FrameCache, build_cache, open_frame_cache, open_reader
+from statevla.data import CachedEpisode, FrameCache, open_frame_cache, open_reader, unfinished_cache
+from statevla.data.cache import ACTIONS, FRAME_CRCS, write_cache
 from statevla.data.episodes import EpisodeArrays
+from statevla.data.frame_store import frame_checksum
 from statevla.data.libero import LiberoReader
 from statevla.errors import UserError
 from statevla.robots import LIBERO
 from statevla.transforms import resize_frames, to_upright
 
 
-def config_for(path: Path, cache_dir: Path, image_size: int = 32, **model: object) -> Config:
+def config_for(path: Path, cache_dir: Path, image_size: int = 32, codec: str = "raw", **model: object) -> Config:
     tree = {
         "model": {"image_size": image_size, "stem": {"kind": "patch", "patch_size": 8}, **model},
-        "data": {"path": str(path), "cache_dir": str(cache_dir)},
+        "data": {"path": str(path), "cache_dir": str(cache_dir), "cache_codec": codec},
     }
     return config_from_dict(tree, "test")
 
@@ -131,35 +132,6 @@ def test_an_interrupted_build_goes_on(own_dir: Path, tmp_path: Path, monkeypatch
     assert not list(cache.folder.glob("episode_*"))
 
 
-def _open_and_report(config: Config, start: multiprocessing.Barrier, read: multiprocessing.Queue) -> None:
-    original = LiberoReader.read
-
-    def noted(self: LiberoReader, index: int, *arguments: object) -> EpisodeArrays:
-        read.put((os.getpid(), index))
-        return original(self, index, *arguments)
-
-    LiberoReader.read = noted
-    start.wait()
-    open_frame_cache(config, progress=False, num_processes=1)
-
-
-def test_concurrent_builders_build_once(libero_dir: Path, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    barrier, read = context.Barrier(2), context.Queue()
-    config = config_for(libero_dir, tmp_path)
-    processes = [context.Process(target=_open_and_report, args=(config, barrier, read)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
-    builders, indices = zip(*(read.get(timeout=5) for _ in range(9)))
-    assert read.empty()
-    assert len(set(builders)) == 1
-    assert sorted(indices) == list(range(9))
-    check_contents(open_frame_cache(config, progress=False), libero_dir)
-
-
 def test_damaged_caches_are_told_apart(libero_dir: Path, tmp_path: Path) -> None:
     folder = open_frame_cache(config_for(libero_dir, tmp_path), progress=False).folder
     with open(folder / "frames.bin", "r+b") as file:
@@ -167,7 +139,7 @@ def test_damaged_caches_are_told_apart(libero_dir: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match="1000 bytes, expected"):
         FrameCache(folder)
     (folder / "actions.npy").write_bytes(b"no")
-    with pytest.raises(UserError, match=r"actions.npy: not readable"):
+    with pytest.raises(UserError, match=r"actions.npy: damaged, it is not"):
         FrameCache(folder)
     (folder / "cache.json").write_text('{"version": 0}')
     with pytest.raises(UserError, match="version 0"):
@@ -185,7 +157,7 @@ def test_input_errors(libero_dir: Path, tmp_path: Path) -> None:
 
 def test_no_room_on_the_disk(libero_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(build_cache.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(unfinished_cache.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"needs 0.0 GB, 0.0 GB are free; make room"):
         open_frame_cache(config_for(libero_dir, tmp_path), progress=False)
 
@@ -212,16 +184,17 @@ def test_executed_actions_and_objects_of_different_number(tmp_path: Path) -> Non
 
 def test_reading_keeps_no_frames_in_memory(tmp_path: Path) -> None:
     """Reading 400 MB through may not add more than a few batches to what the process holds."""
-    from statevla.data.cache import CachedEpisode, write_index
-
     size, steps = 128, 4096
     frame_bytes = size * size * 3 * 2
+    crcs = []
     with open(tmp_path / "frames.bin", "wb") as file:
-        for _ in range(steps // 256):
-            file.write(os.urandom(256 * frame_bytes))
-    arrays = {"actions": np.zeros((steps, 7), np.float32)}
+        for _ in range(steps):
+            frame = os.urandom(frame_bytes)
+            file.write(frame)
+            crcs.append(frame_checksum(frame))
+    arrays = {ACTIONS: np.zeros((steps, 7), np.float32), FRAME_CRCS: np.array(crcs, np.uint32)}
     robot = LIBERO.model_copy(update={"state": ()})
-    write_index(tmp_path, [CachedEpisode("e", "t", 0, 0, steps)], ["t"], robot, size, None, arrays)
+    write_cache(tmp_path, [CachedEpisode("e", "t", 0, 0, steps)], ["t"], robot, size, None, arrays)
     cache = FrameCache(tmp_path)
     cache.frames(torch.arange(32))
     before = psutil.Process().memory_info().rss

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from statevla.errors import UserError
 from statevla.machine.extras import require
+from statevla.machine.lock import only_writer_of
 
 Format = Literal["auto", "libero", "lerobot"]
 Orientation = Literal["auto", "upright", "flipped_vertically", "rotated_180", "mirrored"]
@@ -102,7 +103,7 @@ def convert(args: ConvertArgs) -> int:
 
 @dataclass(frozen=True)
 class CacheArgs:
-    """Build the frame cache that training would build at its start."""
+    """Build the frame cache that training would build at its start. Under torchrun, all processes take a share."""
 
     overrides: tyro.conf.Positional[tuple[str, ...]] = ()
     """Dotted overrides, as in `data.path=... model.image_size=128`."""
@@ -116,12 +117,18 @@ def cache(args: CacheArgs) -> int:
     """Build the frame cache of a configuration's data set."""
     from statevla.config import load_config
     from statevla.data.build_cache import open_frame_cache
+    from statevla.machine.processes import described_processes
 
     if args.num_processes is not None and args.num_processes < 1:
         raise UserError(f"--num-processes {args.num_processes}: expected at least 1")
     config = load_config(args.config, args.overrides)
-    frames = open_frame_cache(config, progress=sys.stderr.isatty(), num_processes=args.num_processes)
-    print(f"{len(frames.episodes)} episodes, {frames.num_frames} frames of {frames.image_size} px in {frames.folder}")
+    is_main = described_processes().is_main
+    progress = sys.stderr.isatty() and is_main
+    frames = open_frame_cache(config, progress=progress, num_processes=args.num_processes)
+    if is_main:
+        print(
+            f"{len(frames.episodes)} episodes, {frames.num_frames} frames of {frames.image_size} px in {frames.folder}"
+        )
     return 0
 
 
@@ -147,7 +154,8 @@ def draw(args: DrawArgs) -> None:
 
     if args.image_size < 16:
         raise UserError(f"--image-size: expected at least 16, got {args.image_size}")
-    written = replay_demonstrations(
-        args.source, args.out, args.image_size, args.cameras, args.instruction, progress=sys.stderr.isatty()
-    )
+    with only_writer_of(args.out, "choose another --out"):
+        written = replay_demonstrations(
+            args.source, args.out, args.image_size, args.cameras, args.instruction, progress=sys.stderr.isatty()
+        )
     Console().print(f"written: {written}", soft_wrap=True)

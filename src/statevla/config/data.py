@@ -61,6 +61,9 @@ class DataConfig(Section):
     not limit reaches, which are no whole demonstrations."""
     cache_dir: str = "$STATEVLA_HOME/frame_cache"
     """Where frames at the model's resolution are kept."""
+    cache_codec: Literal["raw", "qoi", "jpeg"] = "raw"
+    """How they are kept: `raw`, quickest to read; `qoi`, a half to an eighth of the room and the same pictures; `jpeg`
+    (quality 95, full chroma), a sixth of the room, pictures that differ a little."""
     num_workers: NonNegative = 0
     """Threads that prepare batches ahead; 0 prepares them between steps."""
     relative_actions: Literal["none", "all"] | list[str] = "none"
