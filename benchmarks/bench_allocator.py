@@ -18,9 +18,8 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from bench_model import CONF, PRESETS, training_case
+from bench_model import training_case
 from harness import environment, print_table, run_child, update_summary, write_results
-from statevla.config import load_config
 from statevla.machine.allocator import keep_freed_memory
 
 KINDS = ("given back", "kept")
@@ -31,7 +30,7 @@ class Args:
     """Measure training steps with freed memory kept and given back."""
 
     preset: Literal["full", "compact"] = "compact"
-    """Configuration, with its own batch size; 8 for the full one."""
+    """Configuration; a batch of 32 windows, of 8 for the full one."""
     rounds: int = 5
     """Processes of each kind."""
     steps: int = 20
@@ -49,8 +48,7 @@ def measure(args: Args) -> dict[str, Any]:
         raise SystemExit("this system's allocator cannot be told to keep freed memory")
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    config = load_config(CONF / PRESETS[args.preset])
-    call = training_case(config, "bf16", 8 if args.preset == "full" else config.training.phase1.batch_size)
+    call = training_case(args.preset, "1", 8 if args.preset == "full" else 32)
     for _ in range(3):
         call()
     before, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, []

@@ -23,7 +23,8 @@ import tyro
 from torch import Tensor, nn
 
 from harness import alternate, environment, median_ms, print_table, update_summary, write_results
-from statevla.model.mamba import MambaStack, RMSNorm, prepare_for_inference
+from statevla.model.mamba import MambaStack, RMSNorm
+from statevla.model.program import StackProgram
 
 DIM, DEPTH, TOKENS, HEADS = 256, 12, 395, 8
 EQUAL_PARAMETERS_HIDDEN = 229  # gated: 3 * 256 * 229 = 175,872 next to attention's 262,144: 438,016, a Mamba block's
@@ -107,8 +108,8 @@ class HuggingFaceEncoder(nn.Module):
         return self.model(inputs_embeds=x, use_cache=False).last_hidden_state
 
 
-def build(name: str, seed: int) -> nn.Module:
-    """An encoder by name; `…_compiled` compiles it, `…_prepared` packs its weights."""
+def build(name: str, seed: int) -> Callable[[Tensor], Tensor]:
+    """An encoder by name; `…_compiled` compiles it, `…_prepared` makes it a program."""
     torch.manual_seed(seed)
     base = name.removesuffix("_compiled").removesuffix("_prepared")
     makers: dict[str, Callable[[], nn.Module]] = {
@@ -122,12 +123,15 @@ def build(name: str, seed: int) -> nn.Module:
     }
     model = makers[base]()
     if name.endswith("_prepared"):
-        prepare_for_inference(model)
+        assert isinstance(model, MambaStack)
+        return StackProgram(model.eval(), 1, TOKENS, torch.bfloat16)
     return torch.compile(model) if name.endswith("_compiled") else model  # type: ignore[return-value]
 
 
 def inference_case(name: str, seed: int) -> Callable[[], object]:
-    model, x = build(name, seed).eval(), torch.randn(1, TOKENS, DIM)
+    model, x = build(name, seed), torch.randn(1, TOKENS, DIM)
+    if isinstance(model, nn.Module):
+        model.eval()
 
     def forward() -> None:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):

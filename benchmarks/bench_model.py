@@ -1,53 +1,74 @@
-"""The whole model: latency of `sample_actions` at batch 1, and training samples per second.
+"""Acting and training of the whole model: how long, which share of the processor's peak, against earlier code, beside
+busy neighbours.
 
-    python benchmarks/bench_model.py [--threads 2] [--rounds 60] [--part all|sample|train]
+    python benchmarks/bench_model.py [--before REVISION] [--part all|acting|training|neighbours] [--threads 2]
 
-Latency of one chunk (tokenizer, encoder, 4 solver steps, gripper; random weights), for the full and the compact preset,
-in bf16 and fp32, prepared for inference or not: each case in processes of its own, as a policy runs, which take turns.
-Training: a phase-1 step of the full preset, with online forward and backward, target forward, gradient clipping, AdamW
-and EMA. Writes `benchmarks/results/model.json`, or `model_<part>.json`.
+Acting: one chunk (tokenizer, encoder, 4 solver steps, gripper; random weights) at batch 1. Training: whole steps (loss,
+backward, clipping, AdamW, target) of phase 1 at both sizes and of phase 2 at the small one, on random data. Every case
+runs in processes of its own, as a policy or a training does, which take turns; with `--before` the code of that
+revision takes turns with today's. The peak is that of PyTorch's product of two 2048² matrices, measured before and
+after each part; PyTorch counts the operations of products and convolutions (scans, norms, activations come on top).
+Neighbours: training, and 20 queries a second, beside 0, 1 and 2 programs that want a core each; a fair share is what
+the process would get if all threads that want to run were given the cores in equal parts.
+Writes `benchmarks/results/model.json` (or `model_<part>.json`) with every sample.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-from dataclasses import dataclass, replace
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median, quantiles
 from typing import Any, Literal
 
 import torch
 import tyro
+from torch.utils.flop_counter import FlopCounterMode
 
-from harness import alternate, environment, median_ms, of_host, print_table, run_child, update_summary, write_results
+from harness import environment, of_host, print_table, run_child, update_summary, write_results
 from statevla.config import Config, load_config
 from statevla.machine.allocator import keep_freed_memory
-from statevla.machine.device import autocast
 from statevla.model.statevla_model import StateVLA
-from statevla.types import ModelInput, TransitionBatch
+from statevla.types import ChunkBatch, ModelInput, TransitionBatch
 
-CONF = Path(__file__).parents[1] / "conf"
-PRESETS = {"full": "config.yaml", "compact": "compact.yaml"}
-TURNS = 4
-"""Processes for each case."""
+ROOT = Path(__file__).parents[1]
+# Presets by name; `config` is the specification's.
+ACTING = {"compact": "compact", "full": "config"}
+TRAINING = {
+    "phase 1, compact": ("compact", "1", 32),
+    "phase 1, full": ("config", "1", 8),
+    "phase 2": ("compact", "2", 256),
+}
+NEIGHBOURS = (0, 1, 2)
+QUERIES_PER_S = 20
+BUSY = "while True: sum(range(1_000_000))"
 
 
 @dataclass(frozen=True)
 class Args:
-    """Measure the latency of acting and the speed of training."""
+    """Measure acting and training."""
 
     threads: int = 2
     """CPU threads."""
-    rounds: int = 60
-    """Timed calls per case; training takes a fifth of them."""
-    batch_size: int = 8
-    """Of the training step."""
-    part: Literal["all", "sample", "train"] = "all"
+    turns: int = 4
+    """Processes for each case."""
+    before: str = ""
+    """A git revision to compare with."""
+    part: Literal["all", "acting", "training", "neighbours"] = "all"
     """What to measure."""
     host: str = ""
     """Names the results (`model_<host>.json`, `..._<host>` in the summary), so that those of another host stay."""
     seed: int = 0
     child: str = ""
-    """Used by the script itself: `<preset>:<precision>:<prepared or plain>`, in a process of its own."""
+    """Used by the script itself: a case, in a process of its own."""
 
 
 def random_input(config: Config, *batch: int) -> ModelInput:
@@ -59,96 +80,240 @@ def random_input(config: Config, *batch: int) -> ModelInput:
     )
 
 
-def sampling_case(config: Config, precision: str, prepared: bool) -> Any:
-    """A call that samples one chunk; the model's state is its own, so that cases do not disturb one another."""
-    model = StateVLA(config).eval()
-    if prepared:
-        model.prepare_for_inference(precision)
+def acting_case(preset: str, precision: str) -> Callable[[], object]:
+    """A call that samples one chunk."""
+    model = StateVLA(load_config(preset)).eval()
     observation = random_input(model.config, 1)
+    if precision != "count":
+        model.prepare_for_inference(precision)
 
     def call() -> None:
-        with torch.inference_mode(), autocast(torch.device("cpu"), "fp32" if prepared else precision):
+        with torch.inference_mode():
             model.sample_actions(observation)
 
     return call
 
 
-def training_case(config: Config, precision: str, batch_size: int) -> Any:
-    """A call that makes one whole phase-1 step."""
-    model = StateVLA(config)
-    config, phase1 = model.config, config.training.phase1
-    parameters = [parameter for _, parameter in model.phase_parameters("1")]
-    optimizer = torch.optim.AdamW(parameters, lr=phase1.learning_rate, fused=True)
-    actions = torch.rand(batch_size, phase1.num_frames - 1, phase1.frame_skip * config.model.action_dim) * 2 - 1
-    batch = TransitionBatch(random_input(config, batch_size, phase1.num_frames), actions)
-    if phase1.behavior_cloning_weight:
-        horizon = config.model.action_seq_len
-        chunks = torch.rand(batch_size, phase1.num_frames, horizon, config.model.action_dim) * 2 - 1
-        batch = replace(batch, chunks=chunks, chunk_is_pad=torch.zeros(chunks.shape[:3], dtype=torch.bool))
+def training_case(preset: str, phase: str, batch_size: int, precision: str = "bf16") -> Callable[[], object]:
+    """A call that makes one whole step."""
+    model = StateVLA(load_config(preset)).train()
+    loss = _phase1_loss(model, batch_size) if phase == "1" else _phase2_loss(model, batch_size)
+    parameters = [parameter for _, parameter in model.phase_parameters(phase)]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
 
     def call() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with autocast(torch.device("cpu"), precision):
-            total = model.jepa_loss(batch).total
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            total = loss()
         total.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, config.training.grad_clip_norm)
+        torch.nn.utils.clip_grad_norm_(parameters, model.config.training.grad_clip_norm)
         optimizer.step()
-        model.update_target(1, 100)
+        if phase == "1":
+            model.update_target(1, 100)
 
     return call
 
 
-def measure_sampling(args: Args) -> dict[str, Any]:
-    cases = [
-        (preset, precision, kind)
-        for preset in PRESETS
-        for precision in ("bf16", "fp32")
-        for kind in ("prepared", "plain")
-    ]
-    samples: dict[str, list[float]] = {" ".join(case): [] for case in cases}
-    flags = ["--threads", str(args.threads), "--rounds", str(-(-args.rounds // TURNS)), "--seed", str(args.seed)]
-    for _ in range(TURNS):
-        for case in cases:
-            samples[" ".join(case)] += run_child(__file__, ":".join(case), flags)
-    rows = [[name, median_ms(times), 1e3 * min(times), 1e3 * max(times)] for name, times in samples.items()]
-    print_table("sample_actions, batch 1, 4 Euler steps", ["case", "median ms", "min ms", "max ms"], rows)
-    for preset in PRESETS:
-        best = min(median_ms(times) for name, times in samples.items() if name.startswith(f"{preset} "))
-        update_summary({of_host(f"sample_actions_ms_{preset}", args.host): best})
+def _phase1_loss(model: StateVLA, batch_size: int) -> Callable[[], torch.Tensor]:
+    config, phase1 = model.config, model.config.training.phase1
+    frames, width = phase1.num_frames, phase1.frame_skip * config.model.action_dim
+    batch = TransitionBatch(
+        random_input(config, batch_size, frames),
+        torch.rand(batch_size, frames - 1, width) * 2 - 1,
+        keyframe=torch.randn(batch_size, frames, model.robot.keyframe_dim),
+        keyframe_is_known=torch.ones(batch_size, frames, dtype=torch.bool),
+    )
+    return lambda: model.jepa_loss(batch).total
+
+
+def _phase2_loss(model: StateVLA, batch_size: int) -> Callable[[], torch.Tensor]:
+    model.freeze_encoder()
+    settings = model.config.model
+    state = torch.randn(batch_size, sum(model.policy.condition.layout.widths))  # type: ignore[union-attr]
+    actions = torch.rand(batch_size, settings.action_seq_len, settings.action_dim) * 2 - 1
+    batch = ChunkBatch(None, actions, torch.zeros(actions.shape[:2], dtype=torch.bool), state)
+    return lambda: model.action_loss(batch).total
+
+
+def operations(call: Callable[[], object]) -> float:
+    """Multiplications and additions of products and convolutions in one call."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())
+
+
+def peak_gflops(seconds: float = 1.0) -> float:
+    """Of a large product in bfloat16, the best of several."""
+    a, b = (torch.randn(2048, 2048).bfloat16() for _ in range(2))
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        begin = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - begin)
+    return 2 * 2048**3 / best / 1e9
+
+
+def seconds_of(call: Callable[[], object], at_least: int, budget_s: float, pause_s: float = 0.0) -> list[float]:
+    """Seconds of every call after five of warm-up: so many, and as many more as fit into the budget."""
+    for _ in range(5):
+        call()
+    samples: list[float] = []
+    end = time.perf_counter() + budget_s
+    while len(samples) < at_least or time.perf_counter() < end:
+        begin = time.perf_counter()
+        call()
+        samples.append(time.perf_counter() - begin)
+        time.sleep(pause_s)
     return samples
 
 
-def sampling_child(args: Args) -> None:
-    """Print the seconds of a case's calls."""
-    preset, precision, kind = args.child.split(":")
-    case = sampling_case(load_config(CONF / PRESETS[preset]), precision, kind == "prepared")
-    print(json.dumps(alternate({"case": case}, args.rounds, warmup=10)["case"]))
+def child(args: Args) -> object:
+    """What a case's process prints."""
+    kind, *what = args.child.split(":")
+    if kind == "acting":
+        return seconds_of(acting_case(what[0], what[1]), 60, 0.0)
+    if kind == "training":
+        return seconds_of(training_case(what[0], what[1], int(what[2])), 6, 4.0)
+    if kind == "paced":
+        return seconds_of(acting_case("compact", "bf16"), 100, 0.0, 1.0 / QUERIES_PER_S)
+    return _train_as_the_trainer(training_case("compact", "1", 32))
 
 
-def measure_training(args: Args) -> dict[str, Any]:
-    config = load_config(CONF / PRESETS["full"])
-    cases = {precision: training_case(config, precision, args.batch_size) for precision in ("bf16", "fp32")}
-    samples = alternate(cases, max(args.rounds // 5, 3), warmup=2)
-    rows = [[name, args.batch_size / (median_ms(t) / 1e3), median_ms(t)] for name, t in samples.items()]
-    print_table("phase-1 step, full preset", ["precision", "samples/s", "ms per step"], rows)
-    rate = args.batch_size / (median_ms(samples["bf16"]) / 1e3)
-    update_summary({of_host("train_samples_per_s_full", args.host): rate})
+def _train_as_the_trainer(call: Callable[[], object]) -> list[float]:
+    """With what the trainer does about neighbours, where the code has it; the first seconds are for it to notice."""
+    threads: Any = contextlib.nullcontext()
+    with contextlib.suppress(ImportError):
+        from statevla.machine.fair_threads import FairThreads
+
+        threads = FairThreads()
+    with threads:
+
+        def step() -> None:
+            call()
+            if hasattr(threads, "step"):
+                threads.step()
+
+        seconds_of(step, 3, 8.0)
+        return seconds_of(step, 6, 12.0)
+
+
+@contextlib.contextmanager
+def code_of(revision: str) -> Iterator[dict[str, dict[str, str]]]:
+    """Today's code, and that of a git revision if there is one, each with the environment that makes it be imported."""
+    now = {"now": {"PYTHONPATH": str(ROOT / "src")}}
+    if not revision:
+        yield now
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        archive = subprocess.run(
+            ["git", "-C", str(ROOT), "archive", revision, "src", "conf"], check=True, capture_output=True
+        )
+        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
+            tar.extractall(folder, filter="data")
+        yield {**now, "before": {"PYTHONPATH": str(Path(folder) / "src")}}
+
+
+@contextlib.contextmanager
+def busy_neighbours(count: int) -> Iterator[None]:
+    """Programs that want a core each."""
+    others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def take_turns(
+    args: Args, codes: dict[str, dict[str, str]], cases: dict[str, str]
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds of every call by case and code; each case's codes run right after one another."""
+    samples: dict[str, dict[str, list[float]]] = {case: {code: [] for code in codes} for case in cases}
+    flags = ["--threads", str(args.threads), "--seed", str(args.seed)]
+    for _ in range(args.turns):
+        for case, what in cases.items():
+            for code, changes in codes.items():
+                samples[case][code] += run_child(__file__, what, flags, changes)
     return samples
+
+
+def measure_acting(args: Args, codes: dict[str, dict[str, str]]) -> dict[str, Any]:
+    cases = {f"{size}, {p}": f"acting:{preset}:{p}" for size, preset in ACTING.items() for p in ("bf16", "fp32")}
+    peaks = [peak_gflops()]
+    samples = take_turns(args, codes, cases)
+    peaks.append(peak_gflops())
+    counted = {size: operations(acting_case(preset, "count")) for size, preset in ACTING.items()}
+    rows = []
+    for case, by_code in samples.items():
+        now, flops = median(by_code["now"]), counted[case.split(",")[0]]
+        before = median(by_code["before"]) / now if "before" in by_code else float("nan")
+        share = flops / now / 1e9 / max(peaks)
+        rows.append([case, 1e3 * now, 1e3 * quantiles(by_code["now"], n=20)[-1], flops / 1e9, share, before])
+    columns = ["one chunk, batch 1", "median ms", "p95 ms", "GFLOP", "x of bf16 peak", "before / now"]
+    print_table(f"acting, {args.threads} threads", columns, rows)
+    for size in ACTING:
+        update_summary({of_host(f"sample_actions_ms_{size}", args.host): 1e3 * median(samples[f"{size}, bf16"]["now"])})
+    return {"seconds": samples, "flops": counted, "peak_gflops": peaks}
+
+
+def measure_training(args: Args, codes: dict[str, dict[str, str]]) -> dict[str, Any]:
+    cases = {name: "training:" + ":".join(map(str, what)) for name, what in TRAINING.items()}
+    peaks = [peak_gflops()]
+    samples = take_turns(args, codes, cases)
+    peaks.append(peak_gflops())
+    counted = {name: operations(training_case(*what, precision="fp32")) for name, what in TRAINING.items()}
+    rows = []
+    for case, by_code in samples.items():
+        now, size = median(by_code["now"]), TRAINING[case][2]
+        before = median(by_code["before"]) / now if "before" in by_code else float("nan")
+        gflops = counted[case] / now / 1e9
+        rows.append([case, 1e3 * now, size / now, gflops, gflops / max(peaks), before])
+    columns = ["one step", "median ms", "samples/s", "GFLOP/s", "x of bf16 peak", "before / now"]
+    print_table(f"training in bf16, {args.threads} threads", columns, rows)
+    names = {"phase 1, compact": "train_windows_per_s_compact", "phase 1, full": "train_samples_per_s_full"}
+    for case, name in {**names, "phase 2": "train_chunks_per_s_compact"}.items():
+        update_summary({of_host(name, args.host): TRAINING[case][2] / median(samples[case]["now"])})
+    return {"seconds": samples, "flops": counted, "peak_gflops": peaks}
+
+
+def measure_neighbours(args: Args, codes: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """Without a number of threads that somebody chose: it is the program that has to cope."""
+    samples: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for count in NEIGHBOURS:
+        with busy_neighbours(count):
+            samples[str(count)] = take_turns(args, codes, {"training": "neighbours", "acting": "paced"})
+    rows = []
+    for count in NEIGHBOURS:
+        fair = min(1.0, args.threads / (args.threads + count))
+        row: list[object] = [str(count), fair]
+        for code in codes:
+            alone, here = samples["0"]["training"][code], samples[str(count)]["training"][code]
+            got = (len(here) / sum(here)) / (len(alone) / sum(alone))
+            p95 = quantiles(samples[str(count)]["acting"][code], n=20)[-1]
+            row += [32 * len(here) / sum(here), got / fair, 1e3 * p95]
+        rows.append(row)
+    columns = ["neighbours", "fair share"]
+    for code in codes:
+        columns += [f"{code}: windows/s", "of fair share", f"p95 ms at {QUERIES_PER_S} queries/s"]
+    print_table(f"beside busy neighbours, {args.threads} threads", columns, rows)
+    return {"seconds": samples, "queries_per_s": QUERIES_PER_S}
 
 
 def main(args: Args) -> None:
-    keep_freed_memory()  # as training does
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     if args.child:
-        sampling_child(args)
+        keep_freed_memory()  # as training and acting do
+        print(json.dumps(child(args)))
         return
-    parts = {"sample": measure_sampling, "train": measure_training}
+    parts = {"acting": measure_acting, "training": measure_training, "neighbours": measure_neighbours}
     wanted = parts if args.part == "all" else {args.part: parts[args.part]}
-    seconds = {name: measure(args) for name, measure in wanted.items()}
-    name = "model" if args.part == "all" else f"model_{args.part}"
-    tree = {"environment": environment(args.seed), "batch_size": args.batch_size, "seconds": seconds}
-    write_results(of_host(name, args.host), tree)
+    tree: dict[str, Any] = {"environment": environment(args.seed), "before": args.before}
+    with code_of(args.before) as codes:
+        for name, measure in wanted.items():
+            tree[name] = measure(args, codes)
+            write_results(of_host("model" if args.part == "all" else f"model_{args.part}", args.host), tree)
 
 
 if __name__ == "__main__":

@@ -233,8 +233,8 @@ def roofline(args: Args, training_ms: float, forward_ms: float) -> dict[str, flo
     """How near the kernel comes to the time that its exponentials alone need (forward one, training two per state)."""
     from numba import njit
 
-    from statevla.model.mamba.kernel_call import LANES
-    from statevla.model.mamba.kernels import exponential, simd
+    from statevla.model.kernels import exponential, simd
+    from statevla.model.kernels.call import LANES
 
     @njit
     def exponentials(source, target, vectors, repeats):  # type: ignore[no-untyped-def]

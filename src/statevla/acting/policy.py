@@ -86,8 +86,8 @@ class StateVLAPolicy:
         self._autocast_precision = self.precision
         if self.device.type == "cpu":
             self.model.prepare_for_inference(self.precision)
-            # Prepared blocks carry their precision; the few small layers beside them lose more to casts than they win.
-            self._autocast_precision = "fp32"
+            if self.model.is_prepared:  # its programs carry their precision
+                self._autocast_precision = "fp32"
         self.config = model.config
         self.transform, self.robot = transform, transform.robot
         self.language = language

@@ -10,14 +10,10 @@ from torch.nn import functional as F
 
 from statevla.config import ModelConfig
 from statevla.model.mamba import MambaStack
-from statevla.model.mamba.inference import PreparedModule
 
 
-class SinusoidalTimeEmbedding(PreparedModule):
-    """Flow time in [0, 1] → sinusoids (Vaswani et al. 2017, on 1000 t as in diffusion models) → MLP.
-
-    Prepared for inference, it keeps the embeddings of single times: a solver asks for the same few again and again.
-    """
+class SinusoidalTimeEmbedding(nn.Module):
+    """Flow time in [0, 1] → sinusoids (Vaswani et al. 2017, on 1000 t as in diffusion models) → MLP."""
 
     frequencies: Tensor
 
@@ -29,20 +25,8 @@ class SinusoidalTimeEmbedding(PreparedModule):
         self.padding = dim - 2 * half
         self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
 
-    def prepare_for_inference(self, dtype: torch.dtype, rows: int) -> None:
-        self._set_prepared({})
-
     def forward(self, t: Tensor) -> Tensor:
         """`[B]` → `[B, D]`."""
-        known = self.prepared()
-        if known is None or t.numel() > 1:
-            return self._embed(t)
-        key = str(t.item())
-        if key not in known:
-            known[key] = self._embed(t)
-        return known[key]
-
-    def _embed(self, t: Tensor) -> Tensor:
         angles = 1000.0 * t.float().unsqueeze(-1) * self.frequencies
         return self.mlp(F.pad(torch.cat([angles.sin(), angles.cos()], dim=-1), (0, self.padding)))
 

@@ -23,7 +23,7 @@ from statevla.types import ModelInput
 class JepaStateEncoder(nn.Module):
     """The world-model half of StateVLA.
 
-    `encode` and `encode_for_policy` are all that acting needs; the target, the predictor, the inverse dynamics and the
+    `encode` and `policy_state` are all that acting needs; the target, the predictor, the inverse dynamics and the
     keyframe head serve phase 1 and the diagnostics. The target shares tokenizer and projection with the online path.
     """
 
@@ -60,15 +60,15 @@ class JepaStateEncoder(nn.Module):
         tokens = self.tokenizer(observation.flatten())
         return self.projection(encoder.last(tokens)).reshape(*observation.batch_shape, -1)
 
-    def encode_for_policy(self, observation: ModelInput) -> Tensor:
-        """Observations `[B]` → what the policy is conditioned on, `[B, P]` (`PolicyStateLayout`).
+    def policy_state(self, z: Tensor, observation: ModelInput) -> Tensor:
+        """z `[B, Z]` and its observations → what the policy is conditioned on, `[B, P]` (`PolicyStateLayout`).
 
         z, then, where `model.policy.condition` asks for them, robot state and language embedding: one flat vector, so
         that it can be computed once per frame and stored.
         """
         condition = self.config.policy.condition
         parts = [
-            self.encode(observation),
+            z,
             *([observation.robot_state] if condition.robot_state else []),
             *([observation.language] if condition.language else []),
         ]

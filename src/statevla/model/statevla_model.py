@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from statevla.config import Config, fit_to_robot, phase_of
 from statevla.errors import UserError
 from statevla.model.action_policy import FlowMatchingPolicy, GripperClassifier, gripper_command, gripper_loss
-from statevla.model.flow import FlowDraws, flow_matching_loss, interpolate, sample_flow_time, solve
+from statevla.model.flow import FlowDraws, check_steps, flow_matching_loss, interpolate, sample_flow_time, solve
 from statevla.model.jepa import (
     JepaLosses,
     covariance_loss,
@@ -23,10 +23,13 @@ from statevla.model.jepa import (
     variance_loss,
     weighted,
 )
-from statevla.model.mamba import prepare_for_inference
+from statevla.model.mamba.backends import resolve_backend
 from statevla.model.state_encoder import JepaStateEncoder
 from statevla.robots import LIBERO, RobotSpec
 from statevla.types import ChunkBatch, ModelInput, TransitionBatch
+
+if TYPE_CHECKING:
+    from statevla.model.program import ActingPrograms
 
 
 class ActionLosses(NamedTuple):
@@ -62,9 +65,12 @@ class StateVLA(nn.Module):
         self.policy = FlowMatchingPolicy(config.model, robot.num_continuous) if robot.num_continuous else None
         self.gripper = GripperClassifier(config.model, robot.num_binary) if robot.num_binary else None
         self._encoder_is_frozen = False
+        self._programs: ActingPrograms | None = None
 
     def encode(self, observation: ModelInput) -> Tensor:
         """Observations with leading dims `[...]` → z `[..., Z]`."""
+        if programs := self._current_programs():
+            return programs.encode(observation.flatten()).reshape(*observation.batch_shape, -1)
         return self.state_encoder.encode(observation)
 
     def encode_target(self, observation: ModelInput) -> Tensor:
@@ -73,7 +79,7 @@ class StateVLA(nn.Module):
 
     def encode_for_policy(self, observation: ModelInput) -> Tensor:
         """Observations `[B]` → all that the policy is conditioned on, flat, `[B, P]`; z alone in the spec."""
-        return self.state_encoder.encode_for_policy(observation)
+        return self.state_encoder.policy_state(self.encode(observation), observation)
 
     def predict_next(self, state: Tensor, actions: Tensor) -> Tensor:
         """z_t `[..., Z]` and the action block `[..., K·A]` → the expected z after it, `[..., Z]`."""
@@ -206,46 +212,84 @@ class StateVLA(nn.Module):
         """
         state = observation if isinstance(observation, Tensor) else self.encode_for_policy(observation)
         settings = self.config.model
-        actions = torch.empty(state.shape[0], settings.action_seq_len, settings.action_dim, device=state.device)
-        if self.policy is not None:
-            actions[..., self._continuous] = self._sample_continuous(state, steps, generator, noise, temperature)
-        if self.gripper is not None:
-            actions[..., self._binary] = gripper_command(self.gripper(state))
+        steps = check_steps(steps or settings.policy.num_sampling_steps)
+        noise = self._scaled_noise(len(state), state.device, generator, noise, temperature)
+        if programs := self._current_programs():
+            chunk, flat = programs.act(state, noise, steps)
+            logits = None if self.gripper is None or flat is None else flat.unflatten(-1, (-1, self.gripper.binary_dim))
+        else:
+            chunk = None if noise is None else self._solve(state, noise, steps)
+            logits = None if self.gripper is None else self.gripper(state)
+        actions = torch.empty(len(state), settings.action_seq_len, settings.action_dim, device=state.device)
+        if chunk is not None:
+            actions[..., self._continuous] = chunk
+        if logits is not None:
+            actions[..., self._binary] = gripper_command(logits)
         return actions
 
-    def _sample_continuous(
+    def _scaled_noise(
         self,
-        state: Tensor,
-        steps: int | None,
+        batch: int,
+        device: torch.device,
         generator: torch.Generator | None,
         noise: Tensor | None,
         temperature: float | None,
-    ) -> Tensor:
-        """Continuous numbers of chunks, float32 `[B, H, C]`, for `state` `[B, P]`; rest as in `sample_actions`."""
-        head, settings = self.policy, self.config.model.policy
+    ) -> Tensor | None:
+        """What the solver starts from, `[B, H, C]`; None where the robot has no continuous numbers."""
+        if self.policy is None:
+            return None
+        if noise is None:
+            noise = _randn(torch.Size((batch, self.policy.horizon, self.policy.continuous_dim)), device, generator)
+        return (self.config.model.policy.sampling_temperature if temperature is None else temperature) * noise
+
+    def _solve(self, state: Tensor, noise: Tensor, steps: int) -> Tensor:
+        """Noise `[B, H, C]` → the chunk's continuous numbers, the same shape, for `state` `[B, P]`."""
+        head = self.policy
         assert head is not None
         condition = head.condition(state)
-        shape = torch.Size((state.shape[0], head.horizon, head.continuous_dim))
 
         def velocity(x: Tensor, t: float) -> Tensor:
             return head(x, torch.full((x.shape[0],), t, device=x.device), condition)
 
-        noise = _randn(shape, state.device, generator) if noise is None else noise
-        scale = settings.sampling_temperature if temperature is None else temperature
-        return solve(velocity, scale * noise, steps or settings.num_sampling_steps)
+        return solve(velocity, noise, steps)
 
     def prepare_for_inference(self, precision: str) -> StateVLA:
-        """Evaluation mode, with the weights of all Mamba blocks converted and packed once (state dict unchanged).
+        """Evaluation mode; on a CPU, `encode` and `sample_actions` become one call each (`model/program/`).
+
+        Parameters and state dict stay as they are. Training mode, gradients, a move and any change of the weights lead
+        back to the modules; so does a processor or scan backend for which there are no programs.
 
         Args:
-            precision: `bf16` or `fp32`.
+            precision: `bf16` or `fp32`, of the stacks' products.
         """
+        self.eval()
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        prepare_for_inference(self.state_encoder, dtype, self.config.model.num_tokens)
-        if self.policy is not None:
-            tokens = self.policy.condition.num_tokens + 1 + self.policy.horizon
-            prepare_for_inference(self.policy, dtype, tokens)
-        return self.eval()
+        device = next(self.parameters()).device.type
+        if resolve_backend(self.config.model.mamba.scan_backend, device, torch.float32) == "numba":
+            from statevla.model.program import ActingPrograms, multiplies
+
+            parts = (self.state_encoder, self.policy, self.gripper)
+            self._programs = ActingPrograms(*parts, self.config.model, dtype) if multiplies(dtype) else None
+        return self
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether a forward without gradients runs as a program."""
+        return self._programs is not None
+
+    def _current_programs(self) -> ActingPrograms | None:
+        if self._programs is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        if not self._programs.are_current():
+            self._programs = None
+        return self._programs
+
+    def _apply(self, fn: Any, recurse: bool = True) -> StateVLA:
+        self._programs = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_programs": None}
 
     def freeze_encoder(self) -> None:
         """Phase 2: the state encoder keeps its weights and stays in evaluation mode whatever `train()` says."""
@@ -253,6 +297,8 @@ class StateVLA(nn.Module):
         self.state_encoder.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> StateVLA:
+        if mode:
+            self._programs = None
         super().train(mode)
         if self._encoder_is_frozen:
             self.state_encoder.eval()

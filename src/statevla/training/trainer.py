@@ -27,6 +27,7 @@ from statevla.data import BatchSampler, Prefetcher
 from statevla.diagnostics.world_model import THRESHOLDS, measure_world_model
 from statevla.errors import UserError
 from statevla.machine.device import autocast
+from statevla.machine.fair_threads import FairThreads
 from statevla.machine.processes import gather_rows
 from statevla.model.flow import FlowDraws
 from statevla.training.first_batch import describe, draw_observations
@@ -122,7 +123,8 @@ class Trainer:
             self.settings.wandb,
             enabled=setup.context.processes.is_main,
         )
-        with contextlib.closing(self.log), self.loader:
+        may_choose = setup.context.processes.world_size == 1 and not setup.config.num_threads
+        with contextlib.closing(self.log), self.loader, FairThreads(may_choose) as self.threads:
             if self.step >= self.total_steps:
                 self.log.say(f"this run has all its {self.total_steps} steps already; nothing to do")
                 return self.metrics
@@ -139,6 +141,7 @@ class Trainer:
                 self._log_first_batch(*pieces[0])
             shown.append(self._optimize(pieces))
             self.step += 1
+            self.threads.step()
             is_last = self.step == self.total_steps
             self.trained_s = time.monotonic() - started
             save = is_last or self.step % settings.checkpoint_every_steps == 0

@@ -195,9 +195,9 @@ def test_keypoints_say_where_a_feature_is() -> None:
     for layer in keypoints.maps:
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
-    fine, coarse = torch.zeros(1, 3, 8, 8), torch.zeros(1, 2, 4, 4)
+    fine, coarse = torch.zeros(1, 8, 8, 3), torch.zeros(1, 4, 4, 2)
     torch.testing.assert_close(keypoints([fine, coarse]), torch.zeros(1, 1, 2))
-    fine[0, 1, 2, 7] = coarse[0, 0, 0, 1] = 100.0
+    fine[0, 2, 7, 1] = coarse[0, 0, 1, 0] = 100.0
     with torch.no_grad():
         keypoints.maps[0].weight[0, 1] = 1.0
     torch.testing.assert_close(keypoints([fine, coarse]), torch.tensor([[[2 / 7 * 2 - 1, 1.0]]]))

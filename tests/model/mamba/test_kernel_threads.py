@@ -11,8 +11,8 @@ import torch
 from scan_cases import make_inputs, reference, relative_error, run_with_gradients
 from torch.utils.data import DataLoader, Dataset
 
+from statevla.model.kernels import threads
 from statevla.model.mamba import selective_scan
-from statevla.model.mamba.kernels import threads
 
 
 @pytest.fixture

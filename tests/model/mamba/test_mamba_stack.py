@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import pytest
@@ -13,7 +12,7 @@ from torch import nn
 
 from statevla.config import TrainingConfig
 from statevla.errors import UserError
-from statevla.model.mamba import MambaBlock, MambaStack, prepare_for_inference
+from statevla.model.mamba import MambaBlock, MambaStack
 from statevla.training.optimization import build_optimizer
 
 
@@ -180,57 +179,6 @@ def test_exports_with_a_dynamic_length() -> None:
     program = torch.export.export(stack, (x,), dynamic_shapes={"x": {1: length}})
     for steps in (40, 17):
         torch.testing.assert_close(program.module()(x[:, :steps]), stack(x[:, :steps]))
-
-
-class TestPreparedForInference:
-    @pytest.mark.parametrize("rows", [60, 395])  # few rows take one product more of weights, and one less of inputs
-    def test_computes_the_same_and_leaves_the_state_dict(self, rows: int) -> None:
-        stack, x = small_stack(mlp_hidden_dim=16), torch.randn(2, 30, 24)
-        before = copy.deepcopy(stack.state_dict())
-        with torch.no_grad():
-            exact = stack(x)
-            prepare_for_inference(stack, torch.float32, rows)
-            assert stack.layers[0].mixer.prepared()
-            torch.testing.assert_close(stack(x), exact, rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(stack(x, last_only=True), exact[:, -1], rtol=1e-4, atol=1e-5)
-            prepare_for_inference(stack, torch.bfloat16, rows)
-            assert 1e-6 < relative_error(stack(x), exact) < 2e-2
-        assert stack.state_dict().keys() == before.keys()
-        assert all(torch.equal(value, before[name]) for name, value in stack.state_dict().items())
-
-    def test_is_never_used_with_gradients(self) -> None:
-        stack, x = small_stack(), torch.randn(1, 5, 24)
-        wanted = stack(x)
-        prepare_for_inference(stack)
-        torch.testing.assert_close(stack(x), wanted)
-        stack(x).sum().backward()
-        assert all(p.grad is not None for p in stack.parameters())
-
-    @pytest.mark.parametrize("change", ["train", "optimizer", "load", "move"])
-    def test_is_dropped_when_weights_may_have_changed(self, change: str) -> None:
-        stack, x = small_stack(), torch.randn(1, 5, 24)
-        prepare_for_inference(stack, torch.float32)
-        if change == "train":
-            stack.train()
-        elif change == "move":
-            stack.double().float()
-        elif change == "load":
-            stack.load_state_dict({name: value + 0.1 for name, value in stack.state_dict().items()})
-        else:
-            with torch.no_grad():
-                torch._foreach_mul_(list(stack.parameters()), 1.1)
-        with torch.no_grad():
-            assert stack.layers[0].mixer.prepared() is None
-            torch.testing.assert_close(stack(x), copy.deepcopy(stack)(x))
-
-    def test_copies_do_not_share_packed_weights(self) -> None:
-        stack, x = small_stack(), torch.randn(1, 5, 24)
-        prepare_for_inference(stack)
-        twin = copy.deepcopy(stack)
-        with torch.no_grad():
-            assert twin.layers[0].mixer.prepared() is None
-            assert stack.layers[0].mixer.prepared() is not None
-            assert twin(x).isfinite().all()
 
 
 @pytest.mark.parametrize(

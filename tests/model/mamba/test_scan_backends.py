@@ -77,7 +77,7 @@ def test_without_numba_it_warns_once_and_works() -> None:
 
 WRONG_KERNEL = """
 import warnings
-import statevla.model.mamba.kernels.threads as threads
+import statevla.model.kernels.threads as threads
 threads.run_kernel = lambda *arguments: None  # a kernel that does not compute anything
 from scan_cases import make_inputs, reference, relative_error, run_with_gradients
 with warnings.catch_warnings(record=True) as caught:
@@ -129,7 +129,7 @@ def test_command_prints_the_choice() -> None:
 
 NARROW = """
 from scan_cases import make_inputs, reference, relative_error, run_with_gradients
-from statevla.model.mamba.kernel_call import LANES
+from statevla.model.kernels.call import LANES
 assert LANES == 8, LANES
 import torch
 for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numba import njit
 
-from statevla.model.mamba.kernel_call import LANES
-from statevla.model.mamba.kernels import exponential, simd
+from statevla.model.kernels import exponential, simd
+from statevla.model.kernels.call import LANES
 
 
 @njit

@@ -11,10 +11,11 @@ from statevla.model.flow.path import (
     sample_flow_time,
     target_velocity,
 )
-from statevla.model.flow.solver import solve
+from statevla.model.flow.solver import check_steps, solve
 
 __all__ = [
     "FlowDraws",
+    "check_steps",
     "flow_matching_loss",
     "interpolate",
     "sample_flow_time",

@@ -12,6 +12,17 @@ Velocity = Callable[[Tensor, float], Tensor]
 """`v(x, t)`: x any shape, t a float in [0, 1]; returns the shape of x."""
 
 
+def check_steps(num_steps: int) -> int:
+    """The number of steps itself.
+
+    Raises:
+        UserError: fewer than one.
+    """
+    if num_steps < 1:
+        raise UserError(f"flow solver steps: expected at least 1, got {num_steps}")
+    return num_steps
+
+
 def solve(velocity: Velocity, noise: Tensor, num_steps: int) -> Tensor:
     """Integrate `dx/dt = v(x, t)` from t = 1 to t = 0 in equal steps, each of one evaluation.
 
@@ -26,9 +37,7 @@ def solve(velocity: Velocity, noise: Tensor, num_steps: int) -> Tensor:
     Raises:
         UserError: fewer than one step.
     """
-    if num_steps < 1:
-        raise UserError(f"flow solver steps: expected at least 1, got {num_steps}")
-    dt = -1.0 / num_steps
+    dt = -1.0 / check_steps(num_steps)
     x = noise
     for i in range(num_steps):
         x = x + dt * velocity(x, 1.0 + i * dt)

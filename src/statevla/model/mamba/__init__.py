@@ -2,7 +2,6 @@
 
 from statevla.model.mamba.backends import BackendChoice, describe_backends
 from statevla.model.mamba.block import MambaBlock, MambaCache
-from statevla.model.mamba.inference import PackedLinear, prepare_for_inference
 from statevla.model.mamba.norm import RMSNorm
 from statevla.model.mamba.selective_scan import selective_scan
 from statevla.model.mamba.stack import GatedMLP, MambaStack
@@ -13,9 +12,7 @@ __all__ = [
     "MambaBlock",
     "MambaCache",
     "MambaStack",
-    "PackedLinear",
     "RMSNorm",
     "describe_backends",
-    "prepare_for_inference",
     "selective_scan",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +12,9 @@ from torch import Tensor, nn
 from statevla.errors import UserError
 from statevla.model.mamba.backends import load_backend
 from statevla.model.mamba.conv import causal_conv1d_silu
-from statevla.model.mamba.inference import PackedLinear, PreparedModule
 from statevla.model.mamba.selective_scan import selective_scan
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 0.1, 1e-4
-FEW_ROWS = 64
-"""Up to so many rows (batch times length) a second product costs more than the arithmetic that it saves."""
 
 
 class MambaCache(NamedTuple):
@@ -30,7 +27,7 @@ class MambaCache(NamedTuple):
     state: Tensor
 
 
-class MambaBlock(PreparedModule):
+class MambaBlock(nn.Module):
     """Selective state-space mixer (Gu & Dao 2023), without norm and residual.
 
     Args:
@@ -90,61 +87,32 @@ class MambaBlock(PreparedModule):
         With `last_only` only the last output is computed, `[B, 1, d_model]`: gate and output projection of the others
         are three fifths of the block's products.
         """
-        ready = self.prepared()
-        signal, gate = self._project_in(x, x[:, -1:] if last_only else x, ready)
-        y = self._mix(signal, None, ready)[:, -1:] * F.silu(gate) if last_only else self._mix(signal, gate, ready)
-        return (ready["out_proj"] if ready else self.out_proj)(y)
+        signal, gate = self._project_in(x, x[:, -1:] if last_only else x)
+        y = self._mix(signal, None)[:, -1:] * F.silu(gate) if last_only else self._mix(signal, gate)
+        return self.out_proj(y)
 
-    def _project_in(self, x: Tensor, x_of_gate: Tensor, ready: dict[str, Any] | None) -> tuple[Tensor, Tensor]:
+    def _project_in(self, x: Tensor, x_of_gate: Tensor) -> tuple[Tensor, Tensor]:
         """Both halves of `in_proj`. Two products: the halves of one would be joined again in backward, by a copy."""
-        if ready and x is x_of_gate:
-            signal, gate = ready["in_proj"](x).chunk(2, dim=-1)
-            return signal, gate
-        if ready:
-            return ready["in_signal"](x), ready["in_gate"](x_of_gate)
         in_signal, in_gate = self.in_proj.weight.chunk(2)
         return F.linear(x, in_signal), F.linear(x_of_gate, in_gate)
 
-    def _mix(self, signal: Tensor, gate: Tensor | None, ready: dict[str, Any] | None) -> Tensor:
+    def _mix(self, signal: Tensor, gate: Tensor | None) -> Tensor:
         """Convolution, selection and scan: `[B, L, d_inner]` to the same, gated by `gate` if given."""
         assert self.conv1d.bias is not None
         u = causal_conv1d_silu(signal, self.conv1d.weight, self.conv1d.bias, self.backend)
-        delta, B, C = self._selection(u, ready)
-        A = ready["A"] if ready else self._decay()
-        y = selective_scan(u, delta, A, B, C, self.D, gate, self.dt_proj.bias, True, backend=self.backend)
+        delta, B, C = self._selection(u)
+        y = selective_scan(u, delta, self.decay(), B, C, self.D, gate, self.dt_proj.bias, True, backend=self.backend)
         assert isinstance(y, Tensor)
         return y
 
-    def _decay(self) -> Tensor:
+    def decay(self) -> Tensor:
         """A, `[d_inner, d_state]`, negative."""
         return -torch.exp(self.A_log.float())
 
-    def _selection(self, u: Tensor, ready: dict[str, Any] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def _selection(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Input-dependent step (before bias and softplus), B and C of `u` `[..., d_inner]`."""
-        if ready and "selection" in ready:
-            delta, B, C = ready["selection"](u).split([self.d_inner, self.d_state, self.d_state], dim=-1)
-            return delta, B, C
-        selection = (ready["x_proj"] if ready else self.x_proj)(u)
-        low_rank, B, C = selection.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        return (ready["dt_proj"](low_rank) if ready else F.linear(low_rank, self.dt_proj.weight)), B, C
-
-    @torch.no_grad()
-    def prepare_for_inference(self, dtype: torch.dtype, rows: int) -> None:
-        """See `inference.prepare_for_inference`."""
-        in_signal, in_gate = self.in_proj.weight.chunk(2)
-        weights = {
-            "in_proj": self.in_proj.weight,
-            "in_signal": in_signal,
-            "in_gate": in_gate,
-            "x_proj": self.x_proj.weight,
-            "dt_proj": self.dt_proj.weight,
-            "out_proj": self.out_proj.weight,
-        }
-        if rows <= FEW_ROWS:
-            low_rank, of_states = self.x_proj.weight.split([self.dt_rank, 2 * self.d_state])
-            weights["selection"] = torch.cat([self.dt_proj.weight @ low_rank, of_states])
-        values: dict[str, Any] = {name: PackedLinear(weight, dtype, rows) for name, weight in weights.items()}
-        self._set_prepared({**values, "A": self._decay(), "dtype": dtype})
+        low_rank, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        return F.linear(low_rank, self.dt_proj.weight), B, C
 
     def allocate_cache(self, batch: int) -> MambaCache:
         """An empty cache for `batch` streams, on the block's device."""
@@ -155,7 +123,7 @@ class MambaBlock(PreparedModule):
 
     def step(self, x_t: Tensor, cache: MambaCache) -> tuple[Tensor, MambaCache]:
         """One time step, `[B, d_model] -> [B, d_model]`, equal to `forward` on the whole sequence so far."""
-        signal, gate = self._project_in(x_t, x_t, None)
+        signal, gate = self._project_in(x_t, x_t)
         window = torch.cat([cache.conv, signal[..., None].to(cache.conv.dtype)], dim=-1)
         taps = (window * self.conv1d.weight[:, 0]).sum(-1)
         assert self.conv1d.bias is not None
@@ -164,7 +132,7 @@ class MambaBlock(PreparedModule):
         y, state = selective_scan(
             u[:, None],
             delta[:, None],
-            self._decay(),
+            self.decay(),
             B[:, None],
             C[:, None],
             self.D,

@@ -37,7 +37,7 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _run_forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    from statevla.model.mamba import kernel_call as host
+    from statevla.model.kernels import call as host
 
     batch, length, inner = x.shape
     groups, per_group = host.channel_groups(batch, inner)
@@ -46,7 +46,7 @@ def _run_forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     parameters = [length, inner, groups, per_group, weight.shape[-1], weight.data_ptr(), bias.data_ptr(), 0, 0]
     parameters += [*host.tensor_slots(x), *host.tensor_slots(out), *host.ABSENT]
     scratch = host.conv_kernel.scratch_bytes(per_group, False)
-    host.run_kernel(host.conv_kernel.conv_forward, parameters, batch * groups, scratch)
+    host.run_operation(host.program_kernel.CONV, parameters, batch * groups, scratch)
     return out
 
 
@@ -62,7 +62,7 @@ def _(x, weight, bias):
 
 @torch.library.custom_op("statevla::causal_conv1d_silu_backward", mutates_args=(), device_types="cpu")
 def _conv_backward_op(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    from statevla.model.mamba import kernel_call as host
+    from statevla.model.kernels import call as host
 
     batch, length, inner = x.shape
     width = weight.shape[-1]

@@ -60,7 +60,7 @@ def _parameters(weight: Tensor, rows: int, dim: int, rows_per_task: int, eps: fl
 def _run_forward(
     residual: Tensor, update: Tensor | None, weight: Tensor, eps: float, out_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    from statevla.model.mamba import kernel_call as host
+    from statevla.model.kernels import call as host
 
     residual, weight = residual.detach().contiguous(), weight.detach().float().contiguous()
     dim = residual.shape[-1]
@@ -94,7 +94,7 @@ def _norm_backward_op(
     grad_total: Tensor | None, grad_normed: Tensor, total: Tensor, weight: Tensor, eps: float, update_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the residual, of the weight, and of the update if its dtype is another (else empty)."""
-    from statevla.model.mamba import kernel_call as host
+    from statevla.model.kernels import call as host
 
     dim = total.shape[-1]
     rows = total.numel() // dim

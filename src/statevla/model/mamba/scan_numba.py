@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from statevla.model.mamba.backends import Gradients, ScanBackend, ScanInputs, ScanOutputs
-from statevla.model.mamba.kernel_call import (
+from statevla.model.kernels.call import (
     LANES,
     address,
     channel_groups,
     packed,
+    program_kernel,
     readable,
     run_kernel,
+    run_operation,
     scan_backward,
-    scan_forward,
     scan_layout,
     tensor_slots,
 )
+from statevla.model.mamba.backends import Gradients, ScanBackend, ScanInputs, ScanOutputs
 from statevla.model.mamba.scan_reference import scan_sequential
 
 
@@ -43,13 +42,16 @@ class _Call:
         self.arrays = [packed(t) for t in (inputs.A, inputs.D, inputs.delta_bias, inputs.initial_state)]
         self.tensors = [readable(t) for t in (inputs.u, inputs.delta, inputs.z, inputs.B, inputs.C)]
 
-    def run(self, kernel: Any, arrays: list[Tensor | None], tensors: list[Tensor | None], backward: bool) -> None:
+    def run(self, arrays: list[Tensor | None], tensors: list[Tensor | None], backward: bool) -> None:
         parameters = [self.length, self.inner, self.states, self.groups, self.vectors_per_group, self.softplus]
         parameters.extend(address(array) for array in [*self.arrays, *arrays])
         for tensor in [*self.tensors, *tensors]:
             parameters.extend(tensor_slots(tensor))
         scratch = scan_layout.scratch_bytes(self.states, self.vectors_per_group, backward)
-        run_kernel(kernel, parameters, self.batch * self.groups, scratch)
+        if backward:
+            run_kernel(scan_backward, parameters, self.batch * self.groups, scratch)
+        else:
+            run_operation(program_kernel.SCAN, parameters, self.batch * self.groups, scratch)
 
 
 def forward(inputs: ScanInputs, keep_for_backward: bool, return_last_state: bool) -> ScanOutputs:
@@ -62,7 +64,6 @@ def forward(inputs: ScanInputs, keep_for_backward: bool, return_last_state: bool
     kept = checkpoints if keep_for_backward else None
     absent: list[Tensor | None] = [None] * 7
     call.run(
-        scan_forward,
         [last if return_last_state else None, kept, *absent],
         [out, None, None, None],
         backward=False,
@@ -82,7 +83,6 @@ def backward(grad_out: Tensor, grad_last_state: Tensor | None, inputs: ScanInput
     grad_initial = torch.empty((call.batch, *A.shape)) if has_initial else None
     grad_last = packed(grad_last_state)
     call.run(
-        scan_backward,
         [None, checkpoints, grad_last, per_sequence, partial[0], partial[1], channel[0], channel[1], grad_initial],
         [readable(grad_out), grad_u, grad_delta, grad_z],
         backward=True,
@@ -106,7 +106,7 @@ def _self_check() -> None:
     if type(torch.empty(0)) is not Tensor:  # PyTorch is tracing: its tensors have no values now
         return
     # The first block may be built where another default device rules (`torch.device("meta")` to count parameters).
-    with torch.device("cpu"):
+    with torch.device("cpu"), torch.inference_mode(False):
         _compare_with_reference()
 
 
@@ -116,7 +116,7 @@ def _compare_with_reference() -> None:
     A = -torch.linspace(1, 3, 3 * (LANES + 3)).view(LANES + 3, 3)
     inputs = ScanInputs(u, numbers.flip(1), A, B, B.flip(1), u[0, 0], u.flip(2), u[0, 1], None, True)
     leaves = [t.detach().clone().requires_grad_() if isinstance(t, Tensor) else None for t in inputs[:9]]
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         wanted = scan_sequential(ScanInputs._make([*leaves, True]), False, False).out
         gradients = torch.autograd.grad(wanted.sum(), [t for t in leaves if t is not None])
     found = forward(inputs, True, False)

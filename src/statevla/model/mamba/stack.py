@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statevla.model.mamba.block import MambaBlock, MambaCache
-from statevla.model.mamba.inference import PackedLinear, PreparedModule
 from statevla.model.mamba.norm import RMSNorm, add_rms_norm
 
 
-class GatedMLP(PreparedModule):
+class GatedMLP(nn.Module):
     """`fc2(value * silu(gate))` with `value, gate = fc1(x)`; no biases (SwiGLU, Shazeer 2020).
 
     Args:
@@ -33,17 +31,8 @@ class GatedMLP(PreparedModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., D] -> [..., D]`."""
-        ready = self.prepared()
-        value, gate = (ready["fc1"] if ready else self.fc1)(x).chunk(2, dim=-1)
-        return (ready["fc2"] if ready else self.fc2)(value * F.silu(gate))
-
-    def prepare_for_inference(self, dtype: torch.dtype, rows: int) -> None:
-        """See `inference.prepare_for_inference`."""
-        values: dict[str, Any] = {
-            "fc1": PackedLinear(self.fc1.weight, dtype, rows),
-            "fc2": PackedLinear(self.fc2.weight, dtype, rows),
-        }
-        self._set_prepared({**values, "dtype": dtype})
+        value, gate = self.fc1(x).chunk(2, dim=-1)
+        return self.fc2(value * F.silu(gate))
 
 
 class MambaLayer(nn.Module):
@@ -92,7 +81,8 @@ class MambaStack(nn.Module):
         )
         self.norm_f = RMSNorm(d_model)
 
-    def _typed_layers(self) -> list[MambaLayer]:
+    def typed_layers(self) -> list[MambaLayer]:
+        """The layers, as what they are (`nn.ModuleList` forgets it)."""
         return list(self.layers)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, last_only: bool = False) -> Tensor:
@@ -100,7 +90,7 @@ class MambaStack(nn.Module):
 
         With `last_only`, the last output alone, `[B, D]`: equal to `forward(x)[:, -1]`, for less.
         """
-        layers = self._typed_layers()
+        layers = self.typed_layers()
         if not last_only:
             return self._run(x, [layer.mixer for layer in layers])
 
@@ -111,7 +101,7 @@ class MambaStack(nn.Module):
 
     def allocate_cache(self, batch: int) -> list[MambaCache]:
         """One empty cache per layer for `batch` streams."""
-        return [layer.mixer.allocate_cache(batch) for layer in self._typed_layers()]
+        return [layer.mixer.allocate_cache(batch) for layer in self.typed_layers()]
 
     def step(self, x_t: Tensor, cache: Sequence[MambaCache]) -> tuple[Tensor, list[MambaCache]]:
         """One time step, `[B, D] -> [B, D]`, equal to `forward` on the sequence so far; returns the next cache."""
@@ -125,20 +115,18 @@ class MambaStack(nn.Module):
 
             return mix
 
-        mixers = [stepping(layer.mixer, past) for layer, past in zip(self._typed_layers(), cache)]
+        mixers = [stepping(layer.mixer, past) for layer, past in zip(self.typed_layers(), cache)]
         return self._run(x_t, mixers), following
 
     def _branch_dtype(self, x: Tensor) -> torch.dtype:
-        """What the branches compute in: as prepared for inference, as autocast says, or the dtype of `x`."""
-        if ready := self._typed_layers()[0].mixer.prepared():
-            return ready["dtype"]
+        """What the branches compute in: as autocast says, or the dtype of `x`."""
         device = x.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
     def _run(self, x: Tensor, mixers: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
         branch_dtype = self._branch_dtype(x)
         residual, update = x, None
-        for layer, mixer in zip(self._typed_layers(), mixers):
+        for layer, mixer in zip(self.typed_layers(), mixers):
             residual, y = self._norm(layer.norm, residual, update, branch_dtype)
             update = mixer(y)
             if update.shape != residual.shape:  # a mixer that gave the last output only

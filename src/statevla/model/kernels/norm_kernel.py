@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import cfunc, njit, types
 
-from statevla.model.mamba.kernels.simd import (
+from statevla.model.kernels.simd import (
     LANES,
     as_address,
     copy_bits16,
@@ -28,7 +28,7 @@ from statevla.model.mamba.kernels.simd import (
     sum_lanes,
     zero,
 )
-from statevla.model.mamba.kernels.staging import (
+from statevla.model.kernels.staging import (
     ADDRESS,
     CACHE,
     DTYPE,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from statevla.model.mamba.kernels.exponential import (
+from statevla.model.kernels.exponential import (
     EXP2_LIMIT,
     HAS_TABLE,
     exp2,
@@ -17,7 +17,7 @@ from statevla.model.mamba.kernels.exponential import (
     softplus,
     softplus_slope,
 )
-from statevla.model.mamba.kernels.simd import (
+from statevla.model.kernels.simd import (
     LANES,
     largest,
     largest_lane,
@@ -27,7 +27,7 @@ from statevla.model.mamba.kernels.simd import (
     store,
     zero,
 )
-from statevla.model.mamba.kernels.staging import (
+from statevla.model.kernels.staging import (
     FLOAT_BYTES,
     HEADER,
     OPTIONS,

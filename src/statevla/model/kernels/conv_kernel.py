@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numba import cfunc, njit, types
 
-from statevla.model.mamba.kernels.exponential import sigmoid
-from statevla.model.mamba.kernels.simd import (
+from statevla.model.kernels.exponential import sigmoid
+from statevla.model.kernels.simd import (
     LANES,
     as_address,
     fma,
@@ -24,7 +24,7 @@ from statevla.model.mamba.kernels.simd import (
     store,
     store_scalar,
 )
-from statevla.model.mamba.kernels.staging import (
+from statevla.model.kernels.staging import (
     CACHE,
     HEADER,
     OPTIONS,
@@ -79,7 +79,8 @@ def _convolve(x, t, w0, w1, w2, w3, bias):
 
 
 @njit(**OPTIONS)
-def _forward_task(p, task, scratch):
+def conv_task(p, task, scratch):
+    """Forward: one sequence and one group of channel vectors."""
     groups, per_group = load_int(p, GROUPS), load_int(p, VECTORS_PER_GROUP)
     length, inner = load_int(p, LENGTH), load_int(p, INNER)
     batch, first_vector = task // groups, (task % groups) * per_group
@@ -162,16 +163,6 @@ def _backward_task(p, task, scratch):
         first = batch * inner + v * LANES
         store_tile(load_int(p, GRAD_WEIGHT), first, lanes, width, s + (TAPS - width) * VECTOR_BYTES)
         store_tile(load_int(p, GRAD_BIAS), first, lanes, 1, s + TAPS * VECTOR_BYTES)
-
-
-@cfunc(types.void(types.voidptr), cache=CACHE)
-def conv_forward(parameters):
-    """Draw and run forward tasks until none is left."""
-    p = as_address(parameters)
-    scratch, task = claim_scratch(p), claim_task(p)
-    while task >= 0:
-        _forward_task(p, task, scratch)
-        task = claim_task(p)
 
 
 @cfunc(types.void(types.voidptr), cache=CACHE)

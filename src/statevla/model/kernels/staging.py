@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numba import config, njit
 
-from statevla.model.mamba.kernels.simd import (
+from statevla.model.kernels.simd import (
     LANES,
     copy_bits16,
     fetch_and_increment,

@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numba import cfunc, njit, types
 
-from statevla.model.mamba.kernels.exponential import LOG2_E, sigmoid
-from statevla.model.mamba.kernels.scan_layout import (
+from statevla.model.kernels.exponential import LOG2_E, sigmoid
+from statevla.model.kernels.scan_layout import (
     BIAS,
     BLOCK,
     CHECKPOINTS,
@@ -47,7 +47,7 @@ from statevla.model.mamba.kernels.scan_layout import (
     prepare_steps,
     store_fastest,
 )
-from statevla.model.mamba.kernels.simd import (
+from statevla.model.kernels.simd import (
     LANES,
     as_address,
     broadcast,
@@ -59,7 +59,7 @@ from statevla.model.mamba.kernels.simd import (
     store_scalar,
     sum_lanes,
 )
-from statevla.model.mamba.kernels.staging import (
+from statevla.model.kernels.staging import (
     CACHE,
     FLOAT_BYTES,
     OPTIONS,

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from statevla.model.mamba.kernels import load_kernels
-from statevla.model.mamba.kernels.threads import num_threads, run_kernel
+from statevla.model.kernels import load_kernels
+from statevla.model.kernels.threads import num_threads, run_kernel
 
-for _module in ("scan_forward_kernel", "scan_backward_kernel", "conv_kernel", "norm_kernel"):
+for _module in ("program_kernel", "scan_backward_kernel", "norm_kernel"):
     load_kernels(_module)
-from statevla.model.mamba.kernels import conv_kernel, norm_kernel, scan_layout  # noqa: E402 (compiled by load_kernels)
-from statevla.model.mamba.kernels.scan_backward_kernel import scan_backward  # noqa: E402
-from statevla.model.mamba.kernels.scan_forward_kernel import scan_forward  # noqa: E402
-from statevla.model.mamba.kernels.simd import LANES  # noqa: E402
-from statevla.model.mamba.kernels.staging import BFLOAT16, FLOAT32, TENSOR  # noqa: E402
+from statevla.model.kernels import conv_kernel, norm_kernel, program_kernel, scan_layout  # noqa: E402 (compiled by load_kernels)
+from statevla.model.kernels.scan_backward_kernel import scan_backward  # noqa: E402
+from statevla.model.kernels.simd import LANES  # noqa: E402
+from statevla.model.kernels.staging import BFLOAT16, FLOAT32, TENSOR  # noqa: E402
 
 __all__ = [
-    "ABSENT", "DTYPES", "LANES", "address", "channel_groups", "conv_kernel", "norm_kernel", "packed", "readable",
-    "run_kernel", "scan_backward", "scan_forward", "scan_layout", "tensor_slots",
+    "ABSENT", "DTYPES", "LANES", "address", "channel_groups", "conv_kernel", "norm_kernel", "packed", "program_kernel",
+    "readable", "run_kernel", "run_operation", "scan_backward", "scan_layout", "tensor_slots",
 ]  # fmt: skip
 
 DTYPES = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
@@ -55,3 +57,9 @@ def channel_groups(batch: int, channels: int) -> tuple[int, int]:
     wanted = 1 if threads == 1 else min(vectors, -(-2 * threads // batch))
     per_group = -(-vectors // wanted)
     return -(-vectors // per_group), per_group
+
+
+def run_operation(kind: int, parameters: Sequence[int], num_tasks: int, scratch_bytes: int) -> None:
+    """Run all tasks of one operation of `program_kernel`; arguments as of `run_kernel`."""
+    block = array("q", (0, num_tasks, kind, 0, 0, *parameters))
+    run_kernel(program_kernel.run_program, [1, block.buffer_info()[0]], num_tasks, scratch_bytes)

@@ -11,10 +11,10 @@ one sequence and one group of channel vectors.
 from __future__ import annotations
 
 import numpy as np
-from numba import cfunc, njit, types
+from numba import njit
 
-from statevla.model.mamba.kernels.exponential import LOG2_E, sigmoid
-from statevla.model.mamba.kernels.scan_layout import (
+from statevla.model.kernels.exponential import LOG2_E, sigmoid
+from statevla.model.kernels.scan_layout import (
     BIAS,
     BLOCK,
     CHECKPOINTS,
@@ -39,22 +39,18 @@ from statevla.model.mamba.kernels.scan_layout import (
     prepare_steps,
     store_fastest,
 )
-from statevla.model.mamba.kernels.simd import (
+from statevla.model.kernels.simd import (
     LANES,
-    as_address,
     broadcast,
     fma,
     load,
     load_int,
     store,
 )
-from statevla.model.mamba.kernels.staging import (
-    CACHE,
+from statevla.model.kernels.staging import (
     FLOAT_BYTES,
     OPTIONS,
     VECTOR_BYTES,
-    claim_scratch,
-    claim_task,
     close_target,
     load_lanes,
     load_tile,
@@ -128,7 +124,8 @@ def _forward_vector(p, batch, block, first_row, steps, channel, lanes, width, b,
 
 
 @njit(**OPTIONS)
-def _forward_task(p, task, scratch):
+def scan_task(p, task, scratch):
+    """One sequence and one group of channel vectors."""
     groups, per_group = load_int(p, GROUPS), load_int(p, VECTORS_PER_GROUP)
     length, inner, states = load_int(p, LENGTH), load_int(p, INNER), load_int(p, STATES)
     batch, first_vector = task // groups, (task % groups) * per_group
@@ -170,13 +167,3 @@ def _forward_task(p, task, scratch):
             lanes = min(LANES, inner - v * LANES)
             source = state + (v - first_vector) * tile
             store_tile(load_int(p, LAST), batch * inner + v * LANES, lanes, states, source)
-
-
-@cfunc(types.void(types.voidptr), cache=CACHE)
-def scan_forward(parameters):
-    """Draw and run forward tasks until none is left."""
-    p = as_address(parameters)
-    scratch, task = claim_scratch(p), claim_task(p)
-    while task >= 0:
-        _forward_task(p, task, scratch)
-        task = claim_task(p)

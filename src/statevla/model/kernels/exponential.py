@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from statevla.model.mamba.kernels.simd import (
+from statevla.model.kernels.simd import (
     FUSE,
     INT32,
     INT_VECTOR,
@@ -46,6 +46,9 @@ _LOG1P = (
     -0.49999648332595825,
     1.0,
 )
+# erf(z) = 1 - (t q(t)) e^(-z²), t = 1 / (1 + p z), z >= 0; absolute error 1.5e-7 (Abramowitz & Stegun 7.1.26).
+_ERF_SLOPE = 0.3275911
+_ERF = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
 _ROUND_MAGIC = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in the low bits
 # 2^f = 1 + f q(f) on [-1/16, 1/16]; minimax, relative error 2.7e-8.
 _EXP2_EIGHTH = (0.0554962232708931, 0.2402576357126236, 0.6931472420692444)
@@ -187,5 +190,22 @@ def sigmoid(typing_context, x):
     def generate(context, builder, sig, args):
         t = _exp_of_minus(builder, args[0])
         return builder.fdiv(constant(1.0), builder.fadd(constant(1.0), t))
+
+    return vector(vector), generate
+
+
+@intrinsic
+def gelu(typing_context, x):
+    """x Φ(x), with the error function (Hendrycks & Gimpel 2016), not its approximation by tanh."""
+
+    def generate(context, builder, sig, args):
+        (x,) = args
+        z = call_llvm(builder, "fabs", builder.fmul(x, constant(0.5**0.5)))
+        t = builder.fdiv(constant(1.0), call_llvm(builder, "fma", z, constant(_ERF_SLOPE), constant(1.0)))
+        tail = builder.fmul(builder.fmul(t, _polynomial(builder, _ERF, t)), _exp_of_minus(builder, builder.fmul(z, z)))
+        # Φ(|x|) = 1 - tail / 2, Φ(-|x|) = tail / 2
+        half = builder.fmul(constant(0.5), tail)
+        is_negative = builder.fcmp_ordered("<", x, constant(0.0))
+        return builder.fmul(x, builder.select(is_negative, half, builder.fsub(constant(1.0), half)))
 
     return vector(vector), generate

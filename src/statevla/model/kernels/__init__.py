@@ -46,7 +46,7 @@ def _cache_directory() -> Path | None:
 
 @cache
 def load_kernels(module: str) -> None:
-    """Import `statevla.model.mamba.kernels.<module>`, whose functions numba compiles as they are defined."""
+    """Import `statevla.model.kernels.<module>`, whose functions numba compiles as they are defined."""
     with _lock:
         before = config.CACHE_DIR
         directory = _cache_directory()
