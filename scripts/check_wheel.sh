@@ -54,6 +54,7 @@ refused serve serve --checkpoint libero_object_compact
 
 echo "== quickstart, small"
 install venv "$wheel[language,sim,plots]"
+run venv python "$sizes"
 run venv statevla doctor
 data=$STATEVLA_HOME/datasets/libero_object
 steps() { echo "--training.phase$1.max_steps 3 --training.phase$1.batch_size 4 --training.phase$1.warmup_steps 1"; }

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -214,6 +215,30 @@ def test_accounts() -> None:
     assert shares.open("elsewhere") not in accounts
     assert shares.open("here") not in accounts
     asyncio.run(shares.settle_address("here"))
+
+
+# What is warm ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_only_the_first_requests_would_cost_is_done_before(
+    policy: StateVLAPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forwards, resized = [], []
+    warm_up, resize = policy.warm_up, policy.transform.frame_to_model_size
+
+    def noted_warm_up(batch_size: int = 1) -> None:
+        warm_up(batch_size)
+        forwards.append((threading.current_thread().name.partition("_")[0], batch_size))
+
+    def noted_resize(frame: np.ndarray, fit: Any) -> np.ndarray:
+        resized.append((threading.current_thread().name.partition("_")[0], frame.shape))
+        return resize(frame, fit)
+
+    monkeypatch.setattr(policy, "warm_up", noted_warm_up)
+    monkeypatch.setattr(policy.transform, "frame_to_model_size", noted_resize)
+    with serving(policy, max_batch_size=3):
+        assert forwards == [("policy", 1), ("policy", 3)]
+        assert [shape for name, shape in resized if name == "prepare"] == [(480, 640, 3)] * 2
 
 
 # The sentence encoder -------------------------------------------------------------------------------------------------

@@ -98,11 +98,17 @@ class Batcher:
             self._thread.shutdown(wait=False)
 
     async def warm_up(self) -> float:
-        """One made-up forward, so that no client waits for compilation; returns its seconds."""
+        """Made-up forwards, of one client and of several, so that nobody waits for what only the first ones cost.
+
+        Returns:
+            The seconds of the first, which compiles.
+        """
         loop = asyncio.get_running_loop()
         start = time.perf_counter()
         await loop.run_in_executor(self._thread, self._policy.warm_up)
-        return time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        await loop.run_in_executor(self._thread, self._policy.warm_up, min(4, self._max_batch_size))
+        return seconds
 
     async def _collect(self) -> list[_Waiting]:
         batch = [await self._queue.get()]

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from statevla.acting.policy import StateVLAPolicy
@@ -23,6 +24,7 @@ from statevla.types import Observation
 from statevla_client.wire import unpack
 
 T = TypeVar("T")
+_USUAL_PICTURE = 480, 640
 
 
 class Preparer:
@@ -40,7 +42,8 @@ class Preparer:
         policy.language.uses_disk = False
 
     async def warm_up(self) -> None:
-        """Load the sentence encoder; the policy must be warm already."""
+        """Do once what the first request would wait for: load the sentence encoder, resize pictures. The policy must be
+        warm already."""
         count = torch.get_num_threads()
         await self._run(self._start)
         # Setting it changes the default of threads to come, which are none of the preparer's.
@@ -77,6 +80,8 @@ class Preparer:
     def _start(self) -> None:
         torch.set_num_threads(1)  # of this thread: the other cores are the forward's
         self._policy.language.warm_up()
+        frame = np.zeros((*_USUAL_PICTURE, 3), np.uint8)
+        self._resized(dict.fromkeys(self._policy.robot.camera_names, frame))
 
     def _read(self, message: bytes | str) -> Request:
         return read_request(unpack(message, self._max_message_bytes), self._policy.robot)
@@ -89,9 +94,8 @@ class Preparer:
             finally:
                 # Nobody else touches the account: its connection waits for this.
                 account.credit_s -= time.thread_time() - start
+        return replace(observation, images=self._resized(observation.images))
+
+    def _resized(self, images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         transform, robot = self._policy.transform, self._policy.robot
-        images = {
-            name: transform.frame_to_model_size(image, robot.camera(name).fit)
-            for name, image in observation.images.items()
-        }
-        return replace(observation, images=images)
+        return {name: transform.frame_to_model_size(image, robot.camera(name).fit) for name, image in images.items()}
