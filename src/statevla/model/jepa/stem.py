@@ -90,12 +90,11 @@ class ConvolutionalStem(nn.Sequential):
 
     def is_fused(self, images: Tensor) -> bool:
         """Under bfloat16 autocast on a processor that multiplies bfloat16, for sizes that fill its vectors."""
-        if images.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or images.requires_grad:
+        if images.device.type != "cpu" or images.requires_grad or torch.compiler.is_compiling():
             return False
-        if (
-            torch.get_autocast_dtype("cpu") != torch.bfloat16
-            or resolve_backend(self.backend, "cpu", torch.bfloat16) != "numba"
-        ):
+        if not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") != torch.bfloat16:
+            return False
+        if resolve_backend(self.backend, "cpu", torch.bfloat16) != "numba":
             return False
         from statevla.model.jepa.fused_stem import takes
 
