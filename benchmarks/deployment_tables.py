@@ -90,7 +90,8 @@ def peers_table(results: dict[str, Any]) -> str:
         versions |= runs[0]["versions"]
     packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "lerobot", "transformers"))
     where = f"{machine['cpu']}, family/model {machine['cpu_family_model']}, {machine['num_cpus']} cores"
-    lines += ["", f"On {where}; {packages}. `{results['environment']['command']}`"]
+    command = results["environment"]["command"]
+    lines += ["", f"On {where}; {packages}. `{command}`, whose head says how to make PEERS."]
     if any(BUSY in cell for row in rows for cell in row):
         lines.append(
             f"{BUSY} Others used the machine whenever this ran: the processor's time of a query, which that lengthens; "

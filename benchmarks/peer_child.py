@@ -60,6 +60,8 @@ def make_statevla(folder: Path, case: dict[str, Any]) -> None:
     data = DataInfo("", 0.9, 0, frame_size=config.model.image_size)
     contents = Contents(model.state_dict(), config, robot, statistics, language, data, {"phase": "2"})
     save_checkpoint(folder, contents, TrainingState({}, {}), is_best=True)
+    for precision in ("bf16", "fp32"):  # the first query on a machine compiles kernels, which stay on its disk
+        load_statevla(folder, {**case, "precision": precision}).query()
 
 
 def load_statevla(folder: Path, case: dict[str, Any]) -> Loaded:
