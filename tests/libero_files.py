@@ -8,6 +8,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from statevla.config import Config, config_from_dict
+
 TASKS = {"pick_up_the_red_block": (220, 40, 30), "push_the_green_block_to_the_left": (30, 200, 60)}
 
 
@@ -83,3 +85,44 @@ def make_libero_dir(folder: Path) -> Path:
         episodes = [smooth_episode(rng, int(rng.integers(20, 31)), 64, color) for _ in range(num_episodes)]
         write_official_file(folder / f"{task}_demo.hdf5", task.replace("_", " "), episodes)
     return folder
+
+
+def make_tiny_config(data: Path, folder: Path) -> Config:
+    """A model that trains in seconds on the data set of `make_libero_dir`, in float32.
+
+    Its instruction embeddings, cache and runs lie in `folder`.
+    """
+    rng = np.random.default_rng(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    embeddings = {task.replace("_", " "): rng.normal(size=16).astype(np.float32) for task in TASKS}
+    np.savez(folder / "language.npz", **embeddings)
+    phase = {"max_steps": 8, "batch_size": 8, "warmup_steps": 2, "learning_rate": 1e-3}
+    tree = {
+        "model": {
+            "embed_dim": 16,
+            "encoder_depth": 1,
+            "state_dim": 16,
+            "action_seq_len": 4,
+            "image_size": 32,
+            "language_dim": 16,
+            "stem": {"kind": "conv", "channels": [8, 16], "strides": [4, 4]},
+            "mamba": {"d_state": 4},
+            "policy": {"depth": 1, "d_state": 4, "mlp_hidden_dim": 0},
+        },
+        "language": {"encoder": str(folder / "language.npz")},
+        "data": {"path": str(data), "cache_dir": str(folder / "cache"), "train_split": 0.7},
+        "training": {
+            "phase1": {**phase, "temporal_predictor_hidden_dim": 32},
+            "phase2": phase,
+            "bc": phase,
+            "precision": "fp32",
+            "policy_ema_decay": 0.9,
+            "validate_every_steps": 4,
+            "checkpoint_every_steps": 4,
+            "log_every_steps": 1,
+        },
+        "output_dir": str(folder / "runs"),
+        "device": "cpu",
+        "num_threads": 1,
+    }
+    return config_from_dict(tree, "tiny")

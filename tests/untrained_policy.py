@@ -10,7 +10,7 @@ import torch
 
 from statevla.checkpoints.checkpoint import Contents, DataInfo, TrainingState, save_checkpoint
 from statevla.config import Config
-from statevla.model.language import LanguageInfo
+from statevla.model.language import build_language_encoder
 from statevla.model.statevla_model import StateVLA
 from statevla.robots import RobotSpec
 from statevla.transforms import FieldStatistics, Statistics
@@ -34,7 +34,7 @@ def save_untrained(config: Config, robot: RobotSpec, instructions: Sequence[str]
         model.config,
         model.robot,
         statistics,
-        LanguageInfo(language.encoder, 16, ""),
+        build_language_encoder(language, 16).info,
         DataInfo("", 0.7, 0, frame_size=96),
         {"phase": "2"},
     )

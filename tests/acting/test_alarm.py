@@ -303,6 +303,41 @@ def test_a_calibration_that_does_not_fit_is_refused(folder: Path, damage: str) -
         Calibration.load(folder, weights_hash(folder), Z + 1 if damage == "memory" else Z)
 
 
+@pytest.mark.parametrize("name", ["alarm.json", "memory", "gone", "elsewhere"])
+def test_a_calibration_that_changed_is_refused(folder: Path, name: str) -> None:
+    calibration_of(folder, 0.25).save(folder)
+    (memory,) = folder.glob("alarm*.safetensors")
+    path = folder / ALARM_FILE
+    tree = json.loads(path.read_text())
+    if name == "alarm.json":
+        path.write_text(path.read_text().replace("0.25", "0.75", 1))
+    elif name == "memory":
+        data = memory.read_bytes()
+        memory.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+    elif name == "gone":
+        memory.unlink()
+    else:
+        path.write_text(json.dumps(tree | {"memory": "../model.safetensors", "seal": "edited"}))
+    with pytest.raises(UserError, match=memory.name if name in ("memory", "gone") else r"alarm\.json"):
+        StateVLAPolicy.from_pretrained(folder, device="cpu")
+    path.unlink()  # as the error says
+    assert StateVLAPolicy.from_pretrained(folder, device="cpu").calibration is None
+
+
+def test_an_edited_threshold_may_be_meant_and_earlier_calibrations_are_read(folder: Path) -> None:
+    calibration_of(folder, 0.25).save(folder)
+    path = folder / ALARM_FILE
+    tree = json.loads(path.read_text())
+    tree["thresholds"]["surprise"]["1"] = 0.5
+    path.write_text(json.dumps(tree | {"seal": "edited"}))
+    policy = StateVLAPolicy.from_pretrained(folder, device="cpu")
+    assert policy.threshold("surprise", 1) == 0.5
+    (folder / tree["memory"]).rename(folder / "alarm.safetensors")
+    path.write_text(json.dumps({k: v for k, v in tree.items() if k not in ("memory", "memory_sha256", "seal")}))
+    policy = StateVLAPolicy.from_pretrained(folder, device="cpu")
+    assert policy.threshold("surprise", 1) == 0.5
+
+
 def test_transform_is_the_policys(folder: Path) -> None:
     """Expectation in real units: un-normalised actions mean something else to the predictor."""
     policy = StateVLAPolicy.from_pretrained(folder, device="cpu")

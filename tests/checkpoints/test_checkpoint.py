@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from checkpoint_edits import edit
 from statevla.checkpoints.checkpoint import (
-    FORMAT_VERSION,
     Contents,
     DataInfo,
     TrainingState,
@@ -24,6 +24,7 @@ from statevla.checkpoints.checkpoint import (
     resolve_checkpoint,
     save_checkpoint,
 )
+from statevla.checkpoints.version import FORMAT_VERSION
 from statevla.config import Config
 from statevla.errors import UserError
 from statevla.machine.storage import write_tensors
@@ -178,7 +179,11 @@ def test_json_that_says_something_else_is_noticed(
     tiny_config: Config, tmp_path: Path, name: str, content: str, message: str
 ) -> None:
     save(tmp_path, tiny_config)
-    (tmp_path / "last" / f"{name}.json").write_text(content)
+    path = tmp_path / "last" / f"{name}.json"
+    if name == "version":
+        path.write_text(content)
+    else:
+        edit(path, content)
     with pytest.raises(UserError) as raised:
         load_checkpoint(tmp_path / "last")
     assert message in str(raised.value)
@@ -204,7 +209,7 @@ def test_statistics_that_no_numbers_have_are_refused(
     path = tmp_path / "last" / "statistics.json"
     tree = json.loads(path.read_text())
     tree[field][key][2] = value
-    path.write_text(json.dumps(tree))
+    edit(path, json.dumps(tree))
     with pytest.raises(UserError) as raised:
         load_checkpoint(tmp_path / "last")
     assert message in str(raised.value)
@@ -272,7 +277,7 @@ def test_full_disk_keeps_what_was_there(tiny_config: Config, tmp_path: Path) -> 
     script = textwrap.dedent("""
         import resource, sys
         from pathlib import Path
-        sys.path.insert(0, sys.argv[2])
+        sys.path[:0] = [sys.argv[2], str(Path(sys.argv[2]).parent)]
         from statevla.commands.entry import run_command
         from statevla.config import config_from_dict
         import json

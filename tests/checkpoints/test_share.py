@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from checkpoint_edits import edit
 from robot_files import BENCH
 from statevla.acting.options import ActingOptions
 from statevla.acting.policy import StateVLAPolicy
@@ -198,7 +199,7 @@ def test_a_folder_in_use_and_damage_are_refused(run: Path, tmp_path: Path) -> No
 
 
 def test_a_damaged_robot_is_found_before_anything_is_copied(run: Path, tmp_path: Path) -> None:
-    (resolve_checkpoint(run) / "robot.json").write_text('{"name": "arm"}')
+    edit(resolve_checkpoint(run) / "robot.json", '{"name": "arm"}')
     with pytest.raises(UserError, match=r"robot\.json: control_freq_hz: field required"):
         share(ShareArgs(str(run), str(tmp_path / "new")))
     assert not (tmp_path / "new").exists()
@@ -218,7 +219,7 @@ def test_links_out_of_a_checkpoint_are_refused(run: Path, tmp_path: Path, secret
     link = resolve_checkpoint(run) / name
     link.unlink(missing_ok=True)
     link.symlink_to(secret)
-    with pytest.raises(UserError, match=rf"{name}: expected a file of the checkpoint, got a link to .*secret; remove"):
+    with pytest.raises(UserError, match=rf"{name}: expected a file of its own folder, got a link to .*secret; remove"):
         share(ShareArgs(str(run), str(tmp_path / "new")))
     assert not (tmp_path / "new").exists()
 
@@ -260,7 +261,7 @@ def test_the_configuration_cannot_name_any_file_to_be_shared(
     file = resolve_checkpoint(run) / "config.json"
     config = json.loads(file.read_text())
     config["language"]["encoder"] = str(tmp_path / name)
-    file.write_text(json.dumps(config))
+    edit(file, json.dumps(config))
     if name == "secret":
         share(ShareArgs(str(run), str(tmp_path / "new")))
         assert not (tmp_path / "new" / name).exists()

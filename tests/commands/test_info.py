@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from checkpoint_edits import edit
 from robot_files import BENCH
 from statevla.commands.info import InfoArgs, info
 from statevla.errors import UserError
@@ -70,7 +71,7 @@ def test_a_checkpoint_brings_its_own(tmp_path: Path, capsys: pytest.CaptureFixtu
     # Nothing but the declaration says so.
     folder = shutil.copytree(SHIPPED, tmp_path / "renamed")
     tree = json.loads((folder / "robot.json").read_text())
-    (folder / "robot.json").write_text(json.dumps({**tree, "name": "panda", "assumed": ["frames are <upright>"]}))
+    edit(folder / "robot.json", json.dumps({**tree, "name": "panda", "assumed": ["frames are <upright>"]}))
     text = printed(capsys, InfoArgs(checkpoint=str(folder)))
     assert "robot panda, 20 Hz" in text
     assert "assumed: frames are <upright>" in text

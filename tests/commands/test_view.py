@@ -100,6 +100,21 @@ def test_rollouts_become_a_recording(rollouts: Path, tmp_path: Path) -> None:
     assert times(out, "/task00_trial000_success/novelty") == pytest.approx([0.0, 0.8, 1.6])
 
 
+def test_a_torn_line_is_left_out_and_links_are_not_followed(rollouts: Path, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    out, video = tmp_path / "rollouts.rrd", rollouts / "videos" / "task00_trial000_success.mp4"
+    with (rollouts / "episodes.jsonl").open("a") as file:
+        file.write('{"task": 0, "tri')
+    view(ViewArgs(str(rollouts), out=str(out)))
+    before = out.read_bytes()
+    video.rename(tmp_path / "elsewhere.mp4")
+    video.symlink_to(tmp_path / "elsewhere.mp4")
+    with pytest.raises(UserError, match=r"got a link to .*elsewhere\.mp4"):
+        view(ViewArgs(str(rollouts), out=str(out)))
+    assert out.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
 def test_bad_input_is_one_line(tmp_path: Path, libero_dir: Path) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
         view(ViewArgs(str(tmp_path / "absent"), out=str(tmp_path / "x.rrd")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ import torch
 
 from statevla.acting.alarm import novelty_of
 from statevla.acting.policy import StateVLAPolicy
-from statevla.checkpoints.checkpoint import ALARM_FILE, MEMORY_FILE, load_checkpoint, resolve_checkpoint
+from statevla.checkpoints.checkpoint import ALARM_FILE, load_checkpoint, resolve_checkpoint
 from statevla.commands.calibrate import CalibrateArgs, calibrate
+from statevla.commands.share import ShareArgs, share
 from statevla.config import Config
 from statevla.data import FrameCache, open_frame_cache, split_episodes
 from statevla.diagnostics.calibrate import encode_cached, score_episodes
 from statevla.errors import UserError
+from statevla.machine.lock import only_writer_in
 from statevla.training.run import train
 from statevla.types import Observation
 
@@ -87,9 +90,50 @@ def test_files_lie_in_the_checkpoint_and_are_read_with_it(run: Path, capsys: pyt
     tree = json.loads((folder / ALARM_FILE).read_text())
     assert tree["alpha"] == ALPHA
     assert set(tree["thresholds"]["surprise"]) == {"1", "2", "3", "4"}
-    assert (folder / MEMORY_FILE).is_file()
+    memory = folder / tree["memory"]
+    assert list(folder.glob("alarm*.safetensors")) == [memory]
     assert "held-out episodes" in capsys.readouterr().out
-    assert StateVLAPolicy.from_pretrained(run, device="cpu").alarm is False
+    assert StateVLAPolicy.from_pretrained(run, device="cpu").threshold("surprise") is not None
+
+
+def test_a_second_calibration_replaces_the_first_or_leaves_it(run: Path, tmp_path: Path) -> None:
+    """Killed when the new memory is there and `alarm.json` is not, the calibration is the one of before."""
+    folder = resolve_checkpoint(run)
+    calibrate(CalibrateArgs(str(run), alpha=ALPHA))
+    before = StateVLAPolicy.from_pretrained(run, device="cpu").calibration
+    assert before is not None
+    other = replace(before, memory=before.memory + 1, alpha=0.5)
+    shutil.copytree(folder, tmp_path / "copy")
+    other.save(tmp_path / "copy")
+    for file in (tmp_path / "copy").glob("alarm*.safetensors"):
+        shutil.copy(file, folder)
+    kept = StateVLAPolicy.from_pretrained(run, device="cpu").calibration
+    assert kept is not None
+    assert kept.alpha == ALPHA
+    assert torch.equal(kept.memory, before.memory)
+    other.save(folder)
+    replaced = StateVLAPolicy.from_pretrained(run, device="cpu").calibration
+    assert replaced is not None
+    assert torch.equal(replaced.memory, other.memory)
+    assert len(list(folder.glob("alarm*"))) == 2
+
+
+def test_what_is_being_trained_is_not_calibrated(run: Path) -> None:
+    with only_writer_in(run), pytest.raises(UserError, match=f"{run}: process .* is writing here"):
+        calibrate(CalibrateArgs(str(run), alpha=ALPHA))
+
+
+def test_what_comes_along_or_from_the_hub_is_copied_first(run: Path, tmp_path: Path) -> None:
+    cached = tmp_path / "models--owner--policy" / "snapshots" / "0123"
+    shutil.copytree(resolve_checkpoint(run), cached)
+    for checkpoint in ("libero_object_compact", str(cached)):
+        before = sorted(resolve_checkpoint(checkpoint).iterdir())
+        with pytest.raises(UserError, match=f"'statevla share --checkpoint {checkpoint} --to my_policy' and calibrate"):
+            calibrate(CalibrateArgs(checkpoint, alpha=ALPHA))
+        assert sorted(resolve_checkpoint(checkpoint).iterdir()) == before
+    share(ShareArgs(str(cached), str(tmp_path / "my_policy")))
+    calibrate(CalibrateArgs(str(tmp_path / "my_policy"), alpha=ALPHA))
+    assert StateVLAPolicy.from_pretrained(tmp_path / "my_policy", device="cpu").threshold("surprise") is not None
 
 
 def test_memory_is_of_training_frames(run: Path, cache: FrameCache) -> None:
@@ -120,7 +164,8 @@ def write_rollouts(folder: Path, sha256: str, surprises: list[list[float]]) -> N
     (folder / "settings.json").write_text(json.dumps({"weights_sha256": sha256, "execute_steps": 2}))
     lines = [{"error": None, "surprise": values, "novelty": [1.0, *values]} for values in surprises]
     lines.append({"error": "worker gone", "surprise": [1e6], "novelty": [1e6]})
-    (folder / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    torn = '{"error": null, "surp'
+    (folder / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + torn)
 
 
 def test_rollouts_calibrate_their_own_number_of_actions(run: Path, tmp_path: Path) -> None:

@@ -75,6 +75,22 @@ def test_a_killed_holder_leaves_no_lock(kind: str, tmp_path: Path) -> None:
         assert not left[0].exists()
 
 
+@pytest.mark.parametrize("kind", LOCKS)
+def test_what_a_killed_holder_was_writing_goes_and_nothing_else(kind: str, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    place = target / "deeper" if kind == "only_writer_in" else tmp_path
+    place.mkdir(exist_ok=True, parents=True)
+    with held(kind, target) as process:
+        parts = [place / f".out.{pid}.part" for pid in (process.pid, os.getpid(), int(f"1{process.pid}"))]
+        for part in (*parts, place / "out.part"):
+            part.touch()
+        process.send_signal(signal.SIGKILL)
+        process.wait(30)
+    with LOCKS[kind](target):
+        assert [part.exists() for part in parts] == [False, True, True]
+        assert (place / "out.part").exists()
+
+
 def test_one_may_wait_and_is_told_for_whom(tmp_path: Path) -> None:
     target, said = tmp_path / "latents.npy", []
     with held("only_writer_of", target) as process:

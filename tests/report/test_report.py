@@ -227,3 +227,28 @@ def test_a_running_log_is_read_up_to_its_torn_line(trained: Path, tmp_path: Path
     (found,) = find_sources([tmp_path]).runs
     assert len(found.log) == len(lines)
     assert found.phase == "1"
+
+
+@pytest.mark.parametrize("what", ["video", "videos", "picture", "log", "summary"])
+def test_links_out_of_the_folders_are_not_followed(
+    rollouts: Path, tmp_path_factory: pytest.TempPathFactory, what: str
+) -> None:
+    """A folder of results may come from anywhere; what the user has elsewhere shall not get into a page."""
+    elsewhere, folder = tmp_path_factory.mktemp("elsewhere"), rollouts / "rollouts"
+    path = {
+        "video": folder / "videos" / "task00_trial000_success.mp4",
+        "videos": folder / "videos",
+        "picture": folder / "contact_sheet.png",
+        "log": folder / "episodes.jsonl",
+        "summary": folder / "summary.json",
+    }[what]
+    if path.exists():
+        path.rename(elsewhere / "secret")
+    else:
+        (elsewhere / "secret").write_bytes(b"the user's own")
+    path.symlink_to(elsewhere / "secret")
+    with pytest.raises(UserError, match=r"expected a file of its own folder, got a link to .*secret"):
+        write_report([rollouts], rollouts / "report.html")
+    assert not (rollouts / "report.html").exists()
+    # What the user names is the user's choice.
+    write_report([rollouts, elsewhere], rollouts / "report.html")

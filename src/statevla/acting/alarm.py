@@ -18,6 +18,7 @@ another controller, other tasks) has no such guarantee.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,14 @@ from torch import Tensor
 
 from statevla.checkpoints.checkpoint import ALARM_FILE, MEMORY_FILE
 from statevla.errors import UserError
-from statevla.machine.storage import read_json, read_tensors, write_json, write_tensors
+from statevla.machine.sealed import EDITED, check_seal, seal
+from statevla.machine.storage import read_json, read_tensors, sha256, write_json, write_tensors, writing
 from statevla.model.statevla_model import StateVLA
 from statevla.transforms import Transform
 
 NUM_NEIGHBORS = 5
+_FIX = "delete it, 'statevla calibrate' makes it anew"
+_MEMORY_NAME = re.compile(r"alarm(_[0-9a-f]{16})?\.safetensors")
 SCORES = ("surprise", "novelty")
 
 
@@ -138,12 +142,17 @@ class Calibration:
         return self.thresholds[score].get(num_actions)
 
     def save(self, folder: Path) -> None:
-        """Write `alarm.safetensors`, then `alarm.json`, into a checkpoint's folder.
+        """Write the memory, then `alarm.json`, which names it: a kill in between leaves the calibration of before.
 
         Raises:
             UserError: they cannot be written.
         """
-        write_tensors(folder / MEMORY_FILE, {"memory": self.memory})
+        fresh = folder / f".{MEMORY_FILE}.new"
+        write_tensors(fresh, {"memory": self.memory})
+        digest = sha256(fresh)
+        memory = folder / f"alarm_{digest[:16]}.safetensors"
+        with writing(memory):
+            fresh.replace(memory)
         tree = {
             "alpha": self.alpha,
             "num_episodes": self.num_episodes,
@@ -153,8 +162,13 @@ class Calibration:
                 score: {str(count): value for count, value in values.items()}
                 for score, values in self.thresholds.items()
             },
+            "memory": memory.name,
+            "memory_sha256": digest,
         }
-        write_json(folder / ALARM_FILE, tree)
+        write_json(folder / ALARM_FILE, seal(tree))
+        for earlier in folder.glob("alarm*.safetensors"):
+            if earlier != memory:
+                earlier.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: Path, weights_sha256: str | None, state_dim: int) -> Calibration | None:
@@ -167,7 +181,10 @@ class Calibration:
         if not path.is_file():
             return None
         tree = read_json(path)
-        memory = read_tensors(folder / MEMORY_FILE).get("memory")
+        if not isinstance(tree, dict):
+            raise UserError(f"{path}: expected a mapping; {_FIX}")
+        check_seal(tree, str(path), _FIX)
+        memory = _read_memory(folder, tree)
         fits = memory is not None and memory.ndim == 2 and memory.shape[1] == state_dim and len(memory) > 0
         try:
             calibration = cls(
@@ -184,11 +201,25 @@ class Calibration:
         except (KeyError, TypeError, ValueError, AttributeError):
             fits = False
         if not fits:
-            raise UserError(f"{path}: damaged; run 'statevla calibrate' again, or delete it")
+            raise UserError(f"{path}: damaged; {_FIX}")
         if weights_sha256 is not None and calibration.weights_sha256 != weights_sha256:
-            raise UserError(f"{path}: belongs to other weights; run 'statevla calibrate' again, or delete it")
+            raise UserError(f"{path}: belongs to other weights; {_FIX}")
         return calibration
 
     def summary(self) -> dict[str, Any]:
         """What results name: α, number of episodes and source."""
         return {"alpha": self.alpha, "num_episodes": self.num_episodes, "source": self.source}
+
+
+def _read_memory(folder: Path, tree: Mapping[str, Any]) -> Tensor | None:
+    """The memory that `alarm.json` names; earlier ones name none, and have no SHA-256 of it."""
+    name = str(tree.get("memory", MEMORY_FILE))
+    if not _MEMORY_NAME.fullmatch(name):  # no other file, wherever the checkpoint comes from
+        raise UserError(f"{folder / ALARM_FILE}: memory is {name!r}; {_FIX}")
+    path = folder / name
+    if path.is_file() and tree.get("memory_sha256", EDITED) not in (EDITED, sha256(path)):
+        raise UserError(
+            f"{path}: damaged (its SHA-256 is not the one in {ALARM_FILE}); delete {ALARM_FILE}, 'statevla calibrate' "
+            "makes it anew"
+        )
+    return read_tensors(path).get("memory")

@@ -118,7 +118,7 @@ class StateVLAPolicy:
         Raises:
             UserError: no such checkpoint, a damaged one, one without a trained policy, or an option out of range.
         """
-        from statevla.checkpoints.checkpoint import load_checkpoint, weights_hash
+        from statevla.checkpoints.checkpoint import check_language, load_checkpoint, weights_hash
         from statevla.model.language import build_language_encoder
 
         loaded = load_checkpoint(path)
@@ -128,10 +128,12 @@ class StateVLAPolicy:
                 f"checkpoint {path}: phase 1 trains no policy yet; train one on it with "
                 f"train.py --phase 2 --phase1_checkpoint {path}"
             )
+        language = build_language_encoder(_language_of(loaded), loaded.config.model.language_dim)
+        check_language(language.info, loaded.path)
         policy = cls(
             loaded.model,
             Transform(loaded.config.model, loaded.statistics, loaded.robot),
-            build_language_encoder(_language_of(loaded), loaded.config.model.language_dim),
+            language,
             ActingOptions(**options),
             name=str(path),
             frame_size=loaded.data.frame_size,

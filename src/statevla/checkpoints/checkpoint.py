@@ -7,7 +7,7 @@
     language.json       which encoder embedded the instructions, its width and fingerprint
     data.json           which cache and which split the run saw
     metrics.json        step, losses, diagnostics
-    version.json        format, versions, commit, SHA-256 of the weights
+    version.json        format, versions, commit, SHA-256 of all these
     training_state/     only in `last`: all that an exact continuation needs (`state.safetensors`, `state.json`)
 
 A run folder holds `last` and `best`, and `checkpoint_last.pt` and `checkpoint_best.pt` as links to them. Nothing is
@@ -28,7 +28,14 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from statevla.checkpoints.hub import download, is_repo_id
-from statevla.checkpoints.provenance import git_commit, versions
+from statevla.checkpoints.version import (
+    MODEL_FILE,
+    STATE_FOLDER,
+    check_file,
+    check_files,
+    recorded_hash,
+    write_version,
+)
 from statevla.config import PHASES, Config, bundled_dir, bundled_policies, config_from_dict, expand_path
 from statevla.errors import UserError
 from statevla.machine.storage import (
@@ -36,7 +43,6 @@ from statevla.machine.storage import (
     read_tensors,
     recover_folder,
     replace_folder,
-    sha256,
     whole_folder,
     write_json,
     write_tensors,
@@ -47,14 +53,13 @@ from statevla.model.statevla_model import StateVLA
 from statevla.robots import RobotSpec
 from statevla.transforms import Statistics
 
-FORMAT_VERSION = 3
 LAST, BEST = "last", "best"
 ALIASES = {"checkpoint_last.pt": LAST, "checkpoint_best.pt": BEST}
-MODEL_FILE, STATE_FOLDER, STATE_FILE = "model.safetensors", "training_state", "state.safetensors"
-VERSION_FILE, RUN_FILE = "version.json", "run.json"
+STATE_FILE = "state.safetensors"
+RUN_FILE = "run.json"
 ALARM_FILE, MEMORY_FILE = "alarm.json", "alarm.safetensors"  # written by `statevla calibrate`
-ROUNDED_FROM = "rounded_from_sha256"
-"""Entry of `version.json` where the weights are those of another checkpoint in half precision."""
+MAX_READS = 5
+"""How often a checkpoint is read anew that a training replaces while it is read."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ def save_checkpoint(run: Path, contents: Contents, state: TrainingState, is_best
             (fresh / STATE_FOLDER).mkdir()
             write_tensors(fresh / STATE_FOLDER / STATE_FILE, state.tensors)
             write_json(fresh / STATE_FOLDER / "state.json", state.values)
-            _write_version(fresh)
+            write_version(fresh)
             # Best goes first: the training state of `last` says that this step was the best one.
             if is_best:
                 _link_files(fresh, fresh_best)
@@ -199,12 +204,25 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Loa
         UserError: absent, cut short, damaged, of another format, its weights are not finite, or they do not fit its
             configuration.
     """
-    folder = resolve_checkpoint(path)
-    check_format(folder)
-    config = config_from_dict(read_json(folder / "config.json"), source=str(folder / "config.json"))
-    robot = RobotSpec.from_dict(read_json(folder / "robot.json"), str(folder / "robot.json"))
+    for _ in range(MAX_READS):
+        folder = resolve_checkpoint(path)
+        before = _identity(folder)
+        try:
+            loaded = _load(folder, device)
+        except UserError:
+            if _identity(folder) == before:
+                raise
+        else:
+            if _identity(folder) == before:
+                return loaded
+    raise UserError(f"checkpoint {path}: is replaced more quickly than it can be read; give a copy of it")
+
+
+def _load(folder: Path, device: torch.device | str) -> LoadedCheckpoint:
+    check_files(folder)
+    config, robot = read_config(folder), read_robot(folder)
     model = StateVLA(config, robot)
-    load_strict(model, read_weights(folder), str(folder / MODEL_FILE))
+    load_strict(model, _read_finite(folder / MODEL_FILE), str(folder / MODEL_FILE))
     return LoadedCheckpoint(
         model=model.to(device).eval(),
         config=config,
@@ -217,18 +235,47 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Loa
     )
 
 
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Tells whether a folder is still the one that it was."""
+    try:
+        found = folder.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of a checkpoint's folder.
+
+    Raises:
+        UserError: it is damaged, or the checkpoint is of another format.
+    """
+    path = check_file(folder, "config.json")
+    return config_from_dict(read_json(path), source=str(path))
+
+
+def read_robot(folder: Path) -> RobotSpec:
+    """The robot of a checkpoint's folder.
+
+    Raises:
+        UserError: it is damaged, or the checkpoint is of another format.
+    """
+    path = check_file(folder, "robot.json")
+    return RobotSpec.from_dict(read_json(path), str(path))
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The deployed tensors of a checkpoint: as their recorded hash says, and finite.
 
     Raises:
         UserError: they are not.
     """
-    return _read_checked(folder, MODEL_FILE)
+    return _read_finite(check_file(folder, MODEL_FILE))
 
 
 def weights_hash(folder: Path) -> str | None:
     """SHA-256 of the deployed weights as the checkpoint records it; None where it does not."""
-    return _recorded_hash(folder, MODEL_FILE)
+    return recorded_hash(folder, MODEL_FILE)
 
 
 def load_training_state(run: Path) -> tuple[TrainingState, dict[str, Tensor], Config]:
@@ -243,11 +290,10 @@ def load_training_state(run: Path) -> tuple[TrainingState, dict[str, Tensor], Co
     folder = run / LAST
     if not (folder / STATE_FOLDER).is_dir():
         raise UserError(f"--resume: {run} holds no checkpoint to continue from; leave --resume out to start anew")
-    check_format(folder)
-    tensors = _read_checked(folder, f"{STATE_FOLDER}/{STATE_FILE}")
-    state = TrainingState(tensors, read_json(folder / STATE_FOLDER / "state.json"))
-    config = config_from_dict(read_json(folder / "config.json"), source=str(folder / "config.json"))
-    return state, read_weights(folder), config
+    check_files(folder)
+    tensors = _read_finite(check_file(folder, f"{STATE_FOLDER}/{STATE_FILE}"))
+    state = TrainingState(tensors, read_json(check_file(folder, f"{STATE_FOLDER}/state.json")))
+    return state, _read_finite(folder / MODEL_FILE), read_config(folder)
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -274,16 +320,6 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     module.load_state_dict(dict(tensors), strict=True)
 
 
-def check_format(folder: Path) -> None:
-    """Raise a UserError unless this code can read the checkpoint's format."""
-    found = _version(folder).get("format")
-    if found != FORMAT_VERSION:
-        raise UserError(
-            f"{folder / 'version.json'}: checkpoint format {found}, this code reads {FORMAT_VERSION}; "
-            "use the statevla version that wrote it (named there)"
-        )
-
-
 def _write_contents(folder: Path, contents: Contents) -> None:
     folder.mkdir()
     write_tensors(folder / MODEL_FILE, contents.model)
@@ -297,12 +333,6 @@ def _write_contents(folder: Path, contents: Contents) -> None:
     }
     for name, tree in trees.items():
         write_json(folder / f"{name}.json", tree)
-
-
-def _write_version(folder: Path) -> None:
-    hashes = {name: sha256(folder / name) for name in (MODEL_FILE, f"{STATE_FOLDER}/{STATE_FILE}")}
-    tree = {"format": FORMAT_VERSION, "versions": versions(), "git_commit": git_commit(), "sha256": hashes}
-    write_json(folder / VERSION_FILE, tree)
 
 
 def _read_fields(kind: type[Fields], path: Path) -> Fields:
@@ -326,31 +356,12 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     return metrics
 
 
-def _version(folder: Path) -> dict[str, Any]:
-    tree = read_json(folder / VERSION_FILE)
-    if not isinstance(tree, dict):
-        raise UserError(f"{folder / 'version.json'}: expected a mapping; the file is damaged")
-    return tree
-
-
-def _recorded_hash(folder: Path, name: str) -> str | None:
-    hashes = _version(folder).get("sha256", {})
-    if not isinstance(hashes, dict):
-        raise UserError(f"{folder / VERSION_FILE}: expected hashes by file under sha256; the file is damaged")
-    recorded = hashes.get(name)
-    return None if recorded is None else str(recorded)
-
-
-def _read_checked(folder: Path, name: str) -> dict[str, Tensor]:
+def _read_finite(path: Path) -> dict[str, Tensor]:
     """A checkpoint's tensors.
 
     Raises:
         UserError: damaged, or not finite.
     """
-    path = folder / name
-    recorded = _recorded_hash(folder, name)
-    if recorded is not None and path.is_file() and sha256(path) != recorded:
-        raise UserError(f"{path}: damaged or cut short (its SHA-256 is not the recorded one); take another checkpoint")
     tensors = read_tensors(path)
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -391,10 +402,10 @@ def read_language(folder: Path) -> LanguageInfo:
 def check_language(language: LanguageInfo, folder: Path) -> None:
     """Raise a UserError unless instructions are embedded as they were for the checkpoint in `folder`.
 
-    The same encoder may lie elsewhere by now: what counts is what it is.
+    The same encoder may lie elsewhere by now: what counts is what it is. A fingerprint that was not taken is empty.
     """
     trained = read_language(folder)
-    for key in ("dim", "fingerprint"):
+    for key in ("dim", "fingerprint") if trained.fingerprint else ("dim",):
         if getattr(language, key) != getattr(trained, key):
             raise UserError(
                 f"language.encoder: '{language.encoder}' has {key} {getattr(language, key)}, {folder} was trained with "

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from statevla.checkpoints.checkpoint import ROUNDED_FROM, RUN_FILE, VERSION_FILE, weights_hash
+from statevla.checkpoints.checkpoint import RUN_FILE, weights_hash
 from statevla.checkpoints.comparisons import binary_lines, comparisons
+from statevla.checkpoints.version import ROUNDED_FROM, VERSION_FILE
 from statevla.config import PHASES, home_dir
 from statevla.robots import RobotSpec
 from statevla.robots.describe import camera_text, field_text, group_text

@@ -18,7 +18,7 @@ EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
 
-class _Terminated(KeyboardInterrupt):  # noqa: N818
+class _Terminated(KeyboardInterrupt):
     """SIGTERM, as an exception: what is open is closed on the way out, as with Ctrl-C."""
 
 

@@ -57,24 +57,24 @@ def offline(args: EvalArgs) -> None:
     from statevla.diagnostics.offline import evaluate, finite_tree
     from statevla.diagnostics.plots import draw_all, names_of
     from statevla.diagnostics.tables import result_tables
-    from statevla.machine.storage import write_json, writing
+    from statevla.machine.lock import only_writer_in
+    from statevla.machine.storage import write_json
 
     folder = resolve_checkpoint(args.checkpoint)
     out = Path(args.out) if args.out else results_dir(folder, f"evaluation_{folder.name.strip('.')}")
-    evaluation = evaluate(
-        args.checkpoint,
-        args.data,
-        args.split,
-        args.max_samples,
-        args.num_seeds,
-        args.steps,
-        args.probes,
-        args.device,
-    )
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "evaluation.json", finite_tree(evaluation.results))
-    pictures = draw_all(evaluation.results, evaluation.samples, out)
+    with only_writer_in(out, "choose another --out"):
+        evaluation = evaluate(
+            args.checkpoint,
+            args.data,
+            args.split,
+            args.max_samples,
+            args.num_seeds,
+            args.steps,
+            args.probes,
+            args.device,
+        )
+        write_json(out / "evaluation.json", finite_tree(evaluation.results))
+        pictures = draw_all(evaluation.results, evaluation.samples, out)
     console = Console(width=None if sys.stdout.isatty() else 160)
     for table in result_tables(evaluation.results):
         console.print(table)

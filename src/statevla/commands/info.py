@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from statevla.checkpoints.checkpoint import check_format, resolve_checkpoint
-from statevla.config import Config, config_from_dict, fit_to_robot, load_config
+from statevla.checkpoints.checkpoint import read_config, read_robot, resolve_checkpoint
+from statevla.config import Config, fit_to_robot, load_config
 from statevla.errors import UserError
-from statevla.machine.storage import read_json
 from statevla.model.statevla_model import StateVLA
 from statevla.robots import LIBERO, RobotSpec, load_robot
 from statevla.robots.describe import camera_text, field_text, group_text
@@ -61,9 +60,7 @@ def read_checkpoint(path: str) -> tuple[Config, RobotSpec]:
         UserError: there is none, or it is damaged or of another format.
     """
     folder = resolve_checkpoint(path)
-    check_format(folder)
-    config, robot = folder / "config.json", folder / "robot.json"
-    return config_from_dict(read_json(config), str(config)), RobotSpec.from_dict(read_json(robot), str(robot))
+    return read_config(folder), read_robot(folder)
 
 
 def robot_table(robot: RobotSpec) -> Table:

@@ -38,7 +38,8 @@ def probe(args: ProbeArgs) -> None:
     from statevla.diagnostics.offline import finite_tree, measure_state, open_subject
     from statevla.diagnostics.plots import draw_all, names_of
     from statevla.diagnostics.tables import result_tables
-    from statevla.machine.storage import write_json, writing
+    from statevla.machine.lock import only_writer_in
+    from statevla.machine.storage import write_json
 
     folder = resolve_checkpoint(args.checkpoint)
     opened = open_subject(args.checkpoint, args.data, args.device)
@@ -51,13 +52,12 @@ def probe(args: ProbeArgs) -> None:
     if results["phase"] == "bc":
         raise UserError(f"probe {folder}: behaviour cloning trains no world model; give a run of phase 1 or 2")
     out = args.out or results_dir(folder, f"probe_{folder.name.strip('.')}")
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    results |= measure_state(
-        opened.subject, opened.train, opened.held_out, episodes, exchange=choose_exchange(args.simulator)
-    )
-    write_json(out / "probe.json", finite_tree(results))
-    pictures = draw_all(results, None, out)
+    with only_writer_in(out, "choose another --out"):
+        results |= measure_state(
+            opened.subject, opened.train, opened.held_out, episodes, exchange=choose_exchange(args.simulator)
+        )
+        write_json(out / "probe.json", finite_tree(results))
+        pictures = draw_all(results, None, out)
     console = Console()
     for table in result_tables(results):
         console.print(table)

@@ -24,6 +24,7 @@ from rich.console import Console
 from statevla.checkpoints.checkpoint import LAST
 from statevla.config import EARLIER, PHASES, Config, TrainingConfig
 from statevla.errors import UserError
+from statevla.machine.lock import LOCK_NAME, only_writer_in
 from statevla.machine.storage import write_json
 
 
@@ -99,13 +100,14 @@ def run_stages(stages: Sequence[Stage], folder: Path, console: Console) -> None:
     """Run stages in order; one whose command, settings or predecessors have changed since its mark is run anew.
 
     Raises:
-        UserError: a command failed.
+        UserError: a command failed, or another process runs stages in this folder.
     """
     key = ""
-    for number, stage in enumerate(stages, 1):
-        words = [key, stage.command, *stage.arguments, stage.settings]
-        key = hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
-        run_stage(stage, key, folder, f"[{number}/{len(stages)}]", console)
+    with only_writer_in(folder):
+        for number, stage in enumerate(stages, 1):
+            words = [key, stage.command, *stage.arguments, stage.settings]
+            key = hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
+            run_stage(stage, key, folder, f"[{number}/{len(stages)}]", console)
 
 
 def run_stage(stage: Stage, key: str, folder: Path, number: str, console: Console) -> None:
@@ -185,7 +187,7 @@ def set_aside(folder: Path) -> None:
     """Move the results of other settings, if there are any, to `earlier/<name>-<number>` beside them.
 
     Raises:
-        UserError: they cannot be moved.
+        UserError: they cannot be moved, or something writes there.
     """
     if not folder.exists():
         return
@@ -195,6 +197,8 @@ def set_aside(folder: Path) -> None:
         number += 1
     try:
         kept.mkdir(exist_ok=True)
-        folder.rename(kept / f"{folder.name}-{number}")
+        with only_writer_in(folder):
+            folder.rename(kept / f"{folder.name}-{number}")
+        (kept / f"{folder.name}-{number}" / LOCK_NAME).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be moved to {kept} ({error.strerror}); move it by hand") from None

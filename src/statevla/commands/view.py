@@ -18,6 +18,9 @@ import tyro
 from statevla.config import expand_path
 from statevla.errors import UserError
 from statevla.machine.extras import require
+from statevla.machine.lock import only_writer_of
+from statevla.machine.storage import check_own, replacing, writing
+from statevla.report.sources import read_episodes
 from statevla.robots import LIBERO, RobotSpec
 from statevla.transforms import to_upright
 
@@ -51,22 +54,28 @@ def view(args: ViewArgs) -> int:
     if not source.exists():
         raise UserError(f"view {source}: no such file or folder; give a data set or the results of 'statevla rollout'")
     recording = rerun.RecordingStream(APPLICATION)
-    out = None if args.out is None else expand_path(args.out)
-    if out is None:
+    if args.out is None:
         recording.spawn()
-    else:
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            recording.save(out)
-        except OSError as error:
-            raise UserError(f"view {out}: cannot be written ({error.strerror}); choose another --out") from None
-    if (source / "settings.json").is_file():
-        count = log_rollouts(recording, source, args.episodes)
-    else:
-        count = log_data(recording, source, args.episodes, args.robot)
-    recording.flush()
-    print(f"{count} episodes of {source}" + (f": {out}" if out is not None else ""))
+        count = _log(recording, source, args)
+        recording.flush()
+        print(f"{count} episodes of {source}")
+        return 0
+    out = expand_path(args.out)
+    fix = "choose another --out"
+    with only_writer_of(out, fix), writing(f"view {out}", fix), replacing(out) as part:
+        recording.save(part)
+        count = _log(recording, source, args)
+        recording.flush()
+        recording.disconnect()
+    print(f"{count} episodes of {source}: {out}")
     return 0
+
+
+def _log(recording: Any, source: Path, args: ViewArgs) -> int:
+    """Log what `source` is; returns the number of episodes."""
+    if (source / "settings.json").is_file():
+        return log_rollouts(recording, source, args.episodes)
+    return log_data(recording, source, args.episodes, args.robot)
 
 
 def log_data(recording: Any, source: Path, num_episodes: int, robot: str = "auto") -> int:
@@ -88,12 +97,11 @@ def log_rollouts(recording: Any, folder: Path, num_episodes: int) -> int:
     """Log surprise and novelty of the first episodes of an evaluation, and the videos there are; returns how many.
 
     Raises:
-        UserError: the folder holds no episodes.
+        UserError: the folder holds no episodes, or a link out of it.
     """
+    check_own(folder / "settings.json", [folder])
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    files = sorted(folder.glob("episodes*.jsonl"))
-    lines = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-    judged = [line for line in lines if line.get("success") is not None][:num_episodes]
+    judged = [line for line in read_episodes(folder, [folder]) if line.get("success") is not None][:num_episodes]
     if not judged:
         raise UserError(f"view {folder}: holds no finished episodes; run 'statevla rollout' with --out {folder}")
     # Results from before worlds had robots are LIBERO's.
@@ -105,6 +113,7 @@ def log_rollouts(recording: Any, folder: Path, num_episodes: int) -> int:
         _log_looks(recording, path, line, settings, freq_hz)
         video = folder / "videos" / f"{path}.mp4"
         if video.is_file():
+            check_own(video, [folder])
             _log_video(recording, path, video, freq_hz)
     return len(judged)
 

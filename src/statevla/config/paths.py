@@ -69,6 +69,13 @@ def find_config(name: str | Path) -> Path:
     )
 
 
+def is_lent(checkpoint: Path) -> bool:
+    """Whether a checkpoint's folder is the package's or the hub's cache's, where nobody else writes."""
+    above = checkpoint.parent
+    in_hub_cache = above.name == "snapshots" and above.parent.name.startswith("models--")
+    return in_hub_cache or above == bundled_dir("models").resolve()
+
+
 def results_dir(checkpoint: Path, name: str) -> Path:
-    """The default folder for what is measured on a checkpoint: beside it; for a policy that came along, here."""
-    return Path(name) if checkpoint.parent == bundled_dir("models").resolve() else checkpoint.parent / name
+    """The default folder for what is measured on a checkpoint: beside it; here, where it came along or from the hub."""
+    return Path(name) if is_lent(checkpoint) else checkpoint.parent / name

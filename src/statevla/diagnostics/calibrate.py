@@ -126,7 +126,9 @@ def _read_rollouts(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     files = sorted(folder.glob("episodes*.jsonl"))
     try:
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        lines = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+        # A kill may have left the last line unfinished.
+        texts = [text for file in files for text in file.read_text(encoding="utf-8").splitlines(True)]
+        lines = [json.loads(text) for text in texts if text.endswith("\n")]
     except (OSError, ValueError):
         settings, lines = None, []
     if not isinstance(settings, dict) or not lines:

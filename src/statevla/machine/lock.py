@@ -1,7 +1,7 @@
 """One writer at a time for every folder and file that a command writes, by a lock of the operating system's.
 
 The lock ends with its holder, however that dies. Its file says who holds it and since when; one that a killed process
-left behind is nobody's and in nobody's way.
+left behind is nobody's: the next holder takes it, and removes what the killed one had not finished writing.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from statevla.errors import UserError
-from statevla.machine.storage import FIX, writing
+from statevla.machine.storage import FIX, part_name, writing
 
 try:
     import fcntl
@@ -42,7 +43,9 @@ def only_writer_in(folder: Path, fix: str = FIX) -> Iterator[None]:
     """
     is_new = not folder.exists()
     try:
-        with _locked(folder / LOCK_NAME, folder, fix, None):
+        with _locked(folder / LOCK_NAME, folder, fix, None) as killed:
+            for part in folder.rglob(part_name("*", killed)) if killed else ():
+                part.unlink(missing_ok=True)
             yield
     finally:
         if is_new:
@@ -62,21 +65,25 @@ def only_writer_of(target: Path, fix: str = FIX, say: Callable[[str], None] | No
     Raises:
         UserError: another process makes it, and is named; or the folder cannot be written.
     """
-    with _locked(target.with_name(f".{target.name}.lock"), target, fix, say):
+    with _locked(target.with_name(f".{target.name}.lock"), target, fix, say) as killed:
+        if killed:
+            target.with_name(part_name(target.name, killed)).unlink(missing_ok=True)
         yield
 
 
 @contextlib.contextmanager
-def _locked(path: Path, target: Path, fix: str, say: Callable[[str], None] | None) -> Iterator[None]:
+def _locked(path: Path, target: Path, fix: str, say: Callable[[str], None] | None) -> Iterator[int | None]:
+    """Inside the lock; gives the process that had it last, if that was killed."""
     descriptor = _acquire(path, target, fix, say)
     try:
+        killed = _read_holder(path).get("pid")
         # On a full disk it says nothing, and holds all the same.
         with contextlib.suppress(OSError):
             os.truncate(descriptor, 0)
             since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
             holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
             os.write(descriptor, json.dumps(holder).encode() + b"\n")
-        yield
+        yield killed if isinstance(killed, int) else None
     finally:
         # Removed while it is held: who opened it meanwhile finds out that it is gone, and takes a new one.
         with contextlib.suppress(OSError):
@@ -146,9 +153,15 @@ def _is_at(descriptor: int, path: Path) -> bool:
 def _holder(path: Path) -> str:
     """Who holds the lock; in the moment before that is written, and on a full disk, nobody knows."""
     for _ in range(4):
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            return f"process {found['pid']} on {found['host']} (since {found['since']})"
-        except (OSError, ValueError, TypeError, KeyError):
-            time.sleep(_POLL_S)
+        if holder := _read_holder(path):
+            return f"process {holder.get('pid')} on {holder.get('host')} (since {holder.get('since')})"
+        time.sleep(_POLL_S)
     return "another process"
+
+
+def _read_holder(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,13 +55,55 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the disk does not take it; `writing` makes it a UserError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # other processes may be writing the same file
+    part = path.with_name(part_name(path.name, os.getpid()))  # other processes may be writing the same file
     try:
         yield part
         sync(part)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """A new folder to fill, which the end of the block syncs and renames to `target`; parent folders are made.
+
+    If the block fails nothing of it is kept; what an earlier one left that was killed is removed. One at a time, see
+    `statevla.machine.lock`.
+
+    Raises:
+        UserError: `target` is there already, and not an empty folder.
+        OSError: the disk does not take it; `writing` makes it a UserError.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: exists already, expected a new or an empty folder; choose another one or delete it")
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for path in (*part.rglob("*"), part):
+            sync(path)
+        if target.exists():
+            target.rmdir()
+        os.rename(part, target)
+        sync(target.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def part_name(name: str, pid: int) -> str:
+    """Of a file that a process is writing, and that is to become `name`."""
+    return f".{name}.{pid}.part"
+
+
+def check_own(file: Path, homes: Iterable[Path]) -> None:
+    """Raise a UserError where a file is a link to, or lies behind a link to, something outside of all of `homes`."""
+    whole = file.resolve()
+    if not any(whole.is_relative_to(home.resolve()) for home in homes):
+        raise UserError(
+            f"{file}: expected a file of its own folder, got a link to {whole}; remove it, or put the file itself there"
+        )
 
 
 def write_text(path: Path, text: str, fix: str = FIX) -> None:

@@ -13,7 +13,8 @@ from typing import Any, Literal
 from statevla.checkpoints.comparisons import binary_lines, comparisons
 from statevla.config import PHASES
 from statevla.diagnostics.tables import action_rows
-from statevla.machine.storage import write_text
+from statevla.machine.lock import only_writer_of
+from statevla.machine.storage import check_own, write_text
 from statevla.report.charts import copy_skill_curves, success_bars, surprise_curves, training_curves
 from statevla.report.sources import Run, Sources, Tree, find_sources, read_episodes
 from statevla.robots import RobotSpec
@@ -53,14 +54,18 @@ pre { background: var(--tile); padding: .7rem .9rem; border-radius: .5rem; overf
 
 
 def build_page(sources: Sources, title: str) -> str:
-    """The whole page as one string that refers to nothing outside itself."""
+    """The whole page as one string that refers to nothing outside itself.
+
+    Raises:
+        UserError: a picture, a video or a log is a link out of the folders that were looked through.
+    """
     sections: list[str] = [f"<h1>{_text(title)}</h1>", _tiles(sources)]
     for rollout in sources.rollouts:
-        sections += _rollout(rollout)
+        sections += _rollout(rollout, sources.folders)
     for evaluation in sources.evaluations:
-        sections += _evaluation(evaluation)
+        sections += _evaluation(evaluation, sources.folders)
     for run in sources.runs:
-        sections += _run(run)
+        sections += _run(run, sources.folders)
     sections += _provenance(sources)
     body = "\n".join(section for section in sections if section)
     return (
@@ -104,7 +109,7 @@ def _action_tiles(actions: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"{share:.0%}", "of the error of repeating the present state"
 
 
-def _rollout(rollout: Tree) -> Iterator[str]:
+def _rollout(rollout: Tree, folders: Sequence[Path]) -> Iterator[str]:
     summary, folder = rollout.values, rollout.folder
     settings, total = summary["settings"], summary["total"]
     yield f"<h2>Success in simulation: {_text(settings['task_suite'])}</h2>"
@@ -125,7 +130,8 @@ def _rollout(rollout: Tree) -> Iterator[str]:
     yield _table(header, [[name, *_rate_cells(rates)] for name, rates in [*rows, ("all tasks", total)]])
     for error in summary.get("errors", []):
         yield f"<p class='soft'>Error in task {error['task']}, trial {error['trial']}: {_text(error['error'])}</p>"
-    curves = surprise_curves(read_episodes(folder), settings["execute_steps"], settings.get("surprise_threshold"))
+    episodes = read_episodes(folder, folders)
+    curves = surprise_curves(episodes, settings["execute_steps"], settings.get("surprise_threshold"))
     yield _chart(curves, "Surprise of the world model at every look of every episode")
     if alarm := summary.get("alarm"):
         good, bad = alarm["successes"], alarm["failures"]
@@ -134,8 +140,8 @@ def _rollout(rollout: Tree) -> Iterator[str]:
             f"episode: it rose in {good['alarms']} of {good['episodes']} successes and in {bad['alarms']} of "
             f"{bad['episodes']} failures.</p>"
         )
-    yield _picture(folder / "contact_sheet.png", "Recorded episodes: one row each, from start to end")
-    yield _videos(folder)
+    yield _picture(folder / "contact_sheet.png", "Recorded episodes: one row each, from start to end", folders)
+    yield _videos(folder, folders)
 
 
 def _rate_cells(rates: dict[str, Any]) -> list[str]:
@@ -150,12 +156,13 @@ def _rate_cells(rates: dict[str, Any]) -> list[str]:
     ]
 
 
-def _videos(folder: Path) -> str:
+def _videos(folder: Path, folders: Sequence[Path]) -> str:
     files = sorted((folder / "videos").glob("*.mp4"))
     if not files:
         return ""
     items = []
     for path in files[:MAX_VIDEOS]:
+        check_own(path, folders)
         source = f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
         items.append(
             f'<figure><video controls muted playsinline preload="metadata" src="{source}"></video>'
@@ -170,7 +177,7 @@ def _video_caption(path: Path) -> str:
     return f"{outcome}: task {int(task.removeprefix('task'))}, trial {int(trial.removeprefix('trial'))}"
 
 
-def _evaluation(evaluation: Tree) -> Iterator[str]:
+def _evaluation(evaluation: Tree, folders: Sequence[Path]) -> Iterator[str]:
     results = evaluation.values
     yield f"<h2>Offline evaluation: {results.get('num_episodes', '?')} {_text(results.get('split', ''))} episodes</h2>"
     if tree := results.get("robot"):
@@ -199,7 +206,7 @@ def _evaluation(evaluation: Tree) -> Iterator[str]:
         rows = [[_label(name), *(_number(scores[kind]) for kind in kinds)] for name, scores in probes.items()]
         yield _table(["target", *map(_label, kinds)], rows, caption)
     for name, text in _PICTURES.items():
-        yield _picture(evaluation.folder / name, text)
+        yield _picture(evaluation.folder / name, text, folders)
 
 
 def _actions(actions: dict[str, Any]) -> Iterator[str]:
@@ -215,7 +222,7 @@ def _action_table(actions: dict[str, Any]) -> str:
     return _table(["number", *columns], [[name, *map(_number, values)] for name, values in [*numbers, *totals]])
 
 
-def _run(run: Run) -> Iterator[str]:
+def _run(run: Run, folders: Sequence[Path]) -> Iterator[str]:
     yield f"<h2>{_text(_title(run.phase))}</h2>"
     train = run.records("train")
     rates = [entry["samples_per_s"] for entry in train if entry.get("samples_per_s")]
@@ -227,7 +234,8 @@ def _run(run: Run) -> Iterator[str]:
         )
     yield _chart(training_curves(run), "Loss terms; a logarithmic scale where they span more than a factor of thirty")
     yield _chart(copy_skill_curves(run), "Better than copying the present? Held-out episodes")
-    yield _picture(run.folder / "first_batch.png", "What the model saw: the first batch, augmented as in training")
+    seen = "What the model saw: the first batch, augmented as in training"
+    yield _picture(run.folder / "first_batch.png", seen, folders)
 
 
 def _provenance(sources: Sources) -> Iterator[str]:
@@ -274,9 +282,10 @@ def _chart(svg: str, caption: str = "") -> str:
     return _figure(f'<div class="chart">{svg}</div>' if svg else "", caption)
 
 
-def _picture(path: Path, caption: str) -> str:
+def _picture(path: Path, caption: str, folders: Sequence[Path]) -> str:
     if not path.is_file():
         return ""
+    check_own(path, folders)
     source = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
     return _figure(f'<img src="{source}" alt="{_text(caption)}">', caption)
 
@@ -304,7 +313,9 @@ def write_report(folders: Sequence[Path], out: Path, title: str = "StateVLA repo
     """Write the page; pictures, charts and videos are inside it.
 
     Raises:
-        UserError: nothing to show, a damaged file, or `out` cannot be written.
+        UserError: nothing to show, a file that is damaged or a link out of the folders, or `out` cannot be written.
     """
-    write_text(out, build_page(find_sources(folders), title), "choose another --out")
+    fix = "choose another --out"
+    with only_writer_of(out, fix):
+        write_text(out, build_page(find_sources(folders), title), fix)
     return out

@@ -10,6 +10,7 @@ from typing import Any
 
 from statevla.config import EARLIER
 from statevla.errors import UserError
+from statevla.machine.storage import check_own
 
 _SKIPPED = {"training_state", "tensorboard", "frame_cache", "videos", EARLIER}
 
@@ -40,7 +41,9 @@ class Tree:
 
 @dataclass(frozen=True)
 class Sources:
-    """All that was found, oldest first."""
+    """All that was found, oldest first; `folders` are those that were looked through."""
+
+    folders: list[Path]
 
     runs: list[Run]
     evaluations: list[Tree]
@@ -53,7 +56,7 @@ def find_sources(folders: Sequence[Path]) -> Sources:
     """Look through folders and what is below them.
 
     Raises:
-        UserError: a folder is absent, a file is damaged, or there is nothing to show.
+        UserError: a folder is absent, a file is damaged or a link out of the folders, or there is nothing to show.
     """
     runs: list[Run] = []
     evaluations: list[Tree] = []
@@ -63,8 +66,9 @@ def find_sources(folders: Sequence[Path]) -> Sources:
         if not folder.is_dir():
             raise UserError(f"report {folder}: no such folder; give the folder of a run, of a demo, or of rollouts")
         for path in sorted(_json_files(folder), key=lambda file: file.stat().st_mtime):
+            check_own(path, folders)
             if path.name == "run.json":
-                runs.append(Run(path.parent, _read(path), _read_log(path.parent / "log.jsonl")))
+                runs.append(Run(path.parent, _read(path), _read_log(path.parent / "log.jsonl", folders)))
             elif path.name == "evaluation.json":
                 evaluations.append(Tree(path.parent, _read(path)))
             elif path.name == "summary.json" and "settings" in (summary := _read(path)):
@@ -74,19 +78,23 @@ def find_sources(folders: Sequence[Path]) -> Sources:
     if not (runs or evaluations or rollouts):
         names = ", ".join(map(str, folders))
         raise UserError(f"report {names}: nothing to show; expected run.json, evaluation.json or summary.json below it")
-    return Sources(runs, evaluations, rollouts, commands)
+    return Sources(list(folders), runs, evaluations, rollouts, commands)
 
 
-def read_episodes(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a simulated evaluation's `episodes*.jsonl`; none where only its summary is there."""
-    return [line for path in sorted(folder.glob("episodes*.jsonl")) for line in _read_log(path)]
+def read_episodes(folder: Path, folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """The lines of a simulated evaluation's `episodes*.jsonl`; none where only its summary is there.
+
+    Raises:
+        UserError: one is a link out of `folders`.
+    """
+    return [line for path in sorted(folder.glob("episodes*.jsonl")) for line in _read_log(path, folders)]
 
 
 def _json_files(folder: Path) -> Iterable[Path]:
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and not entry.is_symlink() and entry.name not in _SKIPPED:
             yield from _json_files(entry)
-        elif entry.suffix == ".json":
+        elif entry.suffix == ".json" and entry.is_file():
             yield entry
 
 
@@ -98,10 +106,11 @@ def _read(path: Path) -> dict[str, Any]:
     return tree if isinstance(tree, dict) else {}
 
 
-def _read_log(path: Path) -> list[dict[str, Any]]:
+def _read_log(path: Path, folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Records of a log; the last line may be cut short where training still runs."""
     if not path.is_file():
         return []
+    check_own(path, folders)
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:

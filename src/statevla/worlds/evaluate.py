@@ -28,6 +28,7 @@ from statevla.config import expand_path, home_dir
 from statevla.errors import UserError
 from statevla.machine.device import resolve_device
 from statevla.machine.extras import require
+from statevla.machine.lock import only_writer_in
 from statevla.machine.processes import join_processes
 from statevla.machine.storage import sha256, write_json
 from statevla.types import Rendering
@@ -106,13 +107,15 @@ def evaluate(args: RolloutArgs, console: Console | None = None) -> tuple[Path, d
         The results folder, and the summary (None in processes other than the first).
 
     Raises:
-        UserError: bad arguments, checkpoint or installation; or the first episodes all end in errors.
+        UserError: bad arguments, checkpoint or installation; another process writes to the results folder; or the first
+            episodes all end in errors.
     """
     console = console or Console()
-    with join_processes(resolve_device(args.device)) as (processes, device):
+    with join_processes(resolve_device(args.device)) as (processes, device), contextlib.ExitStack() as stack:
         rank, world = processes.rank, processes.world_size
         suite, settings, planned, policy = _prepare(args, device)
         folder = results_folder(args, settings["weights_sha256"])
+        stack.enter_context(processes.main_holds(only_writer_in(folder, RESULTS_FIX), device))
         facts = {"control_freq_hz": suite.robot.control_freq_hz}
         if rank == 0:
             claim_folder(folder, settings, facts)

@@ -20,7 +20,7 @@ import numpy as np
 
 from statevla.errors import UserError
 from statevla.machine.processor import processor_field
-from statevla.machine.storage import write_json, writing
+from statevla.machine.storage import write_all, write_json, writing
 
 CONFIDENCE = 0.95
 RESULTS_FIX = "choose another --out"
@@ -79,12 +79,18 @@ class EpisodeLog:
         with writing(path, RESULTS_FIX):
             path.parent.mkdir(parents=True, exist_ok=True)
             _drop_torn_line(path)
-            self._file = path.open("a", encoding="utf-8")
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+        self._path = path
 
     def append(self, result: EpisodeResult) -> None:
-        self._file.write(json.dumps(asdict(result)) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Write one result.
+
+        Raises:
+            UserError: the disk does not take it; the results before are safe.
+        """
+        with writing(self._path, "finished episodes are kept; make room, and run the same command again"):
+            write_all(self._file, json.dumps(asdict(result)).encode() + b"\n")
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

@@ -15,7 +15,7 @@ from lerobot.optim.optimizers import AdamWConfig
 from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
 
 from lerobot_policy_statevla.robot import robot_of_dataset, same_robot
-from statevla.checkpoints.checkpoint import check_format, resolve_checkpoint
+from statevla.checkpoints.checkpoint import read_config, read_robot, resolve_checkpoint
 from statevla.config import PHASES, Config, config_from_dict, fit_to_robot, load_config
 from statevla.errors import UserError
 from statevla.robots import ImageOrientation, RobotSpec, load_robot
@@ -211,9 +211,7 @@ def read_phase1(path: str) -> tuple[Config, RobotSpec]:
         robot = _read_robot(saved.get("robot_settings"), f"policy.phase1_checkpoint {path}")
         return config_from_dict(json.loads(saved["settings"]), path), robot
     folder = resolve_checkpoint(path)
-    check_format(folder)
-    config = config_from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")), str(folder))
-    return config, RobotSpec.from_dict(json.loads((folder / "robot.json").read_text(encoding="utf-8")), str(folder))
+    return read_config(folder), read_robot(folder)
 
 
 def _seen(robot: RobotSpec) -> RobotSpec:
