@@ -10,7 +10,7 @@ revision takes turns with today's. The peak is that of PyTorch's product of two 
 after each part; PyTorch counts the operations of products and convolutions (scans, norms, activations come on top).
 Neighbours: training, and 20 queries a second, beside 0, 1 and 2 programs that want a core each; a fair share is what
 the process would get if all threads that want to run were given the cores in equal parts.
-Writes `benchmarks/results/model.json` (or `model_<part>.json`) with every sample.
+Writes `benchmarks/results/model_<part>.json` with every sample.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Args:
     part: Literal["all", "acting", "training", "neighbours"] = "all"
     """What to measure."""
     host: str = ""
-    """Names the results (`model_<host>.json`, `..._<host>` in the summary), so that those of another host stay."""
+    """Names the results (`model_<part>_<host>.json`, `..._<host>` in the summary): those of other hosts stay."""
     seed: int = 0
     child: str = ""
     """Used by the script itself: a case, in a process of its own."""
@@ -309,11 +309,10 @@ def main(args: Args) -> None:
         return
     parts = {"acting": measure_acting, "training": measure_training, "neighbours": measure_neighbours}
     wanted = parts if args.part == "all" else {args.part: parts[args.part]}
-    tree: dict[str, Any] = {"environment": environment(args.seed), "before": args.before}
     with code_of(args.before) as codes:
         for name, measure in wanted.items():
-            tree[name] = measure(args, codes)
-            write_results(of_host("model" if args.part == "all" else f"model_{args.part}", args.host), tree)
+            tree = {"environment": environment(args.seed), "before": args.before, **measure(args, codes)}
+            write_results(of_host(f"model_{name}", args.host), tree)
 
 
 if __name__ == "__main__":

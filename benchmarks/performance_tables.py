@@ -1,4 +1,4 @@
-"""Tables of docs/performance.md from `benchmarks/results/model.json`: acting, training, busy neighbours."""
+"""Tables of docs/performance.md from `benchmarks/results/model_<part>.json`: acting, training, busy neighbours."""
 
 from __future__ import annotations
 
@@ -10,22 +10,20 @@ from bench_model import TRAINING
 WINDOWS = TRAINING["phase 1, compact"][2]
 
 
-def performance_tables(results: dict[str, Any]) -> str:
-    """All tables, or that nothing was measured."""
-    if not results:
-        return "Not measured yet."
-    machine, versions = results["environment"]["machine"], results["environment"]["versions"]
-    peak = max(results["acting"]["peak_gflops"] + results["training"]["peak_gflops"])
+def performance_tables(acting: dict[str, Any], training: dict[str, Any], neighbours: dict[str, Any]) -> str:
+    """All tables, of the three parts' results."""
+    machine, versions = training["environment"]["machine"], training["environment"]["versions"]
+    peak = max(acting["peak_gflops"] + training["peak_gflops"])
     where = f"{machine['cpu']} (family/model {machine['cpu_family_model']}), {machine['num_threads']} threads"
     lines = [
-        f"Measured on {where}, PyTorch {versions['torch']}, commit `{results['environment']['git_commit'][:7]}`, against",
-        f"the code of `{results['before']}`; the processor's peak in bfloat16 was {peak:.0f} GFLOP/s.",
+        f"Measured on {where}, PyTorch {versions['torch']}, against the code of `{training['before']}`; the peak in",
+        f"bfloat16 was {peak:.0f} GFLOP/s. Operations are those of products and convolutions.",
         "",
-        *acting_table(results["acting"], peak),
+        *acting_table(acting, peak),
         "",
-        *training_table(results["training"], peak),
+        *training_table(training, peak),
         "",
-        *neighbours_table(results["neighbours"], machine["num_threads"]),
+        *neighbours_table(neighbours, machine["num_threads"]),
     ]
     return "\n".join(lines)
 
@@ -64,8 +62,8 @@ def training_table(training: dict[str, Any], peak: float) -> list[str]:
 def neighbours_table(neighbours: dict[str, Any], threads: int) -> list[str]:
     pace = neighbours["queries_per_s"]
     lines = [
-        f"| busy neighbours | fair share | windows/s | of the fair share | before: windows/s | of the fair share | p95 at "
-        f"{pace} queries/s | before |",
+        "| busy neighbours | fair share | windows/s | of the fair share | before: windows/s | of the fair share "
+        f"| p95 at {pace} queries/s | before |",
         "|---|---|---|---|---|---|---|---|",
     ]
     alone = neighbours["seconds"]["0"]["training"]

@@ -14,6 +14,7 @@ from typing import Any
 
 from deployment_tables import alarm_table, peers_table, server_table
 from experiments_page import experiments_page
+from performance_tables import performance_tables
 from statevla.commands.entry import run_command
 
 ROOT = Path(__file__).parents[1]
@@ -62,13 +63,10 @@ METRICS = {
         "%",
     ),
     "sample_actions_ms_full": ("one chunk, full model (14.9 M), two 224 px cameras, 4 Euler steps, batch 1", "ms"),
-    "sample_actions_ms_full_zen4": ("the same on a slower host (AMD Zen 4)", "ms"),
-    "sample_actions_ms_full_emerald_rapids": ("the same on another one (Intel Emerald Rapids without AMX)", "ms"),
     "sample_actions_ms_compact": ("the same, compact preset, two 128 px cameras", "ms"),
-    "sample_actions_ms_compact_zen4": ("the same on Zen 4", "ms"),
-    "sample_actions_ms_compact_emerald_rapids": ("the same on Emerald Rapids", "ms"),
     "train_samples_per_s_full": ("phase-1 training step of the full model, bf16", "samples/s"),
-    "train_samples_per_s_full_zen4": ("the same on Zen 4", "samples/s"),
+    "train_windows_per_s_compact": ("phase-1 step of the compact preset, bf16, windows of 3 frames", "windows/s"),
+    "train_chunks_per_s_compact": ("phase-2 training step of the compact preset, bf16", "chunks/s"),
     "allocator_train_speedup_compact": ("phase-1 step, compact, with freed memory kept over given back", "x"),
     "encoder_train_speedup_vs_transformer_compiled": ("encoder training vs a compiled Transformer", "x"),
     "scan_train_speedup_vs_mambapy_L395": ("selective scan, forward + backward, vs mambapy (batch 8)", "x"),
@@ -97,6 +95,10 @@ def main() -> int:
         ROOT / "docs" / "alarm.md": between((ROOT / "docs" / "alarm.md").read_text(), alarm_table(load("alarm"))),
         ROOT / "docs" / "deploying.md": between(
             (ROOT / "docs" / "deploying.md").read_text(), server_table(load("server"))
+        ),
+        ROOT / "docs" / "performance.md": between(
+            (ROOT / "docs" / "performance.md").read_text(),
+            performance_tables(*(load(f"model_{part}") for part in ("acting", "training", "neighbours"))),
         ),
         ROOT / "docs" / "results.md": results_page(summary),
         ROOT / "docs" / "expert.md": expert_page(load("expert"), load("expert_settings")),
@@ -132,7 +134,7 @@ def headline_table(summary: dict[str, Any]) -> str:
         "`libero_object`, 10 tasks x 50 official initial states": solved("object-keypoints-s0", "official"),
         "the same policy with the objects all over the table": solved("object-keypoints-s0", "wide"),
         "another robot: an SO-101 lifts a cube, at places never trained on": solved("so101-lift-s0", "drawn"),
-        "one chunk of actions on AMD Zen 5: compact preset, full model": f"{compact:.1f} ms, {full:.1f} ms",
+        "one chunk of actions on AMD Zen 4: compact preset, full model": f"{compact:.1f} ms, {full:.1f} ms",
         "training through the selective scan, over mambapy's, on AMD Zen 5": f"{cold:.0f} to {warm:.0f} times as fast",
     }
     return "\n".join(["| measured | value |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows.items())])
@@ -208,7 +210,7 @@ def weak_tasks(name: str) -> list[str]:
 
 
 def results_page(summary: dict[str, Any]) -> str:
-    environment = load("model").get("environment", {})
+    environment = load("model_training").get("environment", {})
     machine, versions = environment.get("machine", {}), environment.get("versions", {})
     where = f"{machine.get('cpu', '')}, {machine.get('num_threads', '')} threads, PyTorch {versions.get('torch', '')}"
     rest = {key: value for key, value in summary.items() if key not in METRICS}
@@ -220,18 +222,17 @@ def results_page(summary: dict[str, Any]) -> str:
         "",
         "How to read the times: fast cases get untimed calls of their own before each timed one (`burst_s` in",
         "`benchmarks/harness.py`), as a model that runs alone finds its memory mapped and its weights cached. The",
-        "ratios without warm calls time every call right after those of the other implementations. Acting is timed in",
-        "processes of its own, as a policy runs, four for each case, which take turns; on Zen 4 it was timed in one",
-        "process with the other cases.",
+        "ratios without warm calls time every call right after those of the other implementations. Acting and training",
+        "are timed in processes of their own, which take turns; [Speed](performance.md) has more of them.",
         "",
         "Four kinds of host were at hand, two cores of each: AMD EPYC Zen 5 (family 26, model 2), Zen 4 (family 25,",
         "model 17), on which PyTorch's own operators take 1.6 times as long and AVX-512 has half the width, and an",
         "Intel Xeon (Emerald Rapids, AMX hidden), which acts faster in float32 than in bf16; and Zen 3 (family 25,",
         "model 1), which has AVX2 alone and computes in float32. Files and metrics with a",
-        "host's name are of the same commands, run there. The scan, acting, the training step and phase 2 are from",
-        "Zen 5, a shared machine whose times differ from hour to hour. The encoder's comparison is from a host whose",
-        "model was not recorded; the allocator's and the server's are from Zen 4. The compact preset was timed before",
-        "its stem had FiLM and keypoints (0.4 M parameters more), the server with such a policy.",
+        "host's name are of the same commands, run there. Acting and training are from Zen 4; the scan and phase 2",
+        "on stored states from Zen 5, a shared machine whose times differ from hour to hour, before acting and the",
+        "stem had kernels of their own. The encoder's comparison is from a host whose model was not recorded; the",
+        "allocator's and the server's are from Zen 4.",
         "",
         metrics_table(summary),
         "",
