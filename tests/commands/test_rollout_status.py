@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("gymnasium")
 
 import toy_worlds
+from statevla.checkpoints.checkpoint import load_checkpoint
 from statevla.commands.rollout import rollout
 from statevla.config import Config
 from statevla.errors import UserError
@@ -42,3 +43,16 @@ def test_some_errors_are_told_and_give_status_1(
         "warning: 2 of 3 episodes ended in an error and count for nothing (RuntimeError: the lamp is dark at -0.69); "
         "the same command runs these again\n"
     )
+
+
+def test_brackets_are_no_markup(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an instruction, and of a folder, whose path stays on one line."""
+    monkeypatch.setattr(toy_worlds.DotWorld, "instruction", "[red]go[/left]")
+    run = save_untrained(load_checkpoint(checkpoint).config, toy_worlds.DOT, ("[red]go[/left]",), tmp_path / "brackets")
+    out = tmp_path / f"[bold]{'far away ' * 20}"
+    assert rollout(arguments(run, "DotWorld", out)) == 0
+    shown = capsys.readouterr().out
+    assert "[red]go[/left]" in shown
+    assert f"results: {out}\n" in shown

@@ -50,6 +50,6 @@ def calibrate(args: CalibrateArgs) -> None:
     table = Table("actions per look", *SCORES, title=f"thresholds: {calibration.source}, alpha {args.alpha:g}")
     for count in calibration.thresholds["surprise"]:
         table.add_row(str(count), *(f"{calibration.thresholds[score][count]:.4g}" for score in SCORES))
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     console.print(f"written: {folder / ALARM_FILE}", soft_wrap=True, markup=False, highlight=False)

@@ -158,4 +158,4 @@ def draw(args: DrawArgs) -> None:
         written = replay_demonstrations(
             args.source, args.out, args.image_size, args.cameras, args.instruction, progress=sys.stderr.isatty()
         )
-    Console().print(f"written: {written}", soft_wrap=True)
+    Console(markup=False).print(f"written: {written}", soft_wrap=True)

@@ -49,7 +49,7 @@ def demo(args: DemoArgs) -> int:
 
     # Found at once, not after half an hour.
     require("demo", "language", "sim", "plots")
-    console = Console()
+    console = Console(markup=False)
     folder = expand_path(args.dir) if args.dir else home_dir() / "demo"
     stages = plan(args, folder)
     run_stages(stages, folder, console)

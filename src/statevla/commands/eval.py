@@ -75,7 +75,7 @@ def offline(args: EvalArgs) -> None:
         )
         write_json(out / "evaluation.json", finite_tree(evaluation.results))
         pictures = draw_all(evaluation.results, evaluation.samples, out)
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(markup=False, width=None if sys.stdout.isatty() else 160)
     for table in result_tables(evaluation.results):
         console.print(table)
     for line in [*comparisons(evaluation.results.get("actions", {})), *evaluation.results["notes"]]:

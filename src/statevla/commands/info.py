@@ -45,7 +45,7 @@ def info(args: InfoArgs) -> None:
     config, robot = fit_to_robot(config, robot)
     with torch.device("meta"):
         table = StateVLA(config, robot).parameter_table()
-    console = Console()
+    console = Console(markup=False)
     console.print(_parameters(name, table))
     console.print(robot_table(robot))
     for sentence in robot.assumed:

@@ -58,7 +58,7 @@ def probe(args: ProbeArgs) -> None:
         )
         write_json(out / "probe.json", finite_tree(results))
         pictures = draw_all(results, None, out)
-    console = Console()
+    console = Console(markup=False)
     for table in result_tables(results):
         console.print(table)
     for note in results.get("notes", []):

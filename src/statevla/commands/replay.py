@@ -32,7 +32,7 @@ def replay(args: ReplayArgs) -> int:
 
     if args.demos is not None and args.demos < 1:
         raise UserError(f"--demos {args.demos}: expected at least 1")
-    console = Console()
+    console = Console(markup=False)
     with console.status("replaying") as status:
         count = 0
 

@@ -23,12 +23,12 @@ def rollout(args: RolloutArgs) -> int:
     Episodes that end in an error of the world count neither as success nor as failure; the exit status is then 1, or 2
     if not one episode could be judged, and the same command runs them again.
     """
-    console = Console()
+    console = Console(markup=False)
     folder, summary = evaluate(args, console)
     if summary is None:
         return 0
     console.print(results_table(summary))
-    console.print(f"results: {folder}")
+    console.print(f"results: {folder}", soft_wrap=True, highlight=False)
     return _status(summary)
 
 
