@@ -18,6 +18,7 @@ from libero_files import smooth_episode, write_official_file
 from statevla.data import EpisodeArrays, EpisodeInfo, EpisodeReader, open_reader
 from statevla.data import write_lerobot as writer_module
 from statevla.data.convert import convert
+from statevla.data.lerobot_checksums import CHECKSUMS_PATH
 from statevla.data.write_libero import write_libero
 from statevla.errors import UserError
 from statevla.robots import KNOWN_ROBOTS, LIBERO, LIBERO_HAND, ImageOrientation, RobotSpec
@@ -33,7 +34,10 @@ def converted(libero_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def own(converted: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(converted, tmp_path / "own")
+    """A copy to change: without the checksums that would tell."""
+    folder = shutil.copytree(converted, tmp_path / "own")
+    (folder / CHECKSUMS_PATH).unlink()
+    return folder
 
 
 def upright(reader: EpisodeReader, arrays: EpisodeArrays, camera: str) -> np.ndarray:
@@ -350,7 +354,7 @@ def test_another_robot_there_and_back_again(tmp_path: Path) -> None:
 
 def test_a_failure_stays_one(tmp_path: Path) -> None:
     episodes = [(info, replace(arrays, success=info.episode_id == "e1")) for info, arrays in some_episodes(SO101, "x")]
-    (file,) = write_libero(tmp_path, SO101, episodes)
+    (file,) = write_libero(tmp_path / "out", SO101, episodes)
     with open_reader(file) as reader:
         assert [reader.read(index).success for index in range(2)] == [False, True]
 
@@ -371,7 +375,7 @@ def test_a_failed_conversion_leaves_nothing_behind(libero_dir: Path, own: Path, 
     pq.write_table(table.set_column(table.column_names.index("action"), "action", column), data)
     with pytest.raises(UserError, match="episode_000008: actions has NaN"):
         convert(own, tmp_path / "out", "libero")
-    assert not list((tmp_path / "out").iterdir())
+    assert not list(tmp_path.rglob("*out*"))
 
 
 def test_a_missing_package_names_the_extra(converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,16 +11,17 @@ import numpy as np
 
 from statevla.data.frame_store import REBUILD
 from statevla.errors import UserError
+from statevla.machine.sealed import check_seal, seal
 from statevla.machine.storage import sha256, sync, write_json, writing
 
 CACHE_VERSION = 4
 INDEX_FILE = "cache.json"
 CACHE_FIX = "make room or set data.cache_dir"
-_DIGEST, _ARRAYS = "sha256", "arrays"
+_ARRAYS = "arrays"
 
 
 def write_index(folder: Path, tree: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays, then the index: `tree`, the arrays' names with their SHA-256, and its own.
+    """Write arrays, then the index: `tree`, the arrays' names with their SHA-256, and its seal.
 
     Raises:
         UserError: the disk does not take it.
@@ -34,7 +34,7 @@ def write_index(folder: Path, tree: Mapping[str, Any], arrays: Mapping[str, np.n
             sync(file)
             digests[name] = sha256(file)
     index = {"version": CACHE_VERSION, **tree, _ARRAYS: digests}
-    write_json(folder / INDEX_FILE, index | {_DIGEST: _digest(index)}, CACHE_FIX)
+    write_json(folder / INDEX_FILE, seal(index), CACHE_FIX)
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -53,8 +53,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     version = index.get("version") if isinstance(index, dict) else None
     if version != CACHE_VERSION:
         raise UserError(f"frame cache {path}: version {version}, expected {CACHE_VERSION}; {REBUILD}")
-    if index.pop(_DIGEST, None) != _digest(index):
-        raise UserError(f"frame cache {path}: damaged, it is not as it was written; {REBUILD}")
+    check_seal(index, f"frame cache {path}", REBUILD)
     return index
 
 
@@ -78,7 +77,3 @@ def read_array(folder: Path, name: str, index: Mapping[str, Any], num_rows: int)
 
 def _array_file(folder: Path, name: str) -> Path:
     return folder / f"{name}.npy"
-
-
-def _digest(index: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()

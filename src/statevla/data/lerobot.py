@@ -69,6 +69,7 @@ class LeRobotReader(EpisodeReader):
         images = {}
         for camera, key in keys.items():
             if key in place.row.videos:
+                self._meta.checksums.check(place.row.videos[key].file)
                 images[camera] = decode_frames(place.row.videos[key], columns[_TIME], self._meta.fps, source)
             else:
                 images[camera] = decode_pictures(columns[key], self.path, source)
@@ -135,8 +136,9 @@ class LeRobotReader(EpisodeReader):
         keys = [_EPISODE, _FRAME, _TASK]
         if not self._meta.tasks or not all(key in self._meta.features for key in keys):
             return None
+        self._meta.checksums.check(file)
         try:
-            table = pq.read_table(file, columns=keys)
+            table = pq.read_table(file, columns=keys, page_checksum_verification=True)
             return np.stack([np.asarray(table.column(key).to_numpy(), np.int64) for key in keys], axis=1)
         except Exception:
             return None
@@ -173,8 +175,10 @@ class LeRobotReader(EpisodeReader):
         order = [key for key in (_TIME, _FRAME) if key in features]
         # A file of version 2 holds one episode, whatever its rows say.
         chosen = None if self._meta.is_v2 else [(_EPISODE, "=", row.number)]
+        self._meta.checksums.check(row.data_file)
+        wanted = [*numbers, *order, *pictures]
         try:
-            table = pq.read_table(row.data_file, columns=[*numbers, *order, *pictures], filters=chosen)
+            table = pq.read_table(row.data_file, columns=wanted, filters=chosen, page_checksum_verification=True)
         except Exception as error:
             raise UserError(f"{source}: not readable ({one_line(error)}); download the data set again") from None
         if len(table) != row.length:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from statevla.data.lerobot_checksums import Checksums
 from statevla.errors import UserError
 
 INFO_PATH, TASKS_PATH, EPISODES_DIR = "meta/info.json", "meta/tasks.parquet", "meta/episodes"
@@ -62,6 +63,7 @@ class Metadata:
         fps: control frequency, Hz.
         features: name → dtype, shape, names.
         tasks: task_index → the task in words.
+        checksums: of all files, where the data set has any; these here are compared.
 
     Raises:
         UserError: it is missing, damaged, or of an unknown version.
@@ -70,6 +72,9 @@ class Metadata:
     def __init__(self, root: Path) -> None:
         self._root = root
         self.file = root / INFO_PATH
+        self.checksums = Checksums(root)
+        for file in self.files():
+            self.checksums.check(file)
         self.info = _read_info(root)
         self.is_v2 = str(self.info["codebase_version"]).startswith("v2")
         self.features: dict[str, dict[str, Any]] = self.info["features"]
@@ -119,7 +124,7 @@ class Metadata:
         for file in files:
             try:
                 names = [n for n in pq.read_schema(file).names if not n.startswith("stats/")]
-                rows = pq.read_table(file, columns=names).to_pylist()
+                rows = pq.read_table(file, columns=names, page_checksum_verification=True).to_pylist()
             except Exception as error:
                 raise UserError(f"data {file}: not readable ({one_line(error)}); download it again") from None
             yield from ((row, file) for row in rows)
@@ -232,7 +237,7 @@ def _read_task_table(root: Path) -> dict[int, str]:
     if not file.exists():
         return {}
     try:
-        table = pq.read_table(file).to_pydict()
+        table = pq.read_table(file, page_checksum_verification=True).to_pydict()
     except Exception as error:
         raise UserError(f"data {file}: not readable ({one_line(error)}); download it again") from None
     texts: list[str] = next((column for column in table.values() if column and isinstance(column[0], str)), [])

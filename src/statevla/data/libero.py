@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import h5py
 import numpy as np
 
 from statevla.data.episodes import DataFormat, EpisodeArrays, EpisodeInfo, EpisodeReader, check_cameras, task_name
+from statevla.data.hdf5_checks import check_attributes
 from statevla.data.hdf5_keys import camera_key, field_key, field_values, find_dataset, find_numbers, is_numeric
 from statevla.data.hdf5_robot import ORIENTATION_ATTRIBUTE as ORIENTATION_ATTRIBUTE
 from statevla.data.hdf5_robot import ROBOT_ATTRIBUTE as ROBOT_ATTRIBUTE
@@ -74,18 +76,16 @@ class LiberoReader(EpisodeReader):
 
     def load(self, index: int, cameras: Sequence[str] | None = None) -> EpisodeArrays:
         place, source = self._demos[index], self.source(index)
-        demo = self._group(place, source)
-        try:
-            return self._arrays(demo, place, cameras, source)
-        except (OSError, RuntimeError, MemoryError) as error:
-            raise UserError(f"{source}: not readable ({one_line(error)}); the file is damaged, copy it again") from None
+        with readable(source):
+            return self._arrays(self._group(place, source), place, cameras, source)
 
     def num_frames(self, index: int) -> int:
         source = self.source(index)
-        obs = self._group(self._demos[index], source).get("obs")
-        if not isinstance(obs, h5py.Group) or IS_SEEN_KEY not in obs:
-            return self.episodes[index].num_steps
-        return int(np.count_nonzero(find_numbers(obs, IS_SEEN_KEY, f"{source}/obs", 1)))
+        with readable(source):
+            obs = self._group(self._demos[index], source).get("obs")
+            if not isinstance(obs, h5py.Group) or IS_SEEN_KEY not in obs:
+                return self.episodes[index].num_steps
+            return int(np.count_nonzero(find_numbers(obs, IS_SEEN_KEY, f"{source}/obs", 1)))
 
     def close(self) -> None:
         if self._open_file is not None:
@@ -107,7 +107,7 @@ class LiberoReader(EpisodeReader):
 
     def _scan(self, file: Path, explicit: RobotSpec | None, orientation: ImageOrientation | None) -> RobotSpec:
         """List the episodes of a file; returns its robot."""
-        with open_hdf5(file) as handle:
+        with open_hdf5(file) as handle, readable(f"data {file}"):
             data = handle["data"]
             keys = sorted((key for key in data if key.startswith("demo")), key=_natural_order)
             if not keys:
@@ -207,10 +207,24 @@ def open_hdf5(file: Path) -> h5py.File:
             ) from None
         what = "truncated HDF5 file" if "truncated" in reason else "not a readable HDF5 file"
         raise UserError(f"data {file}: {what} ({reason}); copy or download it again") from None
-    if not isinstance(handle.get("data"), h5py.Group):
+    try:
+        with readable(f"data {file}"):
+            if not isinstance(handle.get("data"), h5py.Group):
+                raise UserError(f"data {file}: no group 'data'; expected data/demo_0/actions, ... as LIBERO has it")
+            check_attributes(handle, file)
+    except UserError:
         handle.close()
-        raise UserError(f"data {file}: no group 'data'; expected data/demo_0/actions, ... as LIBERO has it")
+        raise
     return handle
+
+
+@contextmanager
+def readable(source: str) -> Iterator[None]:
+    """Turn what HDF5 raises of a damaged file into a UserError that begins with `source`."""
+    try:
+        yield
+    except (OSError, RuntimeError, MemoryError, KeyError, UnicodeError) as error:
+        raise UserError(f"{source}: not readable ({one_line(error)}); the file is damaged, copy it again") from None
 
 
 def one_line(error: BaseException) -> str:

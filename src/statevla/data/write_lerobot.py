@@ -7,8 +7,6 @@ besides. Executed actions and object poses ride along where known.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import numpy as np
 
 from statevla.data.episodes import EpisodeArrays, EpisodeInfo
 from statevla.data.lerobot import EXECUTED_KEY, OBJECTS_KEY, require_lerobot_packages
+from statevla.data.lerobot_checksums import write_checksums
 from statevla.data.lerobot_layout import Layout, layout_of
 from statevla.data.lerobot_meta import EPISODES_DIR, INFO_PATH, OBJECT_NAMES_COLUMN, TASK_COLUMN, TASKS_PATH
 from statevla.data.lerobot_robot import ACTION_KEYS, DECLARATION_KEY, ROBOT_KEY
@@ -24,7 +23,8 @@ from statevla.data.lerobot_stats import RunningStats, picture_stats, table_stats
 from statevla.data.lerobot_video import VideoWriter
 from statevla.data.write_libero import WRITE_FIX
 from statevla.errors import UserError
-from statevla.machine.storage import writing
+from statevla.machine.lock import only_writer_of
+from statevla.machine.storage import replacing_folder, writing
 from statevla.robots import RobotSpec
 from statevla.transforms import from_upright, to_upright
 
@@ -39,31 +39,25 @@ _INDEX_FEATURES = {"timestamp": "float32", "frame_index": "int64", "episode_inde
 
 
 def write_lerobot(folder: Path, robot: RobotSpec, episodes: Iterable[tuple[EpisodeInfo, EpisodeArrays]]) -> Path:
-    """Write episodes into `folder`, which must not exist; streaming, and renamed into place at the end.
+    """Write episodes into `folder`, streaming.
 
     Args:
+        folder: is made, and put in place at the end; it must not exist yet, or be empty.
         robot: whose episodes they are, with its cameras as the arrays hold their frames.
 
     Raises:
         UserError: the folder exists, episodes differ in cameras, sizes or arrays, or the disk is full.
     """
     require_lerobot_packages()
-    if folder.exists():
-        raise UserError(f"{folder}: exists already; choose another folder or delete it")
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        with writing(folder, WRITE_FIX):
-            writer = _Writer(part, robot)
-            try:
-                for info, arrays in episodes:
-                    writer.add(info, arrays)
-            finally:
-                writer.close()
-            writer.write_metadata()
-            os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with only_writer_of(folder, WRITE_FIX), writing(folder, WRITE_FIX), replacing_folder(folder) as part:
+        writer = _Writer(part, robot)
+        try:
+            for info, arrays in episodes:
+                writer.add(info, arrays)
+        finally:
+            writer.close()
+        writer.write_metadata()
+        write_checksums(part)
     return folder
 
 
@@ -111,7 +105,7 @@ class _Writer:
         if self._table is None:
             path = self._root / DATA_PATH.format(chunk_index=0, file_index=0)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._table = pq.ParquetWriter(path, table.schema)
+            self._table = pq.ParquetWriter(path, table.schema, write_page_checksum=True)
         self._table.write_table(table)  # one row group per episode: readers find theirs without scanning
         row: dict[str, Any] = {
             "episode_index": number,
@@ -173,7 +167,7 @@ class _Writer:
             raise UserError("conversion: there are no episodes to write; check the source")
         episodes = self._root / EPISODES_DIR / (_PATTERN.format(chunk_index=0, file_index=0) + ".parquet")
         episodes.parent.mkdir(parents=True)
-        pq.write_table(pa.Table.from_pylist(self._rows), episodes)
+        pq.write_table(pa.Table.from_pylist(self._rows), episodes, write_page_checksum=True)
         _write_tasks(self._root / TASKS_PATH, self._tasks)
         stats = {key: {n: v.tolist() for n, v in running.summary().items()} for key, running in self._stats.items()}
         (self._root / "meta/stats.json").write_text(json.dumps(stats, indent=2), encoding="utf-8")
@@ -267,4 +261,5 @@ def _write_tasks(path: Path, tasks: Mapping[str, int]) -> None:
         {"task_index": pa.array(list(tasks.values()), pa.int64()), index: pa.array(list(tasks), pa.string())}
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(pandas)}), path)
+    table = table.replace_schema_metadata({"pandas": json.dumps(pandas)})
+    pq.write_table(table, path, write_page_checksum=True)

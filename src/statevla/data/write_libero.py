@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ import h5py
 import numpy as np
 
 from statevla.data.episodes import EpisodeArrays, EpisodeInfo, task_name
+from statevla.data.hdf5_checks import create_hdf5, seal_attributes, write_array
 from statevla.data.hdf5_keys import CAMERA_SUFFIXES, has_libero_fields
 from statevla.data.libero import (
     BEFORE_ACTION,
@@ -29,7 +29,8 @@ from statevla.data.libero import (
     TIMING_ATTRIBUTE,
 )
 from statevla.errors import UserError
-from statevla.machine.storage import writing
+from statevla.machine.lock import only_writer_of
+from statevla.machine.storage import replacing_folder, writing
 from statevla.robots import ImageOrientation, RobotSpec
 from statevla.transforms import from_upright, to_upright
 
@@ -42,7 +43,7 @@ def write_libero(folder: Path, robot: RobotSpec, episodes: Iterable[tuple[Episod
     """Write episodes into `folder`, streaming.
 
     Args:
-        folder: is made; files of the tasks must not exist yet.
+        folder: is made, and put in place at the end; it must not exist yet, or be empty.
         robot: whose episodes they are, with its cameras as the arrays hold their frames.
         episodes: all episodes of a task in a row.
 
@@ -50,27 +51,29 @@ def write_libero(folder: Path, robot: RobotSpec, episodes: Iterable[tuple[Episod
         The files, one per task.
 
     Raises:
-        UserError: a file exists, episodes of a task are not in a row, or the disk is full.
+        UserError: the folder exists, episodes of a task are not in a row, there are none, or the disk is full.
     """
     stored = _stored(robot)
-    written: list[Path] = []
+    names: list[str] = []
     current: h5py.File | None = None
     task = ""
-    with writing(folder, WRITE_FIX):
+    with only_writer_of(folder, WRITE_FIX), writing(folder, WRITE_FIX), replacing_folder(folder) as part:
         try:
             for info, arrays in episodes:
                 if current is None or info.task != task:
-                    _finish(current, written)
+                    _finish(current)
                     task = info.task
                     # Names come from data: they must not lead out of the folder.
-                    name = task if _FILE_NAME.fullmatch(task) else task_name(task)
-                    current = _start(folder / f"{name}_demo.hdf5", info, stored, written)
+                    names.append(f"{task if _FILE_NAME.fullmatch(task) else task_name(task)}_demo.hdf5")
+                    current = _start(part / names[-1], info, stored)
                 _write_demo(current["data"], info, arrays, robot, stored)
-            _finish(current, written)
+            _finish(current)
         except BaseException:
-            _discard(current, written)
+            _discard(current)
             raise
-    return written
+        if not names:
+            raise UserError("conversion: there are no episodes to write; check the source")
+    return [folder / name for name in names]
 
 
 def _stored(robot: RobotSpec) -> RobotSpec:
@@ -88,14 +91,10 @@ def _stored(robot: RobotSpec) -> RobotSpec:
     return robot.model_copy(update={"state": fields, "cameras": cameras})
 
 
-def _start(path: Path, info: EpisodeInfo, robot: RobotSpec, written: list[Path]) -> h5py.File:
-    if path in written:
-        raise UserError(f"{path}: episodes of task '{info.task}' are not in a row; sort them by task")
+def _start(path: Path, info: EpisodeInfo, robot: RobotSpec) -> h5py.File:
     if path.exists():
-        raise UserError(f"{path}: exists already; choose another folder or delete it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written.append(path)
-    file = h5py.File(_part(path), "w")
+        raise UserError(f"{path.name}: episodes of task '{info.task}' are not in a row; sort them by task")
+    file = create_hdf5(path)
     data = file.create_group("data")
     data.attrs["problem_info"] = json.dumps({"language_instruction": info.instruction})
     data.attrs["env_args"] = json.dumps({"env_kwargs": {"control_freq": robot.control_freq_hz}})
@@ -109,25 +108,17 @@ def _start(path: Path, info: EpisodeInfo, robot: RobotSpec, written: list[Path])
     return file
 
 
-def _finish(file: h5py.File | None, written: list[Path]) -> None:
+def _finish(file: h5py.File | None) -> None:
     if file is not None:
+        seal_attributes(file)
         file.close()
-        os.replace(_part(written[-1]), written[-1])
 
 
-def _discard(file: h5py.File | None, written: list[Path]) -> None:
-    """Leave nothing of a conversion that failed: half a data set looks like a whole one."""
+def _discard(file: h5py.File | None) -> None:
     if file is not None:
         # What a full disk did not take, closing tries to write once more.
         with contextlib.suppress(OSError, RuntimeError):
             file.close()
-    for path in written:
-        path.unlink(missing_ok=True)
-        _part(path).unlink(missing_ok=True)
-
-
-def _part(path: Path) -> Path:
-    return path.with_suffix(".part")
 
 
 def _write_demo(
@@ -138,22 +129,22 @@ def _write_demo(
     demo.attrs["num_samples"] = num_steps
     if json.loads(data.attrs["problem_info"])["language_instruction"] != info.instruction:
         demo.attrs[INSTRUCTION_ATTRIBUTE] = info.instruction
-    demo["actions"] = arrays.actions
+    write_array(demo, "actions", arrays.actions)
     if arrays.executed_actions is not None:
-        demo["executed_actions"] = arrays.executed_actions
+        write_array(demo, "executed_actions", arrays.executed_actions)
     solved = (np.arange(num_steps) == num_steps - 1) & (arrays.success is not False)
-    demo["dones"] = demo["rewards"] = solved.astype(np.uint8)
+    write_array(demo, "dones", solved.astype(np.uint8))
+    write_array(demo, "rewards", solved.astype(np.uint8))
     obs = demo.create_group("obs")
     for camera, frames in arrays.images.items():
         upright = to_upright(frames, robot.camera(camera).orientation)
-        # One frame per chunk would slow readers of whole episodes, which all of ours are.
         turned = np.ascontiguousarray(from_upright(upright, stored.camera(camera).orientation))
-        obs.create_dataset(f"{camera}_rgb", data=turned)
+        write_array(obs, f"{camera}_rgb", turned)
     for key, values in _state_columns(arrays.robot_states, has_libero_fields(robot)).items():
-        obs[key] = values
+        write_array(obs, key, values)
     if arrays.object_poses is not None:
-        obs[_OBJECTS_KEY] = arrays.object_poses
-        obs[_OBJECTS_KEY].attrs["names"] = json.dumps(list(arrays.object_names))
+        objects = write_array(obs, _OBJECTS_KEY, arrays.object_poses)
+        objects.attrs["names"] = json.dumps(list(arrays.object_names))
     data.attrs["num_demos"] = number + 1
     data.attrs["total"] = int(data.attrs["total"]) + num_steps
 

@@ -17,6 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from statevla.data.hdf5_checks import create_hdf5, seal_attributes, write_array
 from statevla.data.libero import IS_SEEN_KEY
 from statevla.errors import UserError
 from statevla.machine.storage import replacing, writing
@@ -49,23 +50,25 @@ def write_episode(path: Path, record: EpisodeRecord) -> None:
     Raises:
         UserError: the disk does not take it.
     """
-    with writing(path), replacing(path) as part, h5py.File(part, "w") as file:
+    with writing(path), replacing(path) as part, create_hdf5(part) as file:
         group = file.create_group("episode")
         seen = record.datasets.get(f"obs/{IS_SEEN_KEY}")
         for name, values in record.datasets.items():
             if seen is not None and name.endswith("_rgb"):
                 # Rows never written take no room, and read as black.
                 shape = values.shape[1:]
-                frames = group.create_dataset(name, (len(seen), *shape), np.uint8, chunks=(1, *shape))
+                whole = (len(seen), *shape)
+                frames = group.create_dataset(name, whole, np.uint8, chunks=(1, *shape), fletcher32=True)
                 for step, frame in zip(np.flatnonzero(seen), values):
                     frames[step] = frame
             else:
-                group.create_dataset(name, data=values)  # uncompressed: LZF saves a quarter and slows every reader
+                write_array(group, name, values)  # uncompressed: LZF saves a quarter and slows every reader
         if _OBJECTS in record.datasets:
             group[_OBJECTS].attrs["names"] = json.dumps(list(record.object_names))
             group[_OBJECTS].attrs["columns"] = "world position xyz (m), quaternion wxyz"
         for name, value in record.attributes.items():
             group.attrs[name] = value
+        seal_attributes(file)
 
 
 def join_episodes(
@@ -82,7 +85,7 @@ def join_episodes(
     Raises:
         UserError: the disk does not take it.
     """
-    with writing(path), replacing(path) as part, h5py.File(part, "w") as file:
+    with writing(path), replacing(path) as part, create_hdf5(part) as file:
         data = file.create_group("data")
         total = 0
         for number, (source, group) in enumerate(sources):
@@ -94,6 +97,7 @@ def join_episodes(
         data.attrs["num_demos"] = len(sources)
         data.attrs["total"] = total
         data.attrs[FAILED_ATTRIBUTE] = json.dumps(list(failed))
+        seal_attributes(file)
 
 
 def stored_settings(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from statevla.data.hdf5_checks import create_hdf5, seal_attributes, write_array
 from statevla.data.hdf5_robot import ORIENTATION_ATTRIBUTE, ROBOT_ATTRIBUTE
 from statevla.data.libero import BEFORE_ACTION, TIMING_ATTRIBUTE
 from statevla.errors import UserError
@@ -91,7 +92,7 @@ def replay_demonstrations(
             with (
                 writing(target),
                 replacing(target) as part,
-                h5py.File(part, "w") as file,
+                create_hdf5(part) as file,
                 _progress_bar(progress) as bar,
             ):
                 _write_file(file, demos, scene, wanted, image_size, instruction, bar)
@@ -125,11 +126,13 @@ def _write_file(
         group.attrs["source_demo"] = episode.key
         group.attrs["num_samples"] = len(episode.states)
         group.attrs["model_file"] = scene.model_xml()
-        group["actions"], group["states"] = actions[number], episode.states
+        write_array(group, "actions", actions[number])
+        write_array(group, "states", episode.states)
         successes += _write_observations(group, scene, episode.states, cameras, image_size, lambda: bar.advance(task))
     data.attrs.update(_attributes(demos, cameras, image_size, instruction))
     data.attrs[ROBOT_ATTRIBUTE] = json.dumps(robot.to_dict())
     data.attrs["num_demos"], data.attrs["num_successes"], data.attrs["total"] = len(episodes), successes, total
+    seal_attributes(file)
 
 
 def _attributes(demos: DemoFile, cameras: Sequence[str], image_size: int, instruction: str | None) -> dict[str, str]:
@@ -156,8 +159,13 @@ def _write_observations(
     advance: Callable[[], None],
 ) -> bool:
     """Show `states` `[T, n]` in order and write what is seen; whether the last one is a success."""
-    shape = (len(states), image_size, image_size, 3)
-    frames = {camera: group.create_dataset(f"obs/{camera}_rgb", shape, np.uint8) for camera in cameras}
+    picture = (image_size, image_size, 3)
+    frames = {
+        camera: group.create_dataset(
+            f"obs/{camera}_rgb", (len(states), *picture), np.uint8, chunks=(1, *picture), fletcher32=True
+        )
+        for camera in cameras
+    }
     robot_states: list[dict[str, np.ndarray]] = []
     solved = np.zeros(len(states), np.uint8)
     deviation = 0.0
@@ -169,9 +177,10 @@ def _write_observations(
         solved[step] = scene.success()
         advance()
     for key in robot_states[0]:
-        group[f"obs/{key}"] = np.stack([row[key] for row in robot_states])
+        write_array(group, f"obs/{key}", np.stack([row[key] for row in robot_states]))
     # What an action led to is the next state; what the last one led to was not recorded.
-    group["rewards"] = group["dones"] = np.append(solved[1:], solved[-1])
+    for key in ("rewards", "dones"):
+        write_array(group, key, np.append(solved[1:], solved[-1]))
     group.attrs["largest_deviation_m"] = deviation
     return bool(solved[-1])
 
