@@ -5,7 +5,8 @@
 Real client processes talk to a real `statevla serve`. Neighbours are `steady` (as the measured client), `texts` (a new
 instruction of 960 letters in every request, back to back), `pictures` (one of 15 MB in every request, back to back),
 or `mixed`: one of each and one that connects anew for every new text. The conditions take turns, round after round, so
-that noise of the machine falls on all of them alike.
+that noise of the machine falls on all of them alike; each waits for a quiet moment first, and how much of the
+processors others had meanwhile is noted.
 """
 
 from __future__ import annotations
@@ -15,19 +16,24 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tyro
 
 from bench_server import server
 from harness import environment, print_table, write_results
+from quiet import Moment, wait_until_quiet
 from statevla.commands.entry import run_command
 from statevla.errors import UserError
 from statevla.machine.extras import require
+
+if TYPE_CHECKING:
+    import psutil
 
 NEIGHBOURS = {
     "steady": ("steady",) * 3,
@@ -45,6 +51,8 @@ class Args:
     """Of each condition in each round."""
     period_s: float = 0.2
     """Between two requests of a steady client, beside the case where it asks back to back."""
+    quiet_s: float = 30.0
+    """How long to wait, before each condition, until nobody else uses the machine."""
     seed: int = 0
     out: str = "server_fairness"
     """Name of the file in benchmarks/results."""
@@ -57,6 +65,7 @@ class Clients:
         script = str(Path(__file__).with_name("fairness_client.py"))
         options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
         self._processes = [subprocess.Popen([sys.executable, script], **options) for _ in range(4)]  # type: ignore[call-overload]
+        self.pids = [process.pid for process in self._processes]
 
     def __enter__(self) -> Clients:
         return self
@@ -84,15 +93,38 @@ class Clients:
         return process.stdout.readline()
 
 
+class Neighbourhood:
+    """The share of all processors that is used by others than these processes."""
+
+    def __init__(self, processes: Sequence[psutil.Process]) -> None:
+        self._processes = processes
+        self._begin, self._own_s = Moment.now(), self._used_s()
+
+    def others(self) -> float:
+        """Since this was made."""
+        num_cpus = os.cpu_count() or 1
+        own = (self._used_s() - self._own_s) / ((time.monotonic() - self._begin.clock) * num_cpus)
+        return max(0.0, self._begin.others() - own)
+
+    def _used_s(self) -> float:
+        return sum(times.user + times.system for times in (process.cpu_times() for process in self._processes))
+
+
 def summary(samples: dict[str, list[Any]]) -> dict[str, Any]:
     """Percentiles of the measured client, by condition, and how many requests of the others were met."""
     rows = {}
     for name, rounds in samples.items():
-        latencies = np.concatenate([found[0]["latencies_ms"] for found in rounds])
+        talks = [found["clients"] for found in rounds]
+        latencies = np.concatenate([clients[0]["latencies_ms"] for clients in talks])
         p50, p95 = np.percentile(latencies, (50, 95))
-        others = sum(len(client["latencies_ms"]) for found in rounds for client in found[1:])
-        errors = sum(client["errors"] for found in rounds for client in found)
-        rows[name] = {"requests": len(latencies), "p50_ms": p50, "p95_ms": p95, "others": others, "errors": errors}
+        rows[name] = {
+            "requests": len(latencies),
+            "p50_ms": p50,
+            "p95_ms": p95,
+            "others": sum(len(client["latencies_ms"]) for clients in talks for client in clients[1:]),
+            "errors": sum(client["errors"] for clients in talks for client in clients),
+            "machine_used_by_others": float(np.mean([found["machine_used_by_others"] for found in rounds])),
+        }
     for row in rows.values():
         row["p95_over_steady"] = row["p95_ms"] / rows["steady"]["p95_ms"]
     return rows
@@ -100,16 +132,21 @@ def summary(samples: dict[str, list[Any]]) -> dict[str, Any]:
 
 def main(args: Args) -> None:
     require("bench_server_fairness", "serve", "bench")
+    import psutil
+
     paces = {"back to back": 0.0, f"every {args.period_s:g} s": args.period_s}
     samples: dict[str, dict[str, list[Any]]] = {pace: {name: [] for name in NEIGHBOURS} for pace in paces}
     with tempfile.TemporaryDirectory() as home:
         os.environ["STATEVLA_HOME"] = home
-        with server(args.checkpoint, args.seed) as (_, port), Clients() as clients:
+        with server(args.checkpoint, args.seed) as (process, port), Clients() as clients:
+            own = [process, *map(psutil.Process, clients.pids)]
             for number in range(args.rounds):
                 for pace, period_s in paces.items():
                     for name, neighbours in NEIGHBOURS.items():
+                        wait_until_quiet(time.monotonic() + args.quiet_s)
+                        neighbourhood = Neighbourhood(own)
                         found = clients.talk(port, neighbours, args.seconds, period_s, args.seed + number)
-                        samples[pace][name].append(found)
+                        samples[pace][name].append({"clients": found, "machine_used_by_others": neighbourhood.others()})
         files_left = sum(1 for path in Path(home).rglob("*") if path.is_file())
     summaries = {pace: summary(conditions) for pace, conditions in samples.items()}
     for pace, rows in summaries.items():
