@@ -90,12 +90,16 @@ def peers_table(results: dict[str, Any]) -> str:
         versions |= runs[0]["versions"]
     packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "lerobot", "transformers"))
     where = f"{machine['cpu']}, family/model {machine['cpu_family_model']}, {machine['num_cpus']} cores"
-    command = results["environment"]["command"]
-    lines += ["", f"On {where}; {packages}. `{command}`, whose head says how to make PEERS."]
+    command, turns = results["environment"]["command"], min(map(len, results["cases"].values()))
+    lines += [
+        "",
+        f"On {where}; {packages}; processes for each cell: {turns}. `{command}`, whose head says how to make PEERS.",
+    ]
     if any(BUSY in cell for row in rows for cell in row):
         lines.append(
-            f"{BUSY} Others used the machine whenever this ran: the processor's time of a query, which that lengthens; "
-            "a start-up of which others had their share; none for several threads."
+            f"{BUSY} Others used the machine whenever this was timed. That leaves the processor's time for a query "
+            "with one thread, somewhat lengthened, and what follows from it, but no figure for several threads or a "
+            "start-up."
         )
     return "\n".join(lines)
 
@@ -112,13 +116,14 @@ def peer_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         runs = {precision: results["cases"][f"{name}, {precision}"] for precision in precisions}
         times = {(precision, number): _query_s(runs[precision], str(number)) for precision, number in ways}
         cells = [_milliseconds(*times[way]) for way in ways]
-        seconds, (precision, _) = min((times[way][0], way) for way in ways if times[way][0] is not None)
+        known = [(seconds, busy, way) for way, (seconds, busy) in times.items() if seconds is not None]
+        seconds, busy, (precision, _) = min(known)
         best = runs[precision]
         actions = best[0]["actions_per_query"]
-        start = min((run["start_up"] for run in best), key=lambda start: start["others"])
+        starts = [run["start_up"]["wall_s"][0] for run in best if run["start_up"]["others"] <= QUIET]
         memory = statistics.median(run["peak_memory_mib"] for run in best)
-        cells += [str(actions), f"{actions / seconds:,.0f} Hz", f"{memory:,.0f} MiB"]
-        cells.append(f"{start['wall_s'][0]:.1f} s{BUSY * (start['others'] > QUIET)}")
+        cells += [str(actions), f"{actions / seconds:,.0f} Hz{BUSY * busy}", f"{memory:,.0f} MiB"]
+        cells.append(f"{statistics.median(starts):.1f} s" if starts else BUSY)
         rows.append([name, f"{best[0]['parameters'] / 1e6:.1f} M", *cells])
     return columns, rows
 
