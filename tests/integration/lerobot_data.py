@@ -10,6 +10,7 @@ import numpy as np
 from libero_files import TASKS, smooth_episode, write_official_file
 from statevla.data.convert import convert
 from statevla.data.episodes import EpisodeArrays, EpisodeInfo
+from statevla.data.lerobot_checksums import CHECKSUMS_PATH
 from statevla.data.lerobot_meta import INFO_PATH
 from statevla.data.write_lerobot import write_lerobot
 from statevla.robots import RobotSpec, load_robot
@@ -53,6 +54,7 @@ def write_arm_data(folder: Path) -> None:
     info = json.loads((folder / "arm" / INFO_PATH).read_text())
     del info["statevla"]
     (folder / "arm" / INFO_PATH).write_text(json.dumps(info))
+    (folder / "arm" / CHECKSUMS_PATH).unlink()  # a data set that others wrote has none
 
 
 def relative_targets(robot: RobotSpec, episodes: list[EpisodeArrays], horizon: int) -> np.ndarray:
