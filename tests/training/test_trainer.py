@@ -262,14 +262,14 @@ def test_the_average_is_deployed_and_the_raw_weights_go_on(tiny_config: Config, 
     assert torch.equal(weights(plain)[name], state.tensors[f"weights.{name}"])
 
 
-def test_not_a_number_stops_with_the_episode_and_keeps_the_checkpoint(
+def test_a_cache_damaged_since_is_refused_and_the_checkpoint_stays(
     tiny_config: Config, tmp_path: Path, libero_dir: Path
 ) -> None:
     data = tiny_config.data.model_copy(update={"cache_dir": str(tmp_path / "cache")})
     config = tiny_config.model_copy(update={"data": data})
     run = train(with_training(config, tmp_path, "bc", max_steps=3), "bc")
     before = weights(run)
-    # Readers refuse NaN; a cache damaged later must not poison weights either.
+    # Readers refuse NaN; what comes into the cache later must not poison weights either.
     cache = open_frame_cache(config, progress=False)
     path = cache.folder / "actions.npy"
     actions = np.load(path)
@@ -278,7 +278,7 @@ def test_not_a_number_stops_with_the_episode_and_keeps_the_checkpoint(
     np.save(path, actions)
     with pytest.raises(UserError) as raised:
         train(with_training(config, tmp_path, "bc", max_steps=60), "bc", resume=True)
-    assert "not finite" in str(raised.value)
+    assert "actions.npy: damaged" in str(raised.value)
     assert_same_weights(weights(run), before)
 
 
