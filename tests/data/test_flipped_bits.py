@@ -21,9 +21,10 @@ from statevla.data import FrameCache, open_frame_cache, open_reader
 from statevla.data.convert import convert
 from statevla.data.hdf5_checks import CHECKSUM_ATTRIBUTE
 from statevla.data.lerobot_checksums import CHECKSUMS_PATH
-from statevla.data.libero import LiberoReader
+from statevla.data.libero import IS_SEEN_KEY, LiberoReader
 from statevla.data.unfinished_cache import UnfinishedCache
 from statevla.errors import UserError
+from statevla.worlds.demo_file import EpisodeRecord, join_episodes, write_episode
 
 FLIPS = 40
 
@@ -183,6 +184,37 @@ def test_hdf5(hdf5: Path) -> None:
     # Structure and text are at the front; there is room that nothing uses between them.
     assert count_refused(file, lambda: read_data_set(hdf5), str(file), (0, 8000), 5 * FLIPS) > FLIPS
     count_refused(file, lambda: read_data_set(hdf5), str(file))
+
+
+def test_collected_demonstrations(hdf5: Path, tmp_path: Path) -> None:
+    """Written by episode, some with few frames, and joined."""
+    with h5py.File(hdf5 / "push_red_demo.hdf5") as handle:
+        data, demo = handle["data"], handle["data/demo_0"]
+        names = ["actions", "dones", *(f"obs/{key}" for key in demo["obs"])]
+        whole = {name: demo[name][()] for name in names}
+        attributes = dict(data.attrs)
+    seen = np.arange(len(whole["actions"])) % 3 == 0
+    few = {name: values[seen] if name.endswith("_rgb") else values for name, values in whole.items()}
+    for number, datasets in enumerate([whole, {**few, f"obs/{IS_SEEN_KEY}": seen}]):
+        record = EpisodeRecord(datasets, {"num_samples": len(seen)}, json.loads(demo_names(hdf5)))
+        write_episode(tmp_path / f"{number}.hdf5", record)
+    sources = [(tmp_path / f"{number}.hdf5", "episode") for number in range(2)]
+    folder = tmp_path / "joined"
+    position = (tmp_path / "0.hdf5").read_bytes().index(b'["block_1"]')
+    with flipped(tmp_path / "0.hdf5", position + 2, 0), pytest.raises(UserError, match=r"0\.hdf5: its attributes"):
+        join_episodes(folder / "push_red_demo.hdf5", attributes, sources, [])
+    join_episodes(folder / "push_red_demo.hdf5", attributes, sources, [])
+    file = folder / "push_red_demo.hdf5"
+    with h5py.File(file) as handle:
+        places = [handle[f"data/demo_{i}/obs/agentview_rgb"].id.get_chunk_info(0).byte_offset for i in range(2)]
+    for start in places:
+        assert count_refused(file, lambda: read_data_set(folder), str(file), (start, start + 32 * 32 * 3)) == FLIPS
+    assert count_refused(file, lambda: read_data_set(folder), str(file), (0, 8000)) > FLIPS // 4
+
+
+def demo_names(hdf5: Path) -> str:
+    with h5py.File(hdf5 / "push_red_demo.hdf5") as handle:
+        return str(handle["data/demo_0/obs/object_states"].attrs["names"])
 
 
 def test_attributes_that_were_changed_on_purpose(hdf5: Path, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from statevla.data.hdf5_checks import create_hdf5, seal_attributes, write_array
-from statevla.data.libero import IS_SEEN_KEY
+from statevla.data.hdf5_checks import check_attributes, create_hdf5, seal_attributes, write_array
+from statevla.data.libero import IS_SEEN_KEY, readable
 from statevla.errors import UserError
 from statevla.machine.storage import replacing, writing
 
@@ -83,13 +83,18 @@ def join_episodes(
         failed: indices of the episodes that failed and were left out.
 
     Raises:
-        UserError: the disk does not take it.
+        UserError: the disk does not take it, or an episode is damaged.
     """
     with writing(path), replacing(path) as part, create_hdf5(part) as file:
         data = file.create_group("data")
         total = 0
+        checked: set[Path] = set()
         for number, (source, group) in enumerate(sources):
             with h5py.File(source, "r") as episode:
+                if source not in checked:
+                    with readable(f"data {source}"):
+                        check_attributes(episode, source)
+                    checked.add(source)
                 episode.copy(group, data, name=f"demo_{number}")
             total += int(data[f"demo_{number}"].attrs["num_samples"])
         for name, value in attributes.items():
