@@ -136,6 +136,8 @@ class Bench:
         else:
             if not scenario.is_kept(before, after):
                 yield f"lost: {before} before, {after} after"
+            if after == alone:  # all was done but to say so
+                return
         if done.status == 0:
             return
         words = f"{scenario.words} {scenario.resume()}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from test_checkpoint import contents
 
 from checkpoint_edits import edit
 from statevla.acting.policy import StateVLAPolicy
+from statevla.checkpoints import checkpoint
 from statevla.checkpoints.checkpoint import (
     TrainingState,
     load_checkpoint,
@@ -150,32 +150,40 @@ def test_policies_that_come_along_list_all_their_files(name: str, tmp_path: Path
     StateVLAPolicy.from_pretrained(copy, device="cpu")
 
 
-def test_a_checkpoint_may_be_replaced_while_it_is_read(tiny_config: Config, tmp_path: Path) -> None:
-    """As a training does it: every read gives one of the checkpoints whole, however often they change."""
-    made = [contents(tiny_config, seed) for seed in (0, 1)]
-    run, stop = tmp_path / "run", threading.Event()
+@pytest.mark.parametrize("moment", ["check_files", "read_config", "read_robot", "read_tensors", "read_language"])
+def test_a_checkpoint_may_be_replaced_while_it_is_read(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """As a training does it, at any moment: what is loaded is one of the two, whole."""
+    made, run = [contents(tiny_config, seed) for seed in (0, 1)], tmp_path / "run"
     save_checkpoint(run, made[0], TrainingState({}, {}), is_best=True)
+    real = getattr(checkpoint, moment)
 
-    def replace() -> None:
-        while not stop.is_set():
-            for each in made:
-                save_checkpoint(run, each, TrainingState({}, {}), is_best=True)
-                stop.wait(0.2)
+    def replaced(*arguments: object) -> object:
+        monkeypatch.undo()
+        save_checkpoint(run, made[1], TrainingState({}, {}), is_best=True)
+        return real(*arguments)
 
-    thread = threading.Thread(target=replace)
-    thread.start()
-    try:
-        seen = set()
-        for _ in range(20):
-            loaded = load_checkpoint(run / "best")
-            step = loaded.metrics["step"]
-            name = "state_encoder.projection.0.weight"
-            assert loaded.model.state_dict()[name].equal(made[step].model[name])
-            seen.add(step)
-    finally:
-        stop.set()
-        thread.join()
-    assert seen == {0, 1}
+    monkeypatch.setattr(checkpoint, moment, replaced)
+    loaded = load_checkpoint(run / "best")
+    assert loaded.metrics["step"] == 1
+    for name, tensor in loaded.model.state_dict().items():
+        assert tensor.equal(made[1].model[name]), name
+
+
+def test_a_checkpoint_that_is_replaced_all_the_time_is_said_to_be(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, real = contents(tiny_config), checkpoint.read_config
+    save_checkpoint(tmp_path, made, TrainingState({}, {}), is_best=True)
+
+    def replaced(folder: Path) -> Config:
+        save_checkpoint(tmp_path, made, TrainingState({}, {}), is_best=True)
+        return real(folder)
+
+    monkeypatch.setattr(checkpoint, "read_config", replaced)
+    with pytest.raises(UserError, match="is replaced more quickly than it can be read; give a copy of it"):
+        load_checkpoint(tmp_path / "best")
 
 
 def test_instructions_read_by_another_file_than_in_training_are_refused(tiny_config: Config, tmp_path: Path) -> None:

@@ -115,6 +115,16 @@ def test_a_torn_line_is_left_out_and_links_are_not_followed(rollouts: Path, tmp_
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_a_recording_without_its_end_is_none(libero_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what a disk that is full at the last moment leaves, of which Rerun raises nothing."""
+    import rerun
+
+    monkeypatch.setattr(rerun.RecordingStream, "disconnect", lambda recording: None)
+    with pytest.raises(UserError, match="cannot be written \\(its end is missing"):
+        view(ViewArgs(str(libero_dir), episodes=1, out=str(tmp_path / "data.rrd")))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_bad_input_is_one_line(tmp_path: Path, libero_dir: Path) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
         view(ViewArgs(str(tmp_path / "absent"), out=str(tmp_path / "x.rrd")))

@@ -183,7 +183,7 @@ class Calibration:
         tree = read_json(path)
         if not isinstance(tree, dict):
             raise UserError(f"{path}: expected a mapping; {_FIX}")
-        check_seal(tree, str(path), _FIX)
+        check_seal(tree, str(path), _FIX, was_sealed="memory" in tree)  # earlier versions named no memory
         memory = _read_memory(folder, tree)
         fits = memory is not None and memory.ndim == 2 and memory.shape[1] == state_dim and len(memory) > 0
         try:

@@ -59,7 +59,9 @@ def read_version(folder: Path) -> dict[str, Any]:
     hashes = tree.setdefault(_HASHES, {})
     if not isinstance(hashes, dict) or not all(isinstance(digest, str) for digest in hashes.values()):
         raise UserError(f"{path}: expected hashes by file under sha256; the file is damaged")
-    check_seal(tree, str(path), "take another checkpoint", _HASHES)
+    # Earlier versions sealed nothing, and listed the tensors alone.
+    was_sealed = any(name.endswith(".json") for name in hashes)
+    check_seal(tree, str(path), "take another checkpoint", _HASHES, was_sealed=was_sealed)
     return tree
 
 

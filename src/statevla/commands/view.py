@@ -7,6 +7,7 @@ the viewer; `rerun FILE.rrd` shows it, on any machine.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from statevla.data.episodes import EpisodeArrays
 
 APPLICATION = "statevla"
+_FLUSH_TIMEOUT_S = 120.0
+"""Where the disk is full, Rerun may wait for a writer that has given up."""
+_END = b"RRF2FOOT"
+"""In the last bytes of a whole recording."""
 STEP, TIME = "step", "time"
 
 
@@ -46,6 +51,8 @@ class ViewArgs:
 def view(args: ViewArgs) -> int:
     """Show episodes in Rerun: pictures, actions, robot states, object positions; of rollouts videos and surprise."""
     require("view", "view")
+    if args.out is not None:
+        os.environ.setdefault("RUST_LOG", "off")  # what goes wrong is told below
     import rerun
 
     if args.episodes < 1:
@@ -63,12 +70,24 @@ def view(args: ViewArgs) -> int:
     out = expand_path(args.out)
     fix = "choose another --out"
     with only_writer_of(out, fix), writing(f"view {out}", fix), replacing(out) as part:
-        recording.save(part)
-        count = _log(recording, source, args)
-        recording.flush()
-        recording.disconnect()
+        try:
+            recording.save(part)
+            count = _log(recording, source, args)
+            recording.flush(timeout_sec=_FLUSH_TIMEOUT_S)
+            recording.disconnect()
+        except RuntimeError as error:  # its only kind
+            raise OSError(str(error)) from None
+        _check_end(part)
     print(f"{count} episodes of {source}: {out}")
     return 0
+
+
+def _check_end(file: Path) -> None:
+    """Raise an OSError unless a recording is whole: where Rerun cannot write its end, it says so in its log only."""
+    with file.open("rb") as opened:
+        opened.seek(max(file.stat().st_size - 64, 0))
+        if _END not in opened.read():
+            raise OSError("its end is missing, the disk may be full")
 
 
 def _log(recording: Any, source: Path, args: ViewArgs) -> int:

@@ -19,13 +19,16 @@ def seal(tree: Mapping[str, Any], *free: str) -> dict[str, Any]:
     return {**tree, SEAL: _digest(tree, free)}
 
 
-def check_seal(tree: Mapping[str, Any], source: str, fix: str, *free: str) -> None:
-    """Check a tree from JSON, unless it has no seal (earlier versions wrote none) or says that it was edited.
+def check_seal(tree: Mapping[str, Any], source: str, fix: str, *free: str, was_sealed: bool = True) -> None:
+    """Check a tree from JSON, unless it says that it was edited.
+
+    Args:
+        was_sealed: whether it had a seal to begin with; if not, it is checked only where it has one.
 
     Raises:
         UserError: it is not as it was written; it begins with `source`, and names `fix` beside how to accept an edit.
     """
-    if tree.get(SEAL, EDITED) not in (EDITED, _digest(tree, free)):
+    if tree.get(SEAL, None if was_sealed else EDITED) not in (EDITED, _digest(tree, free)):
         raise UserError(
             f"{source}: damaged, or edited (its '{SEAL}' is not the SHA-256 of the rest); {fix}, or, to accept an "
             f'edit, write "{EDITED}" in place of the seal'

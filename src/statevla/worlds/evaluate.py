@@ -38,6 +38,7 @@ from statevla.worlds.registry import open_suite
 from statevla.worlds.rollout_loop import RolloutLoop
 from statevla.worlds.rollout_plan import EpisodeSpec, Schedule, plan_episodes
 from statevla.worlds.rollout_results import (
+    KEPT_FIX,
     RESULTS_FIX,
     EpisodeLog,
     EpisodeResult,
@@ -142,7 +143,7 @@ def evaluate(args: RolloutArgs, console: Console | None = None) -> tuple[Path, d
             "machine": machine_info(),
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         }
-        write_json(folder / "summary.json", summary, RESULTS_FIX)
+        write_json(folder / "summary.json", summary, KEPT_FIX)
         return folder, summary
 
 

@@ -24,6 +24,7 @@ from statevla.machine.storage import write_all, write_json, writing
 
 CONFIDENCE = 0.95
 RESULTS_FIX = "choose another --out"
+KEPT_FIX = "finished episodes are kept; make room, and run the same command again"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class EpisodeLog:
         Raises:
             UserError: the disk does not take it; the results before are safe.
         """
-        with writing(self._path, "finished episodes are kept; make room, and run the same command again"):
+        with writing(self._path, KEPT_FIX):
             write_all(self._file, json.dumps(asdict(result)).encode() + b"\n")
             os.fsync(self._file.fileno())
 

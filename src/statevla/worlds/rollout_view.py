@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from statevla.machine.storage import writing
 from statevla.worlds.rollout_plan import EpisodeSpec
-from statevla.worlds.rollout_results import EpisodeResult
+from statevla.worlds.rollout_results import KEPT_FIX, EpisodeResult
 
 PLAIN_INTERVAL_S = 15.0
 
@@ -87,7 +88,11 @@ class VideoShelf:
         return self._folder / "videos" / f"{name}.mp4", self._folder / "videos" / f"{name}.png"
 
     def write_contact_sheet(self, results: Mapping[tuple[int, int], EpisodeResult]) -> None:
-        """Every episode that has a strip, task by task."""
+        """Every episode that has a strip, task by task.
+
+        Raises:
+            UserError: the disk does not take it.
+        """
         rows = [
             (f"{results[task, trial].instruction} (task {task}, trial {trial})", success, path)
             for task, trial, success, path in self._strips()
@@ -97,7 +102,9 @@ class VideoShelf:
             return
         from statevla.worlds.video import contact_sheet  # needs the extra `video`
 
-        contact_sheet(rows, self._folder / "contact_sheet.png")
+        sheet = self._folder / "contact_sheet.png"
+        with writing(sheet, KEPT_FIX):
+            contact_sheet(rows, sheet)
 
     def _has_room(self, task: int, success: bool) -> bool:
         return len(self._taken.get((task, success), ())) < self._num_videos
