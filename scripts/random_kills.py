@@ -107,7 +107,7 @@ class Bench:
         environment = {
             TOKEN: self.token,
             "STATEVLA_HOME": str(self.work / "home"),
-            "PYTHONPATH": str(HERE.parent / "tests"),
+            "PYTHONPATH": os.pathsep.join([str(HERE.parent / "tests"), os.environ.get("PYTHONPATH", "")]),
             "OMP_NUM_THREADS": "1",
         }
         return run_command(shlex.split(words), self.work, self.work.parent, environment, how, value)
