@@ -67,7 +67,7 @@ def patches_task(p, task, scratch):
 
 
 @njit(**OPTIONS)
-def _sum_groups(sums, channels, per_group, count):
+def average_groups(sums, channels, per_group, count):
     """Each channel's number replaced by its group's sum divided by `count`."""
     for first in range(0, channels, per_group):
         total = np.float32(0.0)
@@ -92,14 +92,14 @@ def group_norm_task(p, task, scratch):
         for place in range(places):
             total = total + load(x, place * stride + v * LANES)
         store(means, v * LANES, total)
-    _sum_groups(means, channels, per_group, count)
+    average_groups(means, channels, per_group, count)
     for v in range(vectors):
         middle, total = load(means, v * LANES), zero()
         for place in range(places):
             difference = load(x, place * stride + v * LANES) - middle
             total = fma(difference, difference, total)
         store(scales, v * LANES, total)
-    _sum_groups(scales, channels, per_group, count)
+    average_groups(scales, channels, per_group, count)
     for channel in range(channels):
         store_scalar(scales, channel, reciprocal_sqrt(load_scalar(scales, channel) + eps))
     one = splat(np.float32(1.0))

@@ -10,6 +10,7 @@ from numba import cfunc, njit, types
 
 from statevla.model.kernels.exponential import sigmoid
 from statevla.model.kernels.matmul_kernel import MAX_ROWS, TILE_BYTES, VECTORS, WIDTH, multiply_bf16
+from statevla.model.kernels.picture_kernels import average_groups
 from statevla.model.kernels.simd import (
     LANES,
     as_address,
@@ -83,17 +84,6 @@ def _convolve(p, picture, tile, sums):
 
 
 @njit(**OPTIONS)
-def _average_groups(values, channels, per_group, count):
-    """Each channel's number replaced by its group's sum divided by `count`."""
-    for first in range(0, channels, per_group):
-        total = np.float32(0.0)
-        for channel in range(first, first + per_group):
-            total += load_scalar(values, channel)
-        for channel in range(first, first + per_group):
-            store_scalar(values, channel, total / count)
-
-
-@njit(**OPTIONS)
 def _normalise(p, picture, x, means, scales):
     """Mean and reciprocal deviation of every channel's group, of `x` and into the saved ones."""
     side, channels, groups = load_int(p, SIDE), load_int(p, CHANNELS), load_int(p, GROUPS)
@@ -104,14 +94,14 @@ def _normalise(p, picture, x, means, scales):
         for place in range(places):
             total = total + load(x, place * channels + at)
         store(means, at, total)
-    _average_groups(means, channels, per_group, count)
+    average_groups(means, channels, per_group, count)
     for at in range(0, channels, LANES):
         middle, total = load(means, at), zero()
         for place in range(places):
             difference = load(x, place * channels + at) - middle
             total = fma(difference, difference, total)
         store(scales, at, total)
-    _average_groups(scales, channels, per_group, count)
+    average_groups(scales, channels, per_group, count)
     saved_means, saved_scales = load_int(p, MEANS), load_int(p, SCALES)
     for channel in range(channels):
         scale = reciprocal_sqrt(load_scalar(scales, channel) + eps)
