@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -79,3 +80,16 @@ def test_a_closed_pipe_ends_quietly() -> None:
     assert process.wait(timeout=30) == 0
     assert process.stderr is not None
     assert process.stderr.read() == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is Linux's")
+@pytest.mark.parametrize(
+    "code", ["print('x' * 99_999)", "print('x')", "__import__('pathlib').Path('/dev/full').write_text('x')"]
+)
+def test_a_full_disk_that_nothing_else_tells_of_is_one_line(code: str) -> None:
+    command = [sys.executable, "-c", IMPORT + f"run_command(lambda: {code} and None)"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    where = "what it prints, or a file"
+    told = f"error: {where}: cannot be written (the disk is full); make room, and run the same command again\n"
+    assert (done.returncode, done.stderr) == (2, told)

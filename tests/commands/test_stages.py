@@ -20,6 +20,7 @@ from rich.console import Console
 from statevla.commands.stages import Stage, run_stage, run_stages, set_aside, training_stage
 from statevla.config import Config
 from statevla.errors import UserError
+from statevla.machine.lock import only_writer_in
 
 T = TypeVar("T")
 # Stands for the package: writes its arguments, one line per call, and ends with what the file `status` holds.
@@ -80,6 +81,19 @@ def test_a_failed_stage_is_continued(stage: Stage, tmp_path: Path) -> None:
     assert mark["done"]
     assert mark["seconds"] > 0
     assert mark["command"] == "statevla work --resume"
+
+
+def test_stages_of_a_folder_have_one_runner_and_what_is_being_written_stays(stage: Stage, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO())
+    with only_writer_in(tmp_path), pytest.raises(UserError, match="is writing here"):
+        run_stages([stage], tmp_path, console)
+    assert not (tmp_path / "calls").exists()
+    (tmp_path / "results").mkdir()
+    with only_writer_in(tmp_path / "results"), pytest.raises(UserError, match=r"results: process .* is writing here"):
+        set_aside(tmp_path / "results")
+    assert (tmp_path / "results").is_dir()
+    set_aside(tmp_path / "results")
+    assert [path.name for path in (tmp_path / "earlier" / "results-1").iterdir()] == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from statevla.errors import UserError
 from statevla.machine.extras import extra_of, install_line
+from statevla.machine.storage import FULL_DISK
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -27,7 +28,8 @@ def run_command(function: Callable[[], int | None]) -> NoReturn:
 
     A `UserError` is printed on stderr as one line and gives status 2; Ctrl-C gives 130 and SIGTERM, which ends a
     command in the same way, 143; a reader that closed the pipe (`| head`) ends the command quietly. A package of an
-    extra that is not installed is told like a `UserError`. Any other exception is a bug and keeps its traceback.
+    extra that is not installed, and a disk that is full, are told like a `UserError`. Any other exception is a bug and
+    keeps its traceback.
     """
     try:
         with _sigterm_raises():
@@ -45,9 +47,14 @@ def run_command(function: Callable[[], int | None]) -> NoReturn:
         print("terminated" if ended else "interrupted", file=sys.stderr, flush=True)
         status = EXIT_TERMINATED if ended else EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Python flushes stdout once more at exit; nobody reads it any longer.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()
         status = 0
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        _give_up_stdout()
+        where = error.filename or "what it prints, or a file"
+        status = _tell(f"{where}: cannot be written (the disk is full); make room, and run the same command again")
     sys.exit(status)
 
 
@@ -67,6 +74,11 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _give_up_stdout() -> None:
+    """Python flushes stdout once more at exit, which nobody takes any longer."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _tell(text: str) -> int:

@@ -24,6 +24,7 @@ from statevla.errors import UserError
 if TYPE_CHECKING:  # most of this file serves code that runs without PyTorch
     import torch
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HDF5_ERRNO = re.compile(r"\berrno = (\d+)")
 FIX = "what was there before is intact; make room or choose another place, and go on"
 
@@ -41,7 +42,7 @@ def writing(what: Path | str, fix: str = FIX) -> Iterator[None]:
         elif isinstance(error, RuntimeError):
             raise
         text = " ".join(text.split())
-        full = code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "space left" in text or "too large" in text
+        full = code in FULL_DISK or "space left" in text or "too large" in text
         raise UserError(f"{what}: cannot be written ({'the disk is full' if full else text}); {fix}") from None
 
 
