@@ -16,7 +16,6 @@ from statevla.config import Config, config_from_dict
 from statevla.data import (
     ChunkDataset,
     TransitionDataset,
-    build_cache,
     open_frame_cache,
     partial_episodes,
     split_episodes,
@@ -168,10 +167,10 @@ def test_reaches_are_windows_to_train_on(tmp_path: Path, monkeypatch: pytest.Mon
     config = config_for(tmp_path / "reaches", tmp_path / "cache")
     # Room for the frames that there are, not for one at every step.
     room, usage = 2 * len(SEEN_STEPS) * 2 * 32 * 32 * 3, shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(unfinished_cache.shutil, "disk_usage", lambda _: usage._replace(free=room - 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=room - 1))
     with pytest.raises(UserError, match="make room"):
         open_frame_cache(config, progress=False)
-    monkeypatch.setattr(unfinished_cache.shutil, "disk_usage", lambda _: usage._replace(free=room))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=room))
     cache = open_frame_cache(config, progress=False)
     assert split_episodes(cache, 0.9, 0) == ([], [])
     assert partial_episodes(cache) == [0, 1]
