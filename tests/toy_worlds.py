@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from statevla.errors import UserError
 from statevla.robots import ActionGroup, Camera, RobotSpec, StateField
 from statevla.types import Observation
 from statevla.worlds.experts import ExpertStep
@@ -142,6 +143,13 @@ class DotSuite:
 
     def expert(self, task: Task) -> Any:
         return expert
+
+
+class LackingSuite(DotSuite):
+    """What it needs is not there."""
+
+    def prepare(self) -> None:
+        raise UserError("needs a table")
 
 
 class DotEnv(gymnasium.Env):

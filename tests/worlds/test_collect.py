@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -21,7 +24,8 @@ from statevla.data import open_reader
 from statevla.errors import UserError
 from statevla.machine.lock import only_writer_in
 from statevla.robots import ImageOrientation, RobotSpec
-from statevla.worlds.collect import TaskProgress, collect
+from statevla.worlds.collect import collect
+from statevla.worlds.collect_tasks import TaskProgress
 from statevla.worlds.demo_file import EpisodeRecord, write_episode
 from statevla.worlds.protocol import Task
 from statevla.worlds.recording import WorldRecipe, run_expert
@@ -34,36 +38,66 @@ RECIPE = WorldRecipe("toy_worlds:DotSuite", {"size": "small"}, None, seed=1, ima
 # Which episodes -------------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.booleans(), min_size=60, max_size=60), st.integers(1, 8), st.integers(1, 5), st.randoms())
+def settle(job: TaskProgress, index: int, succeeds: bool) -> None:
+    if succeeds:
+        job.kept[index] = (Path("part"), "episode")
+    else:
+        job.failed.add(index)
+
+
+def alone(outcome: list[bool], wanted: int) -> TaskProgress:
+    """What one worker comes to, for which the episodes end in this way."""
+    job = TaskProgress(TASK, wanted, Path("file"), Path("parts"))
+    while todo := job.todo():
+        settle(job, todo[0], outcome[todo[0]])
+    assert job.is_complete
+    return job
+
+
+OUTCOMES = st.lists(st.booleans(), min_size=60, max_size=60)
+
+
+@given(OUTCOMES, st.integers(1, 8), st.integers(1, 5), st.randoms())
 def test_kept_episodes_do_not_depend_on_the_workers(successes: list[bool], wanted: int, workers: int, random) -> None:  # type: ignore[no-untyped-def]
-    """Whatever order workers finish in, the first successes by index are kept."""
+    """Whatever order workers finish in, the same episodes are tried, and the first successes by index are kept."""
     outcome = [*successes, *[True] * 100]
     job = TaskProgress(TASK, wanted, Path("file"), Path("parts"))
     while True:
-        while len(job.running) < workers and (index := job.next_index()) is not None:
-            job.running.add(index)
+        while len(job.running) < workers and (todo := job.todo()):
+            job.running.add(todo[0])
         if not job.running:
             break
         finished = random.choice(sorted(job.running))
         job.running.discard(finished)
-        if outcome[finished]:
-            job.kept[finished] = (Path("part"), "episode")
-        else:
-            job.failed.add(finished)
-    assert job.complete
-    if not job.hopeless:
+        settle(job, finished, outcome[finished])
+    one = alone(outcome, wanted)
+    assert job.is_complete
+    assert (job.kept, job.failed) == (one.kept, one.failed)
+    if len(job.kept) == wanted:
         assert job.first() == [index for index, good in enumerate(outcome) if good][:wanted]
 
 
+@given(OUTCOMES, st.integers(1, 8), st.integers(2, 4))
+def test_kept_episodes_do_not_depend_on_the_processes(successes: list[bool], wanted: int, num_processes: int) -> None:
+    """Rounds of shares come to what one worker comes to."""
+    outcome = [*successes, *[True] * 100]
+    job = TaskProgress(TASK, wanted, Path("file"), Path("parts"))
+    while missing := job.missing():
+        shares = [set(missing[rank::num_processes]) for rank in range(num_processes)]
+        for share in shares:
+            job.share = share
+            made = job.todo()
+            assert set(made) == share
+            for index in made:
+                settle(job, index, outcome[index])
+            assert not job.todo()
+    one = alone(outcome, wanted)
+    assert (job.kept, job.failed) == (one.kept, one.failed)
+
+
 def test_hopeless_task_ends() -> None:
-    job = TaskProgress(TASK, 2, Path("file"), Path("parts"))
-    count = 0
-    while (index := job.next_index()) is not None:
-        job.failed.add(index)
-        count += 1
-    assert job.hopeless
-    assert job.complete
-    assert count == 17
+    job = alone([False] * 100, 2)
+    assert len(job.failed) == 17
 
 
 def test_interrupted_run_is_picked_up_from_its_parts(tmp_path: Path) -> None:
@@ -76,8 +110,9 @@ def test_interrupted_run_is_picked_up_from_its_parts(tmp_path: Path) -> None:
     (parts / "episode_00007.tmp").write_bytes(b"half an episode")
     job = TaskProgress(TASK, 3, file, parts)
     job.scan()
-    assert job.next_index() is None
+    assert job.is_complete
     job.join(RECIPE)
+    job.join(RECIPE)  # a second time there is nothing to do
     assert not parts.exists()
     with h5py.File(file) as handle:
         assert [handle[f"data/demo_{i}/actions"][0, 0] for i in range(3)] == [0, 2, 5]
@@ -88,7 +123,7 @@ def test_interrupted_run_is_picked_up_from_its_parts(tmp_path: Path) -> None:
     again = TaskProgress(TASK, 5, file, parts)
     again.scan()
     assert sorted(again.kept) == [0, 2, 5]
-    assert again.next_index() == 3
+    assert again.missing() == [3, 4]
 
 
 # One episode ----------------------------------------------------------------------------------------------------------
@@ -223,6 +258,41 @@ def test_more_workers_write_the_same_and_goes_on(collected: Path, tmp_path: Path
         collect(WorldRecipe("toy_worlds:DotSuite", {"size": "small"}, None, seed=2, image_size=16), [0], 3, tmp_path)
 
 
+def same_files(first: Path, second: Path) -> bool:
+    """Whether two HDF5 files hold the same, attributes included."""
+
+    def contents(path: Path) -> dict[str, object]:
+        found: dict[str, object] = {}
+
+        def note(name: str, item: h5py.Group | h5py.Dataset) -> None:
+            found[name] = item[()].tobytes() if isinstance(item, h5py.Dataset) else None
+            found.update({f"{name}@{key}": str(value) for key, value in item.attrs.items()})
+
+        with h5py.File(path) as file:
+            file.visititems(note)
+        return found
+
+    return contents(first) == contents(second)
+
+
+def test_processes_of_torchrun_write_the_same(collected: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "statevla"]
+    command += ["collect", "--world", "toy_worlds:DotSuite", "--demos", "3", "--seed", "1", "--image-size", "16"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(toy_worlds.__file__).parent), "OMP_NUM_THREADS": "1"}
+    one, two = tmp_path / "one", tmp_path / "two"
+    collect(WorldRecipe("toy_worlds:DotSuite", seed=1, image_size=16), [0, 1], 3, one)
+    # An earlier run is picked up.
+    collect(WorldRecipe("toy_worlds:DotSuite", seed=1, image_size=16), [0], 1, two)
+    command += ["--workers", "1", "--out", str(two)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("failed attempts") == 1  # the table, by the first process alone
+    assert sorted(path.name for path in two.iterdir()) == ["far_demo.hdf5", "near_demo.hdf5"]
+    for name in ("far_demo.hdf5", "near_demo.hdf5"):
+        assert same_files(one / name, two / name)
+    assert not same_files(one / "far_demo.hdf5", two / "near_demo.hdf5")
+
+
 def test_finished_episodes_outlive_a_dying_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     token = tmp_path / "token"
     monkeypatch.setenv("TOY_DIES", str(token))
@@ -236,6 +306,28 @@ def test_finished_episodes_outlive_a_dying_worker(tmp_path: Path, monkeypatch: p
         collect(recipe, [0], 3, out)
     (summary,) = collect(recipe, [0], 3, out)
     assert summary.num_demos == 3
+
+
+def test_an_error_in_a_worker_is_one_line_and_tells_where_the_rest_is(tmp_path: Path) -> None:
+    recipe = WorldRecipe("toy_worlds:BrokenWorld", {}, "toy_worlds:expert", image_size=16)
+    with pytest.raises(
+        UserError, match=r"^episode \d+ of 'BrokenWorld' ended in ZeroDivisionError: the table"
+    ) as error:
+        collect(recipe, [0], 2, tmp_path)
+    assert "\n" not in str(error.value)
+    (traceback,) = tmp_path.rglob("*.traceback")
+    assert str(traceback) in str(error.value)
+    assert 'raise ZeroDivisionError("the table has no legs")' in traceback.read_text()
+    # Once it is mended, the same command goes on.
+    (tmp_path / ".parts" / "BrokenWorld" / "settings.json").unlink()
+    (summary,) = collect(WorldRecipe("toy_worlds:DotSuite"), [0], 1, tmp_path)
+    assert summary.num_demos == 1
+
+
+def test_what_is_missing_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs a table"):
+        collect(WorldRecipe("toy_worlds:LackingSuite"), [0], 1, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_an_expert_gets_wrong_is_one_line(tmp_path: Path) -> None:
@@ -271,7 +363,7 @@ def test_folders_and_numbers_are_checked(tmp_path: Path) -> None:
         file.create_group("data/demo_0")
     with pytest.raises(UserError, match="expected a file of this collector"):
         collect(RECIPE, [0], 1, tmp_path)
-    with pytest.raises(UserError, match="at least one demo and one worker"):
+    with pytest.raises(UserError, match="at least one demo, and no fewer workers than 0, got 0 and 1"):
         collect(RECIPE, [0], 0, tmp_path)
 
 

@@ -14,8 +14,9 @@ from statevla.config import home_dir
 from statevla.errors import UserError
 from statevla.machine.extras import require
 from statevla.types import ReachKind, Rendering
-from statevla.worlds.collect import Recipe, TaskSummary, summary_table
+from statevla.worlds.collect import TaskSummary, summary_table
 from statevla.worlds.collect import collect as run
+from statevla.worlds.collect_tasks import Recipe
 from statevla.worlds.recording import WorldRecipe
 from statevla.worlds.registry import is_libero
 from statevla.worlds.task_indices import parse_indices
@@ -39,8 +40,9 @@ class CollectArgs:
     """Task indices: `all`, `0,3,5` or `0-4`."""
     demos: int = 50
     """Successful episodes per task."""
-    workers: int = 1
-    """Worker processes; each takes a core and, in LIBERO, about 1.8 GB. The result does not depend on their number."""
+    workers: int = 0
+    """Worker processes; 0: one per core (shared among torchrun's processes), as far as there is memory: in LIBERO, one
+    takes about 2 GB. The result does not depend on their number."""
     image_size: int = 128
     """Side of the frames (pixels)."""
     format: Literal["libero", "lerobot"] = "libero"
@@ -67,7 +69,10 @@ class CollectArgs:
 
 
 def collect(args: CollectArgs) -> int:
-    """Collect demonstrations of an expert; resumable, and the same whatever the number of workers."""
+    """Collect demonstrations of an expert; resumable, and the same whatever the number of workers.
+
+    `torchrun` shares the episodes among its processes, also of several machines, which all have to see the folder.
+    """
     if args.image_size < 16:
         raise UserError(f"--image_size: expected at least 16, got {args.image_size}")
     recipe = _libero_recipe(args) if is_libero(args.world) and args.expert is None else _world_recipe(args)
@@ -79,8 +84,10 @@ def collect(args: CollectArgs) -> int:
     if args.format == "lerobot" and converted.exists():
         raise UserError(f"{converted}: exists already; remove it to convert again, or choose another --out folder")
     folder = out / "libero" if args.format == "lerobot" else out
-    console = Console()
+    console = Console(markup=False)
     summaries = run(recipe, tasks, args.demos, folder, args.workers, console)
+    if not summaries:  # the first of torchrun's processes tells
+        return 0
     console.print(summary_table(summaries))
     if args.format == "lerobot":
         from statevla.data.convert import convert

@@ -117,6 +117,23 @@ def prepare(extra: Extra) -> str:
     return os.environ["MUJOCO_GL"]
 
 
+def check(extra: Extra) -> None:
+    """Find out whether worlds of an extra can be made and drawn in processes of their own.
+
+    Raises:
+        UserError: a package of the extra is missing, MuJoCo is another version, or nothing can render here.
+    """
+    versions(extra)
+    if users_choice() is None and platform.system() == "Linux":
+        choose_backend()
+
+
+def draws_on_cpu() -> bool:
+    """Whether frames are drawn by Mesa's software renderer, for which triangles are the cost of a frame."""
+    chosen = users_choice()
+    return chosen == "osmesa" or (chosen == "egl" and not gpu_devices())
+
+
 def users_choice() -> str | None:
     """`MUJOCO_GL` as the user has set it; None where it is unset or switches rendering off.
 

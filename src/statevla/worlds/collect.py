@@ -1,146 +1,32 @@
-"""Collect demonstrations in worker processes: resumable, and the same whatever the number of workers.
+"""Collect demonstrations in worker processes: resumable, and the same whatever the number of workers and of processes.
 
-Each finished episode is a file of its own below `.parts/` in the output folder until all episodes of its task are
-there; then they are joined. A run that is killed loses the episodes that were under way and no more.
+A run that is killed loses the episodes that were under way and no more. Under `torchrun` each process makes a share of
+the episodes, in a folder that all of them see; the main one joins them.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from statevla.errors import UserError
+from statevla.machine.capacity import num_processes
 from statevla.machine.lock import only_writer_in
-from statevla.machine.storage import write_json
+from statevla.machine.processes import Processes, join_processes
+from statevla.machine.storage import write_text
 from statevla.worlds.child_process import ChildProcess, Died, Failed, with_answers
-from statevla.worlds.demo_file import EpisodeRecord, join_episodes, stored_episodes, stored_settings, write_episode
+from statevla.worlds.collect_tasks import PARTS, NamedTask, Recipe, Recorder, TaskProgress, open_task
+from statevla.worlds.demo_file import stored_episodes, write_episode
 from statevla.worlds.task_indices import check_index
 
-_PARTS = ".parts"
-_MAX_FAILURES_PER_DEMO = 3
-
-
-class NamedTask(Protocol):
-    """What the collector knows of a task."""
-
-    @property
-    def index(self) -> int:
-        """Number in its suite."""
-
-    @property
-    def name(self) -> str:
-        """Begins the name of its file."""
-
-
-class Recorder(Protocol):
-    """Makes the episodes of one task, in a worker process."""
-
-    def record(self, index: int) -> EpisodeRecord | None:
-        """Episode number `index`, a pure function of recipe, task and number; None where it failed."""
-
-    def close(self) -> None:
-        """Free the world."""
-
-
-class Recipe(Protocol):
-    """What is collected: sent to the worker processes, and stored with the episodes as what they depend on."""
-
-    @property
-    def kind(self) -> str:
-        """How files of such episodes end: `<task>_<kind>.hdf5`."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """All that the episodes of a task depend on, plain values."""
-
-    def defaults(self) -> dict[str, Any]:
-        """What earlier files mean that lack a key of `as_dict`."""
-
-    def prepare(self) -> None:
-        """Find out in the main process what is missing here; a UserError says it."""
-
-    def tasks(self) -> Sequence[NamedTask]:
-        """Of the suite, in order."""
-
-    def open(self, index: int) -> Recorder:
-        """What makes the episodes of task number `index`."""
-
-    def file_attributes(self, index: int) -> dict[str, Any]:
-        """Attributes of the `data` group of a task's file."""
-
-
-@dataclass
-class TaskProgress:
-    """Which episodes of a task exist.
-
-    Attributes:
-        task: the task.
-        wanted: number of episodes to keep.
-        file: the joined file.
-        parts: folder of single episodes.
-        kept: episode index → file and group.
-        failed: indices of failed episodes.
-        running: indices under way.
-    """
-
-    task: NamedTask
-    wanted: int
-    file: Path
-    parts: Path
-    kept: dict[int, tuple[Path, str]] = field(default_factory=dict)
-    failed: set[int] = field(default_factory=set)
-    running: set[int] = field(default_factory=set)
-
-    def scan(self) -> None:
-        """Find the episodes of earlier runs."""
-        if self.file.is_file():
-            groups, failed = stored_episodes(self.file)
-            self.kept = {index: (self.file, group) for index, group in groups.items()}
-            self.failed = set(failed)
-        for path in self.parts.glob("episode_*.hdf5"):
-            self.kept[int(path.stem.removeprefix("episode_"))] = (path, "episode")
-        for path in self.parts.glob("episode_*.failed"):
-            self.failed.add(int(path.stem.removeprefix("episode_")))
-
-    def next_index(self) -> int | None:
-        """The lowest episode index that is still needed, or None.
-
-        The kept episodes are the first `wanted` successes in the order of their indices, so that the result does not
-        depend on which worker was quicker.
-        """
-        if self.hopeless or len(self.first()) + len(self.running) >= self.wanted:
-            return None
-        taken = self.kept.keys() | self.failed | self.running
-        return next(index for index in range(len(taken) + 1) if index not in taken)
-
-    def first(self) -> list[int]:
-        """Indices of the episodes that are kept in the end."""
-        return sorted(self.kept)[: self.wanted]
-
-    @property
-    def complete(self) -> bool:
-        return not self.running and (self.hopeless or len(self.kept) >= self.wanted)
-
-    @property
-    def hopeless(self) -> bool:
-        """Whether the expert fails too often to go on."""
-        return len(self.failed) > _MAX_FAILURES_PER_DEMO * self.wanted + 10
-
-    def join(self, recipe: Recipe) -> None:
-        """Write the task's file from the episodes, and remove the single ones."""
-        first = self.first()
-        if first and [self.kept[index][0] for index in first] != [self.file] * len(first):
-            failed = sorted(index for index in self.failed if index < first[-1])
-            join_episodes(self.file, recipe.file_attributes(self.task.index), [self.kept[i] for i in first], failed)
-        shutil.rmtree(self.parts, ignore_errors=True)
+_FIX = "choose another --out folder"
 
 
 @dataclass(frozen=True)
@@ -168,35 +54,79 @@ def collect(
         task_indices: tasks of the suite.
         num_demos: successful episodes per task.
         out: output folder; episodes that are there already are kept.
-        num_workers: worker processes, each with one world (LIBERO's take about 1.8 GB).
+        num_workers: worker processes, each with one world; 0: one per core, as far as there is memory for them.
         console: where progress is shown.
 
+    Returns:
+        What there is of each task; nothing in processes of `torchrun` other than the first.
+
     Raises:
-        UserError: the folder holds episodes collected with other settings, another process collects into it, or a
-            worker died.
+        UserError: the folder holds episodes collected with other settings, another process collects into it, or an
+            episode or its worker ended in an error.
     """
-    if num_demos < 1 or num_workers < 1:
-        raise UserError(f"expected at least one demo and one worker, got {num_demos} and {num_workers}; raise them")
+    if num_demos < 1 or num_workers < 0:
+        raise UserError(f"expected at least one demo, and no fewer workers than 0, got {num_demos} and {num_workers}")
     recipe.prepare()
-    with only_writer_in(out, "choose another --out folder"):
-        return _collect(recipe, task_indices, num_demos, out, num_workers, console or Console())
-
-
-def _collect(
-    recipe: Recipe, task_indices: list[int], num_demos: int, out: Path, num_workers: int, console: Console
-) -> list[TaskSummary]:
     tasks = recipe.tasks()
-    jobs = [
-        _open_task(tasks[check_index(index, len(tasks), "collected here")], num_demos, out, recipe)
-        for index in task_indices
-    ]
-    with _progress(console) as progress:
-        bar = progress.add_task("episodes", total=num_demos * len(jobs), completed=sum(len(j.first()) for j in jobs))
-        for _ in _run(jobs, recipe, num_workers):
-            progress.update(bar, completed=sum(len(job.first()) for job in jobs))
-    if (out / _PARTS).is_dir() and not any((out / _PARTS).iterdir()):
-        (out / _PARTS).rmdir()
-    return [TaskSummary(job.task, job.file, _num_stored(job.file), len(job.failed)) for job in jobs]
+    chosen = [tasks[check_index(index, len(tasks), "collected here")] for index in task_indices]
+    with (
+        join_processes(torch.device("cpu")) as (processes, device),
+        processes.main_holds(only_writer_in(out, _FIX), device),
+    ):
+        num_workers = num_workers or num_processes(recipe.worker_gb, processes.local_world_size)
+        jobs = _open_tasks(chosen, num_demos, out, recipe, processes)
+        with _progress((console or Console()) if processes.is_main else None) as progress:
+            bar = progress.add_task("episodes", total=num_demos * len(jobs))
+            while _share_out(jobs, processes):
+                progress.update(bar, completed=_num_kept(jobs))
+                for _ in _run(jobs, recipe, num_workers, joins=processes.world_size == 1):
+                    progress.update(bar, completed=_num_kept(jobs))
+                if processes.world_size == 1:
+                    break  # what failed has been made up for
+                processes.wait()
+            progress.update(bar, completed=_num_kept(jobs))
+        if not processes.is_main:
+            return []
+        for job in jobs:
+            job.join(recipe)
+        if (out / PARTS).is_dir() and not any((out / PARTS).iterdir()):
+            (out / PARTS).rmdir()
+        return [TaskSummary(job.task, job.file, _num_stored(job.file), len(job.failed)) for job in jobs]
+
+
+def _open_tasks(
+    tasks: list[NamedTask], num_demos: int, out: Path, recipe: Recipe, processes: Processes
+) -> list[TaskProgress]:
+    """By the main process first, which notes the settings."""
+    jobs = [open_task(task, num_demos, out, recipe) for task in tasks] if processes.is_main else []
+    processes.wait()
+    return jobs or [open_task(task, num_demos, out, recipe) for task in tasks]
+
+
+def _share_out(jobs: list[TaskProgress], processes: Processes) -> bool:
+    """Agree on who makes which of the episodes that are needed next; whether there are any.
+
+    What fails is made up for in a further round, so that no process makes an episode that may not be needed.
+    """
+    for job in jobs:
+        job.scan()
+    processes.wait()  # nobody may write before everybody has read
+    missing = [(job, index) for job in jobs for index in job.missing()]
+    if processes.world_size > 1:
+        for job in jobs:
+            job.share = set()
+        for job, index in missing[processes.rank :: processes.world_size]:
+            assert job.share is not None
+            job.share.add(index)
+    return bool(missing)
+
+
+def _num_kept(jobs: list[TaskProgress]) -> int:
+    """Of all processes."""
+    for job in jobs:
+        if job.share is not None:
+            job.scan_parts()
+    return sum(len(job.first()) for job in jobs)
 
 
 def _num_stored(file: Path) -> int:
@@ -211,36 +141,16 @@ def summary_table(summaries: list[TaskSummary]) -> Table:
     return table
 
 
-def _open_task(task: NamedTask, num_demos: int, out: Path, recipe: Recipe) -> TaskProgress:
-    settings = json.loads(json.dumps(recipe.as_dict()))
-    file = out / f"{task.name}_{recipe.kind}.hdf5"
-    parts = out / _PARTS / task.name
-    parts.mkdir(parents=True, exist_ok=True)
-    record = parts / "settings.json"
-    before = stored_settings(file) if file.is_file() else json.loads(record.read_text()) if record.is_file() else None
-    # Files of before there was a choice were collected as is the default now.
-    theirs = None if before is None else recipe.defaults() | before
-    if theirs is not None and theirs != settings:
-        changed = ", ".join(key for key in {**theirs, **settings} if settings.get(key) != theirs.get(key))
-        raise UserError(
-            f"{out}: episodes of '{task.name}' were collected with another {changed}; "
-            "use the same settings, or another --out folder"
-        )
-    write_json(record, settings, "free space or choose another --out folder")
-    job = TaskProgress(task, num_demos, file, parts)
-    job.scan()
-    return job
+def _run(jobs: list[TaskProgress], recipe: Recipe, num_workers: int, joins: bool) -> Iterator[None]:
+    """Hand out this process's episodes until there are no more; yields after each episode.
 
-
-def _run(jobs: list[TaskProgress], recipe: Recipe, num_workers: int) -> Iterator[None]:
-    """Hand out episodes until all tasks are complete; yields after each episode."""
-    for job in jobs:
-        if job.complete:
-            job.join(recipe)
-    missing = sum(max(job.wanted - len(job.kept), 0) for job in jobs)
-    if not missing:
-        return
-    with _workers(min(num_workers, missing), recipe) as workers:
+    Args:
+        jobs: the tasks.
+        recipe: what the episodes depend on.
+        num_workers: worker processes.
+        joins: write a task's file as soon as its episodes are there.
+    """
+    with _workers(min(num_workers, sum(len(job.todo()) for job in jobs)), recipe) as workers:
         at: dict[ChildProcess, tuple[TaskProgress, int]] = {}
         idle = list(workers)
         last: dict[ChildProcess, TaskProgress] = {}
@@ -249,10 +159,9 @@ def _run(jobs: list[TaskProgress], recipe: Recipe, num_workers: int) -> Iterator
                 chosen = _choose(jobs, last.get(worker), list(last.values()))
                 if chosen is None:
                     break
-                index = chosen.next_index()
-                assert index is not None
+                index = chosen.todo()[0]
                 chosen.running.add(index)
-                worker.send((chosen.task.index, index, chosen.parts))
+                worker.send((chosen.task.index, index, chosen.part(index)))
                 idle.remove(worker)
                 at[worker], last[worker] = (chosen, index), chosen
             if not at:
@@ -261,14 +170,14 @@ def _run(jobs: list[TaskProgress], recipe: Recipe, num_workers: int) -> Iterator
                 job, index = at.pop(worker)
                 _note(worker.receive(), job, index)
                 idle.append(worker)
-                if job.complete:
+                if joins and job.is_complete:
                     job.join(recipe)
                 yield
 
 
 def _choose(jobs: list[TaskProgress], mine: TaskProgress | None, busy: list[TaskProgress]) -> TaskProgress | None:
     """The task a worker goes on with: its own, else one that nobody has, else any (an environment takes seconds)."""
-    open_jobs = [job for job in jobs if job.next_index() is not None]
+    open_jobs = [job for job in jobs if job.todo()]
     if mine in open_jobs:
         return mine
     return next((job for job in open_jobs if job not in busy), open_jobs[0] if open_jobs else None)
@@ -284,16 +193,17 @@ def _note(answer: bool | Failed | Died, job: TaskProgress, index: int) -> None:
     if isinstance(answer, Failed):
         if answer.is_user_error:
             raise UserError(answer.message)
-        raise RuntimeError(f"episode {index} of '{job.task.name}' failed in its worker:\n{answer.details}")
+        traceback = job.part(index).with_suffix(".traceback")
+        write_text(traceback, answer.details, _FIX)
+        raise UserError(
+            f"episode {index} of '{job.task.name}' ended in {answer.message} (where: {traceback}); finished episodes "
+            "are kept: mend the world or its expert, and run the same command again"
+        )
     job.running.discard(index)
     if answer:
-        job.kept[index] = (_part(job.parts, index), "episode")
+        job.kept[index] = (job.part(index), "episode")
     else:
         job.failed.add(index)
-
-
-def _part(folder: Path, index: int) -> Path:
-    return folder / f"episode_{index:05d}.hdf5"
 
 
 @contextmanager
@@ -318,8 +228,8 @@ class _Collector:
         self._task_index: int | None = None
 
     def handle(self, message: tuple[int, int, Path]) -> bool:
-        """Make episode `index` of a task and write it into a folder; whether it succeeded."""
-        task_index, index, folder = message
+        """Make episode `index` of a task and write it to a file; whether it succeeded."""
+        task_index, index, part = message
         if self._recorder is None or self._task_index != task_index:
             if self._recorder is not None:
                 self._recorder.close()
@@ -327,14 +237,14 @@ class _Collector:
             self._recorder, self._task_index = self._recipe.open(task_index), task_index
         record = self._recorder.record(index)
         if record is None:
-            _part(folder, index).with_suffix(".failed").touch()
+            part.with_suffix(".failed").touch()
             return False
-        write_episode(_part(folder, index), record)
+        write_episode(part, record)
         return True
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[Progress]:
+def _progress(console: Console | None) -> Iterator[Progress]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -343,5 +253,5 @@ def _progress(console: Console) -> Iterator[Progress]:
         TextColumn("eta"),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, disable=console is None) as progress:
         yield progress

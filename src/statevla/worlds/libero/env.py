@@ -32,7 +32,6 @@ class LiberoWorld:
         init_states: which fixed states `reset` takes its `init_state_index` from, unless told otherwise.
         initialization_noise: standard deviation (rad) of the arm's start posture where no initial state is given.
         rendering: how frames are drawn, see `rendering`.
-        cull: skip meshes out of view; pixels are identical.
 
     Raises:
         UserError: the simulator is not installed, or a camera does not exist.
@@ -48,7 +47,6 @@ class LiberoWorld:
         init_states: str = "official",
         initialization_noise: float = 0.0,
         rendering: Rendering = "fast",
-        cull: bool = True,
     ) -> None:
         unknown = [name for name in cameras if name not in CAMERAS]
         if unknown:
@@ -59,7 +57,7 @@ class LiberoWorld:
         self.image_size = image_size
         self.cameras = tuple(cameras)
         self.init_states = init_states
-        self.simulation = Simulation(task, initialization_noise, rendering, cull)
+        self.simulation = Simulation(task, initialization_noise, rendering)
 
     def reset(self, seed: int = 0, options: Mapping[str, Any] | None = None) -> Observation:
         """Start an episode, a pure function of `seed` and `options`; the observation, without images, after settling.

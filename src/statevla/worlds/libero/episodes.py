@@ -15,7 +15,7 @@ import numpy as np
 from statevla.data.libero import INSTRUCTION_ATTRIBUTE, IS_SEEN_KEY
 from statevla.robots import LIBERO
 from statevla.types import ReachKind, Rendering
-from statevla.worlds.backend import prepare
+from statevla.worlds.backend import check
 from statevla.worlds.demo_file import INDEX_ATTRIBUTE, EpisodeRecord
 from statevla.worlds.libero.demo_file import FIXTURES_ATTRIBUTE, HIDDEN_ATTRIBUTE, file_attributes
 from statevla.worlds.libero.placement import wide_init_state
@@ -61,6 +61,10 @@ class CollectSettings:
         """How files of such episodes end: `<task>_<kind>.hdf5`."""
         return "play" if self.play else "reach" if self.reaches else "demo"
 
+    @property
+    def worker_gb(self) -> float:
+        return 2.0
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -68,7 +72,7 @@ class CollectSettings:
         return CollectSettings(self.suite).as_dict()
 
     def prepare(self) -> None:
-        prepare("sim")
+        check("sim")
 
     def tasks(self) -> list[TaskSpec]:
         return suite_tasks(self.suite)

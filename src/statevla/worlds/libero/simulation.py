@@ -60,11 +60,15 @@ class Simulation:
         initialization_noise: standard deviation (rad) of the arm's joint angles at a reset; 0 in evaluations,
             0.02 in LIBERO's demonstrations.
         rendering: see `Renderer`.
-        cull: see `Renderer`.
+        is_thrifty: see `Renderer`.
     """
 
     def __init__(
-        self, task: TaskSpec, initialization_noise: float = 0.0, rendering: Rendering = "fast", cull: bool = True
+        self,
+        task: TaskSpec,
+        initialization_noise: float = 0.0,
+        rendering: Rendering = "fast",
+        is_thrifty: bool | None = None,
     ) -> None:
         self.task = task
         with _seeded(0):
@@ -80,7 +84,7 @@ class Simulation:
         self.robosuite_env: Any = self.control_env.env
         self.model: Any = self.robosuite_env.sim.model._model
         self.data: Any = self.robosuite_env.sim.data._data
-        self.renderer = Renderer(self.robosuite_env.sim, rendering, cull)
+        self.renderer = Renderer(self.robosuite_env.sim, rendering, is_thrifty)
         self.object_names: list[str] = sorted(self.robosuite_env.objects_dict)
         self.fixture_names: list[str] = sorted(
             name for name in self.robosuite_env.fixtures_dict if name in self.robosuite_env.obj_body_id

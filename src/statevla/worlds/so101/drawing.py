@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from statevla.types import Rendering
-from statevla.worlds.fast_drawing import model_to_draw, upright_frame
 from statevla.worlds.so101.scene import BACKEND, mujoco
+
+from statevla.worlds.drawing.canvas import Canvas  # isort: skip  (after MuJoCo, whose backend has to be chosen first)
 
 _CELL_TIMES_SIZE = 0.5  # m: meshes for a frame of 128 pixels are simplified to cells of 4 mm
 
@@ -25,52 +26,45 @@ class Drawing:
         model: what is drawn.
         data: its state; positions are brought up to date before a frame is drawn.
         rendering: how frames are drawn.
+        is_thrifty: see `canvas`.
     """
 
-    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, rendering: Rendering) -> None:
+    def __init__(
+        self, model: mujoco.MjModel, data: mujoco.MjData, rendering: Rendering, is_thrifty: bool | None = None
+    ) -> None:
         self._model = model
         self._data = data
         self._rendering = rendering
-        self._scene = mujoco.MjvScene(model, maxgeom=200)
+        self._is_thrifty = is_thrifty
         self._option = mujoco.MjvOption()
-        self._camera = mujoco.MjvCamera()
-        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._contexts: dict[int, tuple[Any, mujoco.MjrContext]] = {}  # by the side of the frame
+        self._canvases: dict[int, tuple[Any, Canvas]] = {}  # by the side of the frame, with their OpenGL contexts
 
     def frame(self, camera: str, size: int) -> np.ndarray:
         """An upright RGB frame, uint8 `[size, size, 3]`, of the current state."""
-        self._camera.fixedcamid = self._model.camera(camera).id
         mujoco.mj_kinematics(self._model, self._data)  # after a step, positions are one substep old
         mujoco.mj_comPos(self._model, self._data)
         mujoco.mj_camlight(self._model, self._data)
-        mujoco.mjv_updateScene(
-            self._model, self._data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
-        )
-        window, context = self._context(size)
-        window.make_current()
-        side = context.offWidth
-        drawn = np.empty((side, side, 3), np.uint8)
-        view = mujoco.MjrRect(0, 0, side, side)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
-        mujoco.mjr_render(view, self._scene, context)
-        mujoco.mjr_readPixels(drawn, None, view, context)
-        return upright_frame(drawn, self._rendering)
+        return self._canvas(size).draw(self._model.camera(camera).id)
 
     def close(self) -> None:
         """Free the OpenGL contexts."""
-        for window, context in self._contexts.values():
+        for window, canvas in self._canvases.values():
             window.make_current()
-            context.free()
+            canvas.free()
             window.free()
-        self._contexts.clear()
+        self._canvases.clear()
 
-    def _context(self, size: int) -> tuple[Any, mujoco.MjrContext]:
-        if size not in self._contexts:
-            model = model_to_draw(self._model, size, self._rendering, _CELL_TIMES_SIZE / size)
-            window = _new_window(model.vis.global_.offwidth)
+    def _canvas(self, size: int) -> Canvas:
+        """What draws frames of this size; its OpenGL context is current."""
+        if size not in self._canvases:
+            window = _new_window(2 * size)
             window.make_current()
-            self._contexts[size] = (window, mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100))
-        return self._contexts[size]
+            cell = _CELL_TIMES_SIZE / size
+            canvas = Canvas(self._model, self._data, self._option, size, self._rendering, cell, self._is_thrifty)
+            self._canvases[size] = window, canvas
+        window, canvas = self._canvases[size]
+        window.make_current()
+        return canvas
 
 
 def _new_window(side: int) -> Any:

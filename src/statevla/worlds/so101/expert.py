@@ -239,13 +239,11 @@ class _Lift:
         """Whether both jaws touch the cube and the moving one pushes."""
         if measured[5] > _HELD_JAW_RAD or measured[5] - self.last[5] < 0.08:
             return False
-        model, data = self.world.model, self.world.data
-        cube, touching = model.body("block").id, set()
-        for contact in data.contact:
-            bodies = {int(model.geom_bodyid[contact.geom1]), int(model.geom_bodyid[contact.geom2])}
-            if cube in bodies:
-                touching |= bodies
-        return {model.body("gripper").id, model.body("moving_jaw_so101_v1").id} <= touching
+        model = self.world.model
+        cube, *jaws = (model.body(name).id for name in ("block", "gripper", "moving_jaw_so101_v1"))
+        pairs = model.geom_bodyid[self.world.data.contact.geom]
+        touching = pairs[(pairs == cube).any(axis=1)]
+        return all((touching == jaw).any() for jaw in jaws)
 
 
 def grasp_tilt(grasp: np.ndarray) -> float:

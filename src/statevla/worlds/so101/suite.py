@@ -10,7 +10,7 @@ import numpy as np
 from statevla.errors import UserError
 from statevla.robots.so101 import SO101
 from statevla.types import Rendering
-from statevla.worlds.backend import versions
+from statevla.worlds.backend import check, versions
 from statevla.worlds.experts import Expert, ExpertStep
 from statevla.worlds.protocol import Task, World
 from statevla.worlds.so101.task import INSTRUCTION, MAX_STEPS
@@ -43,6 +43,14 @@ class So101Suite:
     @property
     def options(self) -> Mapping[str, Any]:
         return {"rendering": self._rendering}
+
+    def prepare(self) -> None:
+        """Find out whether the simulator is here and can draw.
+
+        Raises:
+            UserError: it is not, or cannot.
+        """
+        check("so101")
 
     def make(self, task: Task, image_size: int, cameras: Sequence[str]) -> World:
         """The world, with square frames of `image_size` pixels."""

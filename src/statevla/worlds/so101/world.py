@@ -41,6 +41,7 @@ class So101LiftWorld:
         cameras: those that `observe` draws; there is only "front".
         rendering: see `drawing`.
         max_steps: control steps after which an episode has failed.
+        is_thrifty: see `drawing`.
 
     Raises:
         UserError: an unknown camera or a size that is not positive.
@@ -52,6 +53,7 @@ class So101LiftWorld:
         cameras: Sequence[str] = (CAMERA,),
         rendering: Rendering = "fast",
         max_steps: int = MAX_STEPS,
+        is_thrifty: bool | None = None,
     ) -> None:
         for camera in cameras:
             _check_camera(camera)
@@ -64,7 +66,7 @@ class So101LiftWorld:
         self.cameras = tuple(cameras)
         self.model = load_model()
         self.data = mujoco.MjData(self.model)
-        self._drawing = Drawing(self.model, self.data, rendering)
+        self._drawing = Drawing(self.model, self.data, rendering, is_thrifty)
         self._joints = [int(self.model.joint(name).qposadr[0]) for name in JOINTS]
         self._cube = int(self.model.joint("block").qposadr[0])
         self._hand = self.model.site("gripperframe").id
