@@ -127,7 +127,9 @@ class Canvas:
     ) -> np.ndarray:
         """Some parts alone, bool `[N]`, as OpenGL draws them; `depth` is filled with what its buffer holds."""
         view, divided = self._view(camera), np.zeros(0, np.int64)
-        if cast.num_faces(faces.num_faces) > _LARGE_SCENE:
+        if not cast.mirrors:
+            is_shown = is_shown & self._are_in_view(view, cast, faces)
+        if not self._is_multisampled and cast.num_faces(faces.num_faces) > _LARGE_SCENE:
             has_faces, divided = self._upload_needed(view, cast, faces, is_shown)
             is_shown = is_shown & has_faces
         with cast.only(self._model, is_shown):
@@ -135,6 +137,15 @@ class Canvas:
         self._put_in_place(camera, cast, view, set(divided.tolist()))
         self._scene.flags[_SKYBOX] = has_sky
         return self._render(depth)
+
+    def _are_in_view(self, view: View, cast: Cast, faces: MeshFaces) -> np.ndarray:
+        """Which parts are not wholly out of view, bool `[N]`."""
+        rows = np.flatnonzero(cast.meshes >= 0)
+        geoms, meshes = cast.geoms[rows], cast.meshes[rows]
+        rotations = self._data.geom_xmat[geoms].reshape(-1, 3, 3)
+        are_in_view = np.ones(len(cast), bool)
+        are_in_view[rows] = ~faces.are_out_of_view(view, meshes, self._data.geom_xpos[geoms], rotations)
+        return are_in_view
 
     def _upload_needed(
         self, view: View, cast: Cast, faces: MeshFaces, is_shown: np.ndarray
@@ -197,8 +208,7 @@ class Canvas:
         model, data = self._model, self._data
         focal_px = 0.5 * self._side / np.tan(0.5 * np.deg2rad(model.cam_fovy[camera]))
         near = model.vis.map.znear * model.stat.extent
-        spread = 0.5 if self._is_multisampled else 0.0
-        return View(data.cam_xpos[camera], data.cam_xmat[camera].reshape(3, 3), focal_px, self._side, near, spread)
+        return View(data.cam_xpos[camera], data.cam_xmat[camera].reshape(3, 3), focal_px, self._side, near)
 
     def _mirrored(self, view: View, mirror: int) -> View:
         """What is seen in a geom that reflects: in a plane, or in the upper side of a box."""
@@ -208,7 +218,7 @@ class Canvas:
             point += self._model.geom_size[mirror, 2] * normal
         reflection = np.eye(3) - 2.0 * np.outer(normal, normal)
         position = point + reflection @ (view.position - point)
-        return View(position, reflection @ view.axes, view.focal_px, view.side, view.near, view.sample_spread_px)
+        return View(position, reflection @ view.axes, view.focal_px, view.side, view.near)
 
     def _update(self) -> None:
         everything = mujoco.mjtCatBit.mjCAT_ALL

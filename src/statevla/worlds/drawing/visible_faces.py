@@ -50,7 +50,6 @@ class View:
         focal_px: focal length in pixels.
         side: of the frame (pixels).
         near: distance of the near plane (m).
-        sample_spread_px: how far from a pixel's centre its samples lie, to either side: 0 without multisampling.
     """
 
     position: np.ndarray
@@ -58,7 +57,6 @@ class View:
     focal_px: float
     side: int
     near: float
-    sample_spread_px: float = 0.0
 
 
 class MeshFaces:
@@ -92,6 +90,17 @@ class MeshFaces:
         self._is_needed = np.zeros(len(model.mesh_face), np.uint8)
         self._candidates: tuple[np.ndarray, ...] = ()
 
+    def are_out_of_view(
+        self, view: View, meshes: np.ndarray, positions: np.ndarray, rotations: np.ndarray
+    ) -> np.ndarray:
+        """Which of some geoms, given as in `find`, are out of view as a whole: bool `[G]`."""
+        centres = positions + (rotations @ self._balls[meshes, :3, None])[:, :, 0]
+        x, y, z = ((centres - view.position) @ view.axes).T
+        radius, half = self._balls[meshes, 3], 0.5 * view.side + 1.0
+        beyond = np.maximum(np.abs(x), np.abs(y)) * view.focal_px + z * half
+        behind: np.ndarray = radius - z < view.near
+        return behind | (beyond > radius * np.hypot(view.focal_px, half))
+
     def clear(self, meshes: np.ndarray) -> None:
         """Forget which faces of these meshes are needed."""
         for mesh in meshes:
@@ -120,16 +129,11 @@ class MeshFaces:
             self._candidates = names, places, boxes, hits
         turned, moved = view.axes.T @ rotations, (positions - view.position) @ view.axes
         poses = np.concatenate([turned, moved[:, :, None]], axis=2).astype(np.float32)
-        camera = np.array(
-            [
-                *(view.focal_px, 0.5 * view.side, view.side, view.near),
-                *(np.sign(np.linalg.det(view.axes)), _SLACK_PX, _SLACK_PX + view.sample_spread_px),
-                _DEPTH_STEP / view.near,
-            ],
-            np.float32,
-        )
+        handedness = np.sign(np.linalg.det(view.axes))
+        numbers = (view.focal_px, 0.5 * view.side, view.side, view.near, handedness, _DEPTH_STEP / view.near)
+        camera = np.array(numbers, np.float32)
         depth = np.full((view.side, view.side), np.inf, np.float32)
-        shapes = (self._starts, self._counts, self._first_block, self._blocks, self._balls)
+        shapes = (self._starts, self._counts, self._first_block, self._blocks)
         found, slivers = np.zeros(len(meshes), np.int64), np.zeros(len(meshes), np.uint8)
         _find(meshes, poses, hides, camera, shapes, self._candidates, depth, self._is_needed, found, slivers)
         return found, slivers
@@ -142,8 +146,8 @@ class MeshFaces:
 
 # The loops ------------------------------------------------------------------------------------------------------------
 # All numbers are float32: SIMD takes sixteen at a time, and the slacks are hundreds of times what they round.
-# `camera`: focal length (px), half and whole side (px), near (m), handedness, slack of a corner and of a sample (px),
-# and how much nearer per metre a depth buffer may take a face for.
+# `camera`: focal length (px), half and whole side (px), near (m), handedness, and by how much more per metre a depth
+# buffer may take a face for nearer than it is.
 # A candidate is a geom and a face (`names`); its corners in the frame (x, y; three times), its least and its greatest
 # distance (`places`); and the box of samples that it might hit: first and last column, first and last row (`boxes`).
 # Of a box of up to 2 x 2 samples, `hits` says which might be hit (bits 0 to 3) and which surely are (bits 4 to 7); 0
@@ -152,14 +156,12 @@ class MeshFaces:
 
 @njit(cache=True, error_model="numpy", fastmath={"nnan"})
 def _find(meshes, poses, hides, camera, shapes, candidates, depth, is_needed, found, slivers):
-    starts, counts, first_block, blocks, balls = shapes
+    starts, counts, first_block, blocks = shapes
     seen, verdict = np.empty(12 * _BLOCK, np.float32), np.empty(2 * _BLOCK, np.uint8)
     is_clipped = np.zeros(len(meshes), np.uint8)
     first = num_candidates = 0
     for geom in range(len(meshes)):
         mesh = meshes[geom]
-        if _is_out_of_view(balls[mesh], poses[geom], camera):
-            continue
         for number in range(first_block[mesh + 1] - first_block[mesh]):
             _look_at(blocks[first_block[mesh] + number].ravel(), poses[geom].ravel(), camera, seen, verdict)
             done = number * _BLOCK
@@ -174,17 +176,6 @@ def _find(meshes, poses, hides, camera, shapes, candidates, depth, is_needed, fo
     _keep_shown(num_candidates, candidates, camera, depth, found, slivers, is_needed)
     for geom in range(len(meshes)):
         slivers[geom] += slivers[geom] & is_clipped[geom]
-
-
-@njit(cache=True)
-def _is_out_of_view(ball, pose, camera):
-    """Whether a ball lies wholly behind the camera, or more than a pixel beyond one side of the frame."""
-    x = pose[0, 0] * ball[0] + pose[0, 1] * ball[1] + pose[0, 2] * ball[2] + pose[0, 3]
-    y = pose[1, 0] * ball[0] + pose[1, 1] * ball[1] + pose[1, 2] * ball[2] + pose[1, 3]
-    distance = -(pose[2, 0] * ball[0] + pose[2, 1] * ball[1] + pose[2, 2] * ball[2] + pose[2, 3])
-    focal, half = camera[0], camera[1] + np.float32(1.0)
-    beyond = max(abs(x), abs(y)) * focal - distance * half
-    return distance + ball[3] < camera[3] or beyond > ball[3] * np.sqrt(focal * focal + half * half)
 
 
 @njit(cache=True, error_model="numpy", fastmath={"nnan", "contract"})
@@ -204,11 +195,11 @@ def _look_at(corners, pose, camera, seen, verdict):
             its `hits`, see above.
     """
     focal, half, side, near, hand = camera[0], camera[1], camera[2], camera[3], camera[4]
-    corner_slack, slack = camera[5], camera[6]
     a00, a01, a02, a03, a10, a11 = pose[0], pose[1], pose[2], pose[3], pose[4], pose[5]
     a12, a13, a20, a21, a22, a23 = pose[6], pose[7], pose[8], pose[9], pose[10], pose[11]
     zero, centre, one, two = np.float32(0.0), np.float32(0.5), np.float32(1.0), np.float32(2.0)
-    most, edge, rounding = np.float32(_MAX_SAMPLES), np.float32(0.01), np.float32(_ROUNDING_PX)
+    most, edge = np.float32(_MAX_SAMPLES), np.float32(0.01)
+    slack, rounding = np.float32(_SLACK_PX), np.float32(_ROUNDING_PX)
     for i in range(_BLOCK):
         x0, y0, z0 = corners[i], corners[i + _BLOCK], corners[i + 2 * _BLOCK]
         x1, y1, z1 = corners[i + 3 * _BLOCK], corners[i + 4 * _BLOCK], corners[i + 5 * _BLOCK]
@@ -229,7 +220,7 @@ def _look_at(corners, pose, camera, seen, verdict):
         ux, uy, vx, vy, wx, wy = xb - xa, yb - ya, xc - xb, yc - yb, xa - xc, ya - yc
         area = hand * (uy * wx - ux * wy)
         spans = high_x - low_x + high_y - low_y
-        is_turned = area >= -corner_slack * (spans + corner_slack)
+        is_turned = area >= -slack * (spans + slack)
         is_sliver = is_turned & (area <= rounding * (spans + rounding))
         is_near = closest <= near
         is_seen = (width >= one) & (height >= one) & is_turned & (not is_near)
@@ -292,6 +283,7 @@ def _note(seen, verdict, num_faces, geom, first_face, candidates, count):
 def _hide(first, end, candidates, camera, depth):
     """Note how far one can see at most at the samples that some candidates surely hit."""
     _, places, boxes, hits = candidates
+    slack = np.float32(_SLACK_PX)
     for i in range(first, end):
         farthest, column, row, surely = places[i, 7], np.intp(boxes[i, 0]), np.intp(boxes[i, 2]), hits[i, 0] >> 4
         if hits[i, 0]:
@@ -306,7 +298,7 @@ def _hide(first, end, candidates, camera, depth):
             continue
         for y in range(boxes[i, 2], boxes[i, 3] + 1):
             for x in range(boxes[i, 0], boxes[i, 1] + 1):
-                if farthest < depth[y, x] and _is_hit(places, i, x, y, camera, camera[6]):
+                if farthest < depth[y, x] and _is_hit(places, i, x, y, camera, slack):
                     depth[y, x] = farthest
 
 
@@ -314,11 +306,11 @@ def _hide(first, end, candidates, camera, depth):
 def _keep_shown(end, candidates, camera, depth, found, slivers, is_needed):
     """Mark the candidates for which there is a sample that they might hit and that is not surely hit nearer, and the
     geoms of slivers among them."""
-    near_grid = -np.float32(_GRID_PX + _ROUNDING_PX)
+    slack, near_grid = np.float32(_SLACK_PX), -np.float32(_GRID_PX + _ROUNDING_PX)
     names, places, boxes, hits = candidates
     for i in range(end):
         closest, column, row, may = places[i, 6], np.intp(boxes[i, 0]), np.intp(boxes[i, 2]), hits[i, 0]
-        closest -= closest * (np.float32(_DEPTH_SLACK) + camera[7] * closest)
+        closest -= closest * (np.float32(_DEPTH_SLACK) + camera[5] * closest)
         if may:
             shows = (
                 (may & 1 > 0 and closest <= depth[row, column])
@@ -327,7 +319,7 @@ def _keep_shown(end, candidates, camera, depth, found, slivers, is_needed):
                 or (may & 8 > 0 and closest <= depth[row + 1, column + 1])
             )
         else:
-            shows = column < 0 or _shows_in_box(i, places, boxes, closest, camera, -camera[6], depth)
+            shows = column < 0 or _shows_in_box(i, places, boxes, closest, camera, -slack, depth)
         if shows and hits[i, 1] and column >= 0:
             slivers[names[i, 0]] |= _shows_in_box(i, places, boxes, closest, camera, near_grid, depth)
         if shows:
