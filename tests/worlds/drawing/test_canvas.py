@@ -1,4 +1,4 @@
-"""Whatever is left out, frames are those of `mjr_render` of the whole scene: with mirrors, glass, floors, moving lights."""
+"""Whatever is left out, frames are those of `mjr_render` of the whole scene: mirrors, glass, moving lights."""
 
 from __future__ import annotations
 
