@@ -154,18 +154,17 @@ class RecordedSteps:
     states: list[np.ndarray] = field(default_factory=list)
     objects: list[np.ndarray] = field(default_factory=list)
 
-    def note_moment(self, world: World) -> None:
-        """Take down what there is before an action."""
-        replayable = isinstance(world, ReplayableWorld)
-        seen = world.observe(render=not replayable)
+    def note_moment(self, world: World, replayable: ReplayableWorld | None, furnished: WorldWithObjects | None) -> None:
+        """Take down what there is before an action; the world is given once more as what else it is."""
+        seen = world.observe(render=replayable is None)
         for name, values in seen.robot_state.items():
             self.fields.setdefault(name, []).append(np.array(values, np.float64))
         for name, image in seen.images.items():
             self.images.setdefault(name, []).append(image)
-        if isinstance(world, ReplayableWorld):
-            self.states.append(np.array(world.state(), np.float64))
-        if isinstance(world, WorldWithObjects):
-            self.objects.append(np.array(list(world.object_poses().values()), np.float64).reshape(-1, 7))
+        if replayable is not None:
+            self.states.append(np.array(replayable.state(), np.float64))
+        if furnished is not None:
+            self.objects.append(np.array(list(furnished.object_poses().values()), np.float64).reshape(-1, 7))
 
     def note_action(self, clean: np.ndarray, executed: np.ndarray) -> None:
         self.actions.append(clean)
@@ -208,7 +207,10 @@ def run_expert(world: World, expert: Expert, rng: np.random.Generator) -> Record
         UserError: an action does not fit the robot.
     """
     steps, robot = RecordedSteps(), world.robot
+    # Asked once: what a protocol takes to answer adds up.
     ending = world if isinstance(world, EndingWorld) else None
+    replayable = world if isinstance(world, ReplayableWorld) else None
+    furnished = world if isinstance(world, WorldWithObjects) else None
     motion = iter(expert(world, rng))
     for _ in range(world.max_steps):
         # The expert looks at the world before it answers, as a policy does.
@@ -217,7 +219,7 @@ def run_expert(world: World, expert: Expert, rng: np.random.Generator) -> Record
             break
         clean = _checked(step.action, robot)
         executed = clean if step.executed is None else _checked(step.executed, robot)
-        steps.note_moment(world)
+        steps.note_moment(world, replayable, furnished)
         steps.note_action(clean, executed)
         world.step(executed)
         if ending is not None and ending.over():
