@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import tyro
@@ -51,7 +51,8 @@ class Args:
     """Of the episodes."""
     out: str = "collect"
     """Name of the file in benchmarks/results."""
-    child: Annotated[str, tyro.conf.Suppress] = ""
+    child: str = ""
+    """What one of these processes measures; set by this script."""
 
 
 # One process ----------------------------------------------------------------------------------------------------------
