@@ -205,9 +205,9 @@ def code_of(revision: str) -> Iterator[dict[str, dict[str, str]]]:
         yield now
         return
     with tempfile.TemporaryDirectory() as folder:
-        archive = subprocess.run(
-            ["git", "-C", str(ROOT), "archive", revision, "src", "conf"], check=True, capture_output=True
-        )
+        archive = subprocess.run(["git", "-C", str(ROOT), "archive", revision, "src", "conf"], capture_output=True)
+        if archive.returncode:
+            raise SystemExit(f"--before {revision}: expected a revision of this repository; see git log")
         with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
             tar.extractall(folder, filter="data")
         yield {**now, "before": {"PYTHONPATH": str(Path(folder) / "src")}}
