@@ -6,7 +6,8 @@ Real client processes talk to a real `statevla serve`. Neighbours are `steady` (
 instruction of 960 letters in every request, back to back), `pictures` (one of 15 MB in every request, back to back),
 or `mixed`: one of each and one that connects anew for every new text. The conditions take turns, round after round, so
 that noise of the machine falls on all of them alike; each waits for a quiet moment first, and how much of the
-processors others had meanwhile is noted.
+processors others had meanwhile is noted. On a machine that others use too, `nice -n -10` before the command keeps most
+of their noise out.
 """
 
 from __future__ import annotations
@@ -152,7 +153,8 @@ def main(args: Args) -> None:
     for pace, rows in summaries.items():
         keys = list(rows["steady"])
         print_table(pace, ["neighbours", *keys], [[name, *(row[key] for key in keys)] for name, row in rows.items()])
-    tree = {"environment": environment(args.seed), "checkpoint": args.checkpoint, "files_left": files_left}
+    where = {**environment(args.seed), "niceness": os.nice(0)}
+    tree = {"environment": where, "checkpoint": args.checkpoint, "files_left": files_left}
     path = write_results(args.out, {**tree, "summaries": summaries, "samples": samples})
     print(f"{files_left} files left by the server; raw samples in {path}")
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from statevla.acting.policy import StateVLAPolicy
-from statevla.machine.processor import processor_field
 from statevla.model.kernels.simd import LANES
 from statevla.types import Observation
 
@@ -42,9 +41,10 @@ def two_threads() -> Iterator[None]:
 def test_it_answers_as_recorded(precision: str) -> None:
     with np.load(ANSWERS) as loaded:
         answers = dict(loaded)
-    # Bit for bit on the processor of the recording; elsewhere sums are rounded in another order.
-    same_host = str(answers["processor"]) == processor_field("model name") and answers["lanes"] == LANES
-    tolerance = 0.0 if same_host else {"fp32": 1e-4, "bf16": 0.05}[precision]
+    # Compilers choose and order instructions by the very processor, which its name does not tell ("AMD EPYC" in a virtual
+    # machine), so that not even equal vectors give equal bits. A fault in a kernel shows far above these bounds.
+    same_vectors = answers["lanes"] == LANES
+    tolerance = {"fp32": 1e-5, "bf16": 0.005}[precision] if same_vectors else {"fp32": 1e-4, "bf16": 0.05}[precision]
 
     policy = StateVLAPolicy.from_pretrained(SHIPPED, device="cpu", precision=precision)
     observations = recorded_observations(policy, answers)
@@ -65,7 +65,7 @@ def test_it_answers_as_recorded(precision: str) -> None:
     actions += [policy.act(observations[1]) for _ in range(3)]
     sightings.append(policy.surprise)
     np.testing.assert_allclose(np.stack(actions), answers[f"acts_{precision}"], atol=tolerance, rtol=0)
-    np.testing.assert_allclose(np.array(sightings, float), answers[f"sur_{precision}"], rtol=0.02 if tolerance else 0)
+    np.testing.assert_allclose(np.array(sightings, float), answers[f"sur_{precision}"], rtol=0.02)
 
 
 def test_it_listens() -> None:
