@@ -7,7 +7,8 @@ heads, causal scaled-dot-product attention, RMSNorm; with a SiLU-gated MLP that 
 block's (`transformer`), with the usual MLP of four times the width (`transformer_mlp4x`, ungated GELU), and without MLP
 (`transformer_no_mlp`). All run under bfloat16 autocast; `compiled` is `torch.compile` with its default backend. mambapy
 and Hugging Face's MambaModel are built with the same sizes. Training is forward and backward (no optimizer); loops that
-would take minutes are left out of it, and the results say so. Writes `benchmarks/results/encoder.json`.
+would take minutes are left out of it, and the results say so. Ours stands beside the processor's peak, as
+`bench_model.py` measures it. Writes `benchmarks/results/encoder.json`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from harness import alternate, environment, median_ms, print_table, update_summary, write_results
+from harness import (
+    alternate,
+    environment,
+    median_ms,
+    operations,
+    peak_gflops,
+    print_table,
+    update_summary,
+    write_results,
+)
 from statevla.model.mamba import MambaStack, RMSNorm
 from statevla.model.program import StackProgram
 
@@ -140,11 +150,11 @@ def inference_case(name: str, seed: int) -> Callable[[], object]:
     return forward
 
 
-def training_case(name: str, batch: int, seed: int) -> Callable[[], object]:
+def training_case(name: str, batch: int, seed: int, autocast: bool = True) -> Callable[[], object]:
     model, x = build(name, seed), torch.randn(batch, TOKENS, DIM)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             y = model(x)
         y.float().square().mean().backward()
         model.zero_grad(set_to_none=True)
@@ -160,6 +170,7 @@ TRAINING = (
     "statevla", "chunked", "mambapy", "transformer", "transformer_compiled", "transformer_mlp4x_compiled",
     "transformer_no_mlp_compiled",
 )  # fmt: skip
+OURS = ("statevla", "statevla_prepared")
 SLOW = ("chunked", "mambapy", "huggingface")
 
 
@@ -180,11 +191,14 @@ def main(args: Args) -> None:
         "left_out": {"huggingface training": "its loop's backward is quadratic in length: minutes per step"},
     }
     summary: dict[str, float] = {}
+    peak = tree["peak_gflops"] = peak_gflops()
     if "inference" in args.parts:
         samples = measure({n: inference_case(n, args.seed) for n in INFERENCE}, args.rounds, args.budget_s)
         tree["inference_seconds"] = samples
-        rows = [(n, 1e3 * min(s), median_ms(s)) for n, s in samples.items()]
-        print_table("one forward, batch 1", ("encoder", "best ms", "median ms"), rows)
+        flops = operations(inference_case("statevla", args.seed))
+        shares = {n: flops / statistics.median(s) / 1e9 / peak if n in OURS else "" for n, s in samples.items()}
+        rows = [(n, 1e3 * min(s), median_ms(s), shares[n]) for n, s in samples.items()]
+        print_table("one forward, batch 1", ("encoder", "best ms", "median ms", "x of bf16 peak"), rows)
         summary["encoder_forward_ms"] = median_ms(samples["statevla_prepared"])
         for name in ("transformer_compiled", "mambapy", "huggingface"):
             summary[f"encoder_forward_speedup_vs_{name}"] = min(samples[name]) / min(samples["statevla_prepared"])
@@ -193,7 +207,9 @@ def main(args: Args) -> None:
         samples = measure(cases, args.rounds // 4, args.budget_s)
         tree["training_seconds"], tree["batch_size"] = samples, args.batch_size
         rate = {n: args.batch_size / statistics.median(s) for n, s in samples.items()}
-        print_table(f"training, batch {args.batch_size}", ("encoder", "samples/s"), list(rate.items()))
+        flops = operations(training_case("statevla", args.batch_size, args.seed, autocast=False)) / args.batch_size
+        training_rows = [(n, r, flops * r / 1e9 / peak if n in OURS else "") for n, r in rate.items()]
+        print_table(f"training, batch {args.batch_size}", ("encoder", "samples/s", "x of bf16 peak"), training_rows)
         summary["encoder_train_samples_per_s"] = rate["statevla"]
         for name in TRAINING[1:]:
             summary[f"encoder_train_speedup_vs_{name}"] = min(samples[name]) / min(samples["statevla"])

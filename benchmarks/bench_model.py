@@ -31,9 +31,17 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from torch.utils.flop_counter import FlopCounterMode
 
-from harness import environment, of_host, print_table, run_child, update_summary, write_results
+from harness import (
+    environment,
+    of_host,
+    operations,
+    peak_gflops,
+    print_table,
+    run_child,
+    update_summary,
+    write_results,
+)
 from statevla.config import Config, load_config
 from statevla.machine.allocator import keep_freed_memory
 from statevla.model.statevla_model import StateVLA
@@ -133,24 +141,6 @@ def _phase2_loss(model: StateVLA, batch_size: int) -> Callable[[], torch.Tensor]
     actions = torch.rand(batch_size, settings.action_seq_len, settings.action_dim) * 2 - 1
     batch = ChunkBatch(None, actions, torch.zeros(actions.shape[:2], dtype=torch.bool), state)
     return lambda: model.action_loss(batch).total
-
-
-def operations(call: Callable[[], object]) -> float:
-    """Multiplications and additions of products and convolutions in one call."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return float(counter.get_total_flops())
-
-
-def peak_gflops(seconds: float = 1.0) -> float:
-    """Of a large product in bfloat16, the best of several."""
-    a, b = (torch.randn(2048, 2048).bfloat16() for _ in range(2))
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        begin = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - begin)
-    return 2 * 2048**3 / best / 1e9
 
 
 def seconds_of(call: Callable[[], object], at_least: int, budget_s: float, pause_s: float = 0.0) -> list[float]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
 
 from statevla.checkpoints.provenance import git_commit, versions
 from statevla.machine.processor import processor_field
@@ -124,6 +125,24 @@ def update_summary(metrics: Mapping[str, float]) -> None:
     console = Console()
     for name, value in rounded.items():
         console.print(f"{name} = {value:g}")
+
+
+def operations(call: Callable[[], object]) -> float:
+    """Multiplications and additions of products and convolutions in one call."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())
+
+
+def peak_gflops(seconds: float = 1.0) -> float:
+    """Of a large product in bfloat16, the best of several."""
+    a, b = (torch.randn(2048, 2048).bfloat16() for _ in range(2))
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        begin = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - begin)
+    return 2 * 2048**3 / best / 1e9
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

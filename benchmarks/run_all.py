@@ -17,7 +17,9 @@ from rich.console import Console
 HERE = Path(__file__).parent
 SCRIPTS = ("bench_selective_scan", "bench_encoder", "bench_model", "bench_phase2_latents", "bench_loader")
 ELSEWHERE = {
+    "bench_collect": "needs the simulators",
     "bench_peers": "needs an environment with LeRobot, and a machine that does nothing else for half an hour",
+    "bench_processes": "needs demonstrations",
     "bench_rollout": "needs the simulator and a checkpoint",
     "bench_server": "needs a checkpoint, and ten minutes",
     "bench_server_fairness": "needs ten minutes and a machine that does nothing else",
