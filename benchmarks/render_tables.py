@@ -16,6 +16,7 @@ from deployment_tables import alarm_table, peers_table, server_table
 from experiments_page import experiments_page
 from loader_tables import cache_table
 from performance_tables import performance_tables
+from scaling_tables import scaling_tables
 from statevla.commands.entry import run_command
 
 ROOT = Path(__file__).parents[1]
@@ -103,6 +104,10 @@ def main() -> int:
         ROOT / "docs" / "performance.md": between(
             (ROOT / "docs" / "performance.md").read_text(),
             performance_tables(*(load(f"model_{part}") for part in ("acting", "training", "neighbours"))),
+        ),
+        ROOT / "docs" / "scaling.md": between(
+            (ROOT / "docs" / "scaling.md").read_text(),
+            scaling_tables(*(load(name) for name in ("collect", "loader", "model_training", "processes"))),
         ),
         ROOT / "docs" / "results.md": results_page(summary),
         ROOT / "docs" / "expert.md": expert_page(load("expert"), load("expert_settings")),
