@@ -6,40 +6,40 @@ import numpy as np
 import pytest
 from numba import njit
 
-from statevla.model.kernels import exponential, simd
+from statevla.model.kernels import exponential, memory
 from statevla.model.kernels.call import LANES
 
 
 @njit
 def _apply_exp2(source, target, count):
     for i in range(0, count, LANES):
-        simd.store(target, i, exponential.exp2(simd.load(source, i)))
+        memory.store(target, i, exponential.exp2(memory.load(source, i)))
 
 
 @njit
 def _apply_softplus(source, target, count):
     for i in range(0, count, LANES):
-        x = simd.load(source, i)
-        simd.store(target, i, exponential.softplus(x, exponential.exp_of_minus_magnitude(x)))
+        x = memory.load(source, i)
+        memory.store(target, i, exponential.softplus(x, exponential.exp_of_minus_magnitude(x)))
 
 
 @njit
 def _apply_softplus_slope(source, target, count):
     for i in range(0, count, LANES):
-        x = simd.load(source, i)
-        simd.store(target, i, exponential.softplus_slope(x, exponential.exp_of_minus_magnitude(x)))
+        x = memory.load(source, i)
+        memory.store(target, i, exponential.softplus_slope(x, exponential.exp_of_minus_magnitude(x)))
 
 
 @njit
 def _apply_sigmoid(source, target, count):
     for i in range(0, count, LANES):
-        simd.store(target, i, exponential.sigmoid(simd.load(source, i)))
+        memory.store(target, i, exponential.sigmoid(memory.load(source, i)))
 
 
 @njit
 def _apply_bf16(source, target, count):
     for i in range(0, count, LANES):
-        simd.store_bf16(target, i, simd.load(source, i))
+        memory.store_bf16(target, i, memory.load(source, i))
 
 
 def evaluate(function, values: np.ndarray) -> np.ndarray:

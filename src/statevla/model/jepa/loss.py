@@ -40,7 +40,7 @@ class JepaLosses(NamedTuple):
 def weighted(config: JepaLossConfig, **terms: Tensor) -> JepaLosses:
     """The terms by name, and their sum, each weighted by the key `<name>_weight`."""
     total = sum(getattr(config, f"{name}_weight") * term for name, term in terms.items())
-    return JepaLosses(total=total, **terms)  # type: ignore[arg-type]
+    return JepaLosses(total=total, **terms)
 
 
 def in_float32(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -13,17 +13,8 @@ import numpy as np
 from numba import cfunc, njit, types
 
 from statevla.model.kernels.exponential import sigmoid
-from statevla.model.kernels.simd import (
-    LANES,
-    as_address,
-    fma,
-    load,
-    load_int,
-    load_scalar,
-    splat,
-    store,
-    store_scalar,
-)
+from statevla.model.kernels.memory import as_address, load, load_int, load_scalar, store, store_scalar
+from statevla.model.kernels.simd import LANES, fma, splat
 from statevla.model.kernels.staging import (
     CACHE,
     HEADER,

@@ -19,21 +19,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from statevla.model.kernels.exponential import gelu, sigmoid
-from statevla.model.kernels.simd import (
-    HAS_BF16,
-    INT32,
-    LANES,
-    VECTOR,
-    BFloat,
-    call_llvm,
-    constant,
-    int_constant,
-    load,
-    load_int,
-    store,
-    store_bf16,
-    zero,
-)
+from statevla.model.kernels.memory import BFloat, load, load_int, store, store_bf16
+from statevla.model.kernels.simd import HAS_BF16, INT32, LANES, VECTOR, call_llvm, constant, int_constant, zero
 from statevla.model.kernels.staging import FLOAT32, HEADER, OPTIONS, VECTOR_BYTES
 
 VECTORS = 2

@@ -11,23 +11,18 @@ from __future__ import annotations
 import numpy as np
 from numba import cfunc, njit, types
 
-from statevla.model.kernels.simd import (
-    LANES,
+from statevla.model.kernels.memory import (
     as_address,
     copy_bits16,
-    fma,
     load,
     load_bf16,
     load_int,
     load_scalar,
-    reciprocal_sqrt,
-    splat,
     store,
     store_bf16,
     store_scalar,
-    sum_lanes,
-    zero,
 )
+from statevla.model.kernels.simd import LANES, fma, reciprocal_sqrt, splat, sum_lanes, zero
 from statevla.model.kernels.staging import (
     ADDRESS,
     CACHE,

@@ -9,21 +9,8 @@ import numpy as np
 from numba import njit
 
 from statevla.model.kernels.exponential import LOG2_E, exp2, sigmoid
-from statevla.model.kernels.simd import (
-    LANES,
-    fma,
-    larger,
-    load,
-    load_float_bits,
-    load_int,
-    load_scalar,
-    quotient,
-    reciprocal_sqrt,
-    splat,
-    store,
-    store_scalar,
-    zero,
-)
+from statevla.model.kernels.memory import load, load_float_bits, load_int, load_scalar, store, store_scalar
+from statevla.model.kernels.simd import LANES, fma, larger, quotient, reciprocal_sqrt, splat, zero
 from statevla.model.kernels.staging import HEADER, OPTIONS, VECTOR_BYTES
 
 # Slots of the patches: a picture `[C, S, S]` or `[S, S, C]` by its strides, windows, and the rows they become.

@@ -14,10 +14,7 @@ from numba import cfunc, njit, types
 
 from statevla.model.kernels.conv_kernel import conv_task
 from statevla.model.kernels.matmul_kernel import matmul_task
-from statevla.model.kernels.picture_kernels import group_norm_task, keypoints_task, patches_task
-from statevla.model.kernels.row_kernels import copy_task, gate_task, norm_task
-from statevla.model.kernels.scan_forward_kernel import scan_task
-from statevla.model.kernels.simd import (
+from statevla.model.kernels.memory import (
     add_and_publish,
     as_address,
     fetch_and_increment,
@@ -25,6 +22,9 @@ from statevla.model.kernels.simd import (
     load_published,
     pause,
 )
+from statevla.model.kernels.picture_kernels import group_norm_task, keypoints_task, patches_task
+from statevla.model.kernels.row_kernels import copy_task, gate_task, norm_task
+from statevla.model.kernels.scan_forward_kernel import scan_task
 from statevla.model.kernels.staging import CACHE, HEADER, NEXT_TASK, NUM_TASKS, OPTIONS, claim_scratch
 
 MATMUL, NORM, GATE, COPY, CONV, SCAN, PATCHES, GROUP_NORM, KEYPOINTS = range(9)

@@ -9,18 +9,8 @@ import numpy as np
 from numba import njit
 
 from statevla.model.kernels.exponential import sigmoid
-from statevla.model.kernels.simd import (
-    LANES,
-    fma,
-    load,
-    load_float_bits,
-    load_int,
-    reciprocal_sqrt,
-    splat,
-    store,
-    sum_lanes,
-    zero,
-)
+from statevla.model.kernels.memory import load, load_float_bits, load_int, store
+from statevla.model.kernels.simd import LANES, fma, reciprocal_sqrt, splat, sum_lanes, zero
 from statevla.model.kernels.staging import HEADER, OPTIONS, read_row, write_row
 
 # Slots that all of these begin with. Strides count elements; columns are padded to whole vectors, with zeros.

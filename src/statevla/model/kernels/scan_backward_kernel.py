@@ -13,6 +13,7 @@ import numpy as np
 from numba import cfunc, njit, types
 
 from statevla.model.kernels.exponential import LOG2_E, sigmoid
+from statevla.model.kernels.memory import as_address, broadcast, load, load_int, store, store_scalar
 from statevla.model.kernels.scan_layout import (
     BIAS,
     BLOCK,
@@ -47,18 +48,7 @@ from statevla.model.kernels.scan_layout import (
     prepare_steps,
     store_fastest,
 )
-from statevla.model.kernels.simd import (
-    LANES,
-    as_address,
-    broadcast,
-    fma,
-    load,
-    load_int,
-    splat,
-    store,
-    store_scalar,
-    sum_lanes,
-)
+from statevla.model.kernels.simd import LANES, fma, splat, sum_lanes
 from statevla.model.kernels.staging import (
     CACHE,
     FLOAT_BYTES,

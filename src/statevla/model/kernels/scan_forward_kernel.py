@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit
 
 from statevla.model.kernels.exponential import LOG2_E, sigmoid
+from statevla.model.kernels.memory import broadcast, load, load_int, store
 from statevla.model.kernels.scan_layout import (
     BIAS,
     BLOCK,
@@ -39,14 +40,7 @@ from statevla.model.kernels.scan_layout import (
     prepare_steps,
     store_fastest,
 )
-from statevla.model.kernels.simd import (
-    LANES,
-    broadcast,
-    fma,
-    load,
-    load_int,
-    store,
-)
+from statevla.model.kernels.simd import LANES, fma
 from statevla.model.kernels.staging import (
     FLOAT_BYTES,
     OPTIONS,

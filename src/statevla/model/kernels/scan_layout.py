@@ -17,16 +17,8 @@ from statevla.model.kernels.exponential import (
     softplus,
     softplus_slope,
 )
-from statevla.model.kernels.simd import (
-    LANES,
-    largest,
-    largest_lane,
-    load,
-    load_int,
-    splat,
-    store,
-    zero,
-)
+from statevla.model.kernels.memory import load, load_int, store
+from statevla.model.kernels.simd import LANES, largest, largest_lane, splat, zero
 from statevla.model.kernels.staging import (
     FLOAT_BYTES,
     HEADER,

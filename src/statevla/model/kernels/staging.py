@@ -12,8 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numba import config, njit
 
-from statevla.model.kernels.simd import (
-    LANES,
+from statevla.model.kernels.memory import (
     copy_bits16,
     fetch_and_increment,
     load,
@@ -25,8 +24,8 @@ from statevla.model.kernels.simd import (
     store,
     store_bf16,
     store_scalar,
-    zero,
 )
+from statevla.model.kernels.simd import LANES, zero
 
 # Slots of a kernel's parameter block (int64). First the header, which `threads.run_kernel` fills.
 NEXT_TASK, NUM_TASKS, NEXT_WORKER, SCRATCH, SCRATCH_BYTES, HEADER = 0, 1, 2, 3, 4, 5

@@ -13,22 +13,19 @@ from numba import cfunc, njit, types
 
 from statevla.model.kernels.exponential import sigmoid
 from statevla.model.kernels.matmul_kernel import MAX_ROWS, TILE_BYTES, VECTORS, WIDTH, multiply_bf16
-from statevla.model.kernels.simd import (
-    LANES,
+from statevla.model.kernels.memory import (
     as_address,
-    fma,
     interleave_bf16,
     load,
     load_bf16,
     load_int,
     load_scalar,
-    splat,
     store,
     store_bf16,
     store_interleaved_bf16,
     store_scalar,
-    zero,
 )
+from statevla.model.kernels.simd import LANES, fma, splat, zero
 from statevla.model.kernels.staging import CACHE, FLOAT_BYTES, OPTIONS, VECTOR_BYTES, claim_scratch, claim_task
 from statevla.model.kernels.stem_layout import (
     CHANNELS,

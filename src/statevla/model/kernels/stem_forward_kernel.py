@@ -10,23 +10,19 @@ from numba import cfunc, njit, types
 
 from statevla.model.kernels.exponential import sigmoid
 from statevla.model.kernels.matmul_kernel import MAX_ROWS, TILE_BYTES, VECTORS, WIDTH, multiply_bf16
-from statevla.model.kernels.picture_kernels import average_groups
-from statevla.model.kernels.simd import (
-    LANES,
+from statevla.model.kernels.memory import (
     as_address,
-    fma,
     load,
     load_float_bits,
     load_int,
     load_scalar,
-    reciprocal_sqrt,
-    splat,
     store,
     store_bf16,
     store_pixels_bf16,
     store_scalar,
-    zero,
 )
+from statevla.model.kernels.picture_kernels import average_groups
+from statevla.model.kernels.simd import LANES, fma, reciprocal_sqrt, splat, zero
 from statevla.model.kernels.staging import CACHE, FLOAT_BYTES, OPTIONS, VECTOR_BYTES, claim_scratch, claim_task
 from statevla.model.kernels.stem_layout import (
     BIAS,
