@@ -95,6 +95,10 @@ def test_metadata(converted: Path, libero_dir: Path) -> None:
     frames = np.concatenate([e.images["agentview"] for e in episodes]).reshape(-1, 3) / 255
     np.testing.assert_allclose(np.ravel(stats["observation.images.image"]["mean"]), frames.mean(0), atol=1e-6)
     np.testing.assert_allclose(np.ravel(stats["observation.images.image"]["std"]), frames.std(0), atol=1e-6)
+    # Frames, not pixels: LeRobot weighs by it what it joins.
+    assert stats["observation.images.image"]["count"] == [info["total_frames"]]
+    table = pq.read_table(converted / "meta/episodes/chunk-000/file-000.parquet").to_pydict()
+    assert table["stats/observation.images.image/count"] == [[length] for length in table["length"]]
     q50 = np.quantile(frames, 0.5, axis=0)
     np.testing.assert_allclose(np.ravel(stats["observation.images.image"]["q50"]), q50, atol=1.1 / 255)
     rows = pq.read_table(converted / "data/chunk-000/file-000.parquet").to_pydict()
