@@ -37,10 +37,27 @@ class JepaLosses(NamedTuple):
     keyframe: Tensor
 
 
-def weighted(config: JepaLossConfig, **terms: Tensor) -> JepaLosses:
-    """The terms by name, and their sum, each weighted by the key `<name>_weight`."""
-    total = sum(getattr(config, f"{name}_weight") * term for name, term in terms.items())
-    return JepaLosses(total=total, **terms)
+def weighted(
+    config: JepaLossConfig,
+    prediction: Tensor,
+    variance: Tensor,
+    covariance: Tensor,
+    sigreg: Tensor,
+    tc_sigreg: Tensor,
+    inverse_dynamics: Tensor,
+    keyframe: Tensor,
+) -> JepaLosses:
+    """The terms, and their weighted sum."""
+    total = (
+        config.prediction_weight * prediction
+        + config.variance_weight * variance
+        + config.covariance_weight * covariance
+        + config.sigreg_weight * sigreg
+        + config.tc_sigreg_weight * tc_sigreg
+        + config.inverse_dynamics_weight * inverse_dynamics
+        + config.keyframe_weight * keyframe
+    )
+    return JepaLosses(total, prediction, variance, covariance, sigreg, tc_sigreg, inverse_dynamics, keyframe)
 
 
 def in_float32(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
