@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -69,3 +71,26 @@ def test_another_servers_answers_are_one_line(silent: int) -> None:
         for ask, key in ((client.act, "needs_observation"), (client.act_chunk, "actions")):
             with pytest.raises(PolicyClientError, match=rf"not its protocol \(no '{key}' in its answer\)"):
                 ask({})
+
+
+def test_the_client_warns_of_nothing(silent: int) -> None:
+    """Also not of what websockets will change: connections that are not entered."""
+    code = (
+        "import sys\n"
+        "from statevla_client import PolicyClient\n"
+        "for close in (True, False):\n"
+        "    client = PolicyClient(port=int(sys.argv[1]))\n"
+        "    assert client.infer({}) == {}\n"
+        "    client.close() if close else client.__exit__(None, None, None)\n"
+        "    client.close()\n"
+    )
+    run = [sys.executable, "-W", "error", "-X", "dev", "-c", code, str(silent)]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_closed_client_says_so(silent: int) -> None:
+    client = PolicyClient(port=silent)
+    client.close()
+    with pytest.raises(PolicyClientError, match="closed the connection"):
+        client.infer({})

@@ -201,3 +201,10 @@ def test_first_block_may_be_built_on_the_meta_device() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] == "meta"
+
+
+def test_the_choice_is_marked_as_pytorch_marks_constants() -> None:
+    """The mark is made by hand, for the compiler is not imported for it; its name must be PyTorch's own."""
+    marked = torch.compiler.assume_constant_result(lambda: None)
+    assert vars(marked).items() <= vars(resolve_backend).items()
+    assert vars(marked)

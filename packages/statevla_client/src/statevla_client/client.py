@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
@@ -81,6 +82,7 @@ class PolicyClient:
     ) -> None:
         self._address = host if host.startswith(("ws://", "wss://")) else protocol.url(host, port)
         self._timeout_s = timeout_s
+        self._open = ExitStack()
         self._connection = self._connect(api_key, time.monotonic() + wait_s)
         self._needs_observation = True
         self.surprise: float | None = None
@@ -148,7 +150,7 @@ class PolicyClient:
 
     def close(self) -> None:
         """Say goodbye; calling it twice does no harm."""
-        self._connection.close()
+        self._open.close()
 
     def __enter__(self) -> PolicyClient:
         return self
@@ -170,13 +172,16 @@ class PolicyClient:
         headers = {"Authorization": f"{protocol.API_KEY_SCHEME} {api_key}"} if api_key else None
         while True:
             try:
-                return connect(
-                    self._address,
-                    additional_headers=headers,
-                    compression=None,
-                    max_size=MAX_ANSWER_BYTES,
-                    open_timeout=self._timeout_s,
-                    proxy=None,
+                # websockets 17 wants its connections entered; every version since 15 lets them be.
+                return self._open.enter_context(
+                    connect(
+                        self._address,
+                        additional_headers=headers,
+                        compression=None,
+                        max_size=MAX_ANSWER_BYTES,
+                        open_timeout=self._timeout_s,
+                        proxy=None,
+                    )
                 )
             except InvalidStatus as error:
                 body = (error.response.body or b"").decode("utf-8", "replace").strip()

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ _MODULES = {
     "mamba_ssm": "statevla.model.mamba.scan_mamba_ssm",
 }
 _PORTABLE = "chunked"
+_Function = TypeVar("_Function", bound=Callable[..., object])
 _load_lock = threading.RLock()
 
 
@@ -148,7 +149,13 @@ def _choose(name: str, source: str, device: str, dtype: torch.dtype) -> tuple[st
     return fast, asked
 
 
-@torch.compiler.assume_constant_result
+def _constant_in_graphs(function: _Function) -> _Function:
+    """What `torch.compiler.assume_constant_result` does, which imports the compiler (over a second) for one mark."""
+    function.__dict__["_dynamo_marked_constant"] = True
+    return function
+
+
+@_constant_in_graphs
 def resolve_backend(requested: str, device: str, dtype: torch.dtype) -> str:
     """Name of the backend that runs for tensors on `device` (a device type) with `dtype`.
 
