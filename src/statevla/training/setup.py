@@ -19,7 +19,7 @@ from statevla.model.statevla_model import StateVLA
 from statevla.robots import RobotSpec
 from statevla.training.latents import LatentSamples, open_latents
 from statevla.training.sources import Source, measure_statistics, open_further_sources, open_main_source
-from statevla.training.start import begin_with, open_initial, open_phase1, warn_of_other_data
+from statevla.training.start import begin_with, open_initial, open_phase1, warn_of_other_data, with_cameras_of
 from statevla.transforms import Statistics, Transform
 
 
@@ -99,6 +99,8 @@ def prepare(
         # How the encoder was trained is a fact of the checkpoint, whatever this run's file says.
         training = config.training.model_copy(update={"phase1": phase1.config.training.phase1})
         config = config.model_copy(update={"training": training})
+    for flag, checkpoint in (("--phase1_checkpoint", phase1), ("--init_checkpoint", initial)):
+        config = config if checkpoint is None else with_cameras_of(config, checkpoint, flag)
     data = _open_data(config, phase, phase1, context)
     statistics = measure_statistics(data.config, data.robot, data.sources)
     for checkpoint in filter(None, (phase1, initial)):

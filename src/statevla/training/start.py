@@ -10,6 +10,7 @@ import numpy as np
 
 from statevla.checkpoints.checkpoint import LoadedCheckpoint, load_checkpoint, load_strict
 from statevla.config import PHASES, Config
+from statevla.data import open_reader
 from statevla.errors import UserError
 from statevla.model.statevla_model import StateVLA
 from statevla.transforms import STD_FLOOR, Statistics
@@ -85,6 +86,29 @@ def begin_with(model: StateVLA, initial: LoadedCheckpoint, say: Callable[[str], 
 def open_dims(config: Config) -> set[str]:
     """Keys of `model` that are `auto`: they are the robot's, which is compared by itself."""
     return {key for key in ("action_dim", "robot_state_dim", "cameras") if not getattr(config.model, key)}
+
+
+def with_cameras_of(config: Config, checkpoint: LoadedCheckpoint, flag: str) -> Config:
+    """The configuration with the cameras of the checkpoint that `flag` gave, where it leaves them to the data.
+
+    They go by name: weights know a camera by its place among the tokens. In the data's own order, the alphabet's where
+    nothing is declared, a wrist would come into the place of a scene.
+
+    Raises:
+        UserError: the data has no camera of that name.
+    """
+    if config.model.cameras:
+        return config
+    data, cameras = config.data, checkpoint.robot.camera_names
+    with open_reader(data.path, data.format, data.orientation, data.robot) as reader:
+        missing = [name for name in cameras if name not in reader.cameras]
+        if missing:
+            raise UserError(
+                f"{flag} {checkpoint.path}: it sees the cameras {', '.join(cameras)}, data {reader.path} has "
+                f"{', '.join(reader.cameras) or 'none'}; say by a key which of these is '{missing[0]}', in a YAML file "
+                f"for data.robot (cameras: [{{name: {missing[0]}, key: ...}}])"
+            )
+    return config.model_copy(update={"model": config.model.model_copy(update={"cameras": list(cameras)})})
 
 
 def encoder_differences(config: Config, trained: Config) -> list[str]:
