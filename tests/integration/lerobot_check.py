@@ -6,9 +6,6 @@ python lerobot_check.py <python with lerobot and the plugin>
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,14 +17,16 @@ from safetensors.torch import load_file
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+from lerobot_citizen import check_citizen  # noqa: E402
+from lerobot_commands import LeRobot, logged  # noqa: E402
 from lerobot_data import INSTRUCTION, relative_targets, write_arm_data, write_libero_data  # noqa: E402
 
 from libero_files import TASKS  # noqa: E402
+from statevla.acting.policy import load_policy  # noqa: E402
 from statevla.checkpoints.checkpoint import LoadedCheckpoint, load_checkpoint  # noqa: E402
 from statevla.data import open_reader  # noqa: E402
-from statevla.model.language import build_language_encoder  # noqa: E402
 from statevla.robots import LIBERO, ImageOrientation, RobotSpec, load_robot  # noqa: E402
-from statevla.transforms import Transform, to_upright  # noqa: E402
+from statevla.transforms import to_upright  # noqa: E402
 from statevla.types import Observation  # noqa: E402
 
 CONFIG = """
@@ -52,11 +51,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_settings(folder)
-        check_libero(LeRobot(sys.argv[1], folder))
-        check_arm(LeRobot(sys.argv[1], folder))
-    print(
-        "lerobot: both phases, bc, resume, acting, export and re-import as expected, for a declared and another robot"
-    )
+        lerobot = LeRobot(sys.argv[1], folder)
+        check_libero(lerobot)
+        check_arm(lerobot)
+        check_citizen(lerobot)
+    print("lerobot: all phases, resume, acting, both ways between the checkpoints, presets and adapters as expected")
 
 
 def write_settings(folder: Path) -> None:
@@ -68,25 +67,40 @@ def write_settings(folder: Path) -> None:
     (folder / "tiny.yaml").write_text(CONFIG.format(embeddings=folder / "embeddings.npz"))
 
 
+def learn(lerobot: LeRobot, data: str, phase: str, output: str, *arguments: str) -> Path:
+    """Train a phase long enough to see that it learns."""
+    given = ("--policy.type=statevla", f"--policy.phase={phase}", "--batch_size=16", *arguments)
+    folder, text = lerobot.train(lerobot.folder / data, output, STEPS, *given)
+    losses = logged(text, "loss")
+    assert len(losses) == STEPS, text[-3000:]
+    first, late = np.mean(losses[:8]), np.mean(losses[STEPS // 2 :])
+    assert late < 0.95 * first, f"phase {phase} does not learn: {losses}"
+    return folder
+
+
 def check_libero(lerobot: LeRobot) -> None:
     """The robot that a converted data set declares: both phases, and everything else."""
     folder = lerobot.folder
     write_libero_data(folder)
-    settings = [f"--policy.config_file={folder / 'tiny.yaml'}"]
-    phase1 = lerobot.train("libero", "1", folder / "phase1", settings)
+    settings = f"--policy.config_file={folder / 'tiny.yaml'}"
+    phase1 = learn(lerobot, "libero", "1", "phase1", settings)
     check_phase1(phase1)
-    phase2 = lerobot.train("libero", "2", folder / "phase2", [f"--policy.phase1_checkpoint={phase1}"])
+    phase2 = learn(lerobot, "libero", "2", "phase2", f"--policy.phase1_checkpoint={phase1}")
     check_phase2(phase1, phase2)
-    lerobot.train("libero", "bc", folder / "bc", settings)
-    lerobot.resume(folder / "phase1")
-    checkpoint = lerobot.act(phase2, "libero")
+    learn(lerobot, "libero", "bc", "bc", settings)
+    text = lerobot.resume("phase1", STEPS + 4)
+    assert f"step:{STEPS + 4}" in text.replace(" ", ""), text[-3000:]
+    weights = load_file(lerobot.checkpoint("phase1") / "model.safetensors")
+    assert int(weights["num_updates"]) == STEPS + 4
+    checkpoint = act(lerobot, phase2, "libero")
     assert checkpoint.robot.difference(LIBERO) is None
     check_answers(np.load(folder / "libero.npz"), checkpoint)
     # An encoder of StateVLA's own trainer serves as phase 1, too.
-    again = lerobot.train("libero", "2", folder / "phase2b", [f"--policy.phase1_checkpoint={checkpoint.path}"])
+    again = learn(lerobot, "libero", "2", "phase2b", f"--policy.phase1_checkpoint={checkpoint.path}")
     check_phase2(phase1, again)
-    refused = lerobot.fail("libero", "2", [f"--policy.phase1_checkpoint={phase1}", "--policy.robot=libero_hand"])
-    assert "of another robot than the data set" in refused, refused[-3000:]
+    other = ["--policy.type=statevla", "--policy.phase=2", f"--policy.phase1_checkpoint={phase1}"]
+    refused = lerobot.fail(folder / "libero", *other, "--policy.robot=libero_hand")
+    assert "of another robot than the data set" in refused, refused
 
 
 def check_arm(lerobot: LeRobot) -> None:
@@ -98,8 +112,8 @@ def check_arm(lerobot: LeRobot) -> None:
         f"--policy.robot={folder / 'arm.yaml'}",
         "--policy.overrides=['data.relative_actions=all', 'data.action_normalization=quantile']",
     ]
-    trained = lerobot.train("arm", "bc", folder / "bc_arm", settings)
-    checkpoint = lerobot.act(trained, "arm")
+    trained = learn(lerobot, "arm", "bc", "bc_arm", *settings)
+    checkpoint = act(lerobot, trained, "arm")
     robot = load_robot(folder / "arm.yaml")
     assert checkpoint.robot.difference(robot) is None
     check_arm_statistics(checkpoint, folder / "arm", robot)
@@ -107,96 +121,29 @@ def check_arm(lerobot: LeRobot) -> None:
     check_answers(answers, checkpoint)
     assert np.abs(answers["chunks"][..., 1:] - answers["state/joints"][:, None]).max() < 1.0  # around where it is
     # Undeclared, the names of its features make it a robot of seven continuous numbers.
-    derived = robot_of(lerobot.train("arm", "bc", folder / "bc_derived", settings[:1]))
+    derived = robot_of(learn(lerobot, "arm", "bc", "bc_derived", settings[0]))
     assert derived.describe_actions() == "action (7 continuous, absolute)"
     assert (derived.describe_state(), derived.control_freq_hz) == ("state (6)", 10.0)
     assert derived.action_names == robot.action_names
     assert any("taken as absolute" in sentence for sentence in derived.assumed)
     (folder / "wrong.yaml").write_text((folder / "arm.yaml").read_text().replace("j6]", "j6, j7]"))
-    refused = lerobot.fail("arm", "bc", [*settings, f"--policy.robot={folder / 'wrong.yaml'}"])
-    assert "robot 'arm' declares 8" in refused, refused[-3000:]
+    given = ["--policy.type=statevla", "--policy.phase=bc", *settings, f"--policy.robot={folder / 'wrong.yaml'}"]
+    refused = lerobot.fail(folder / "arm", *given)
+    assert "robot 'arm' declares 8" in refused, refused
 
 
-class LeRobot:
-    """Its commands, in its own environment, offline."""
-
-    def __init__(self, python: str, folder: Path) -> None:
-        self._python, self.folder = python, folder
-        offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "hf")}
-        self._environment = {**os.environ, **offline, "OMP_NUM_THREADS": "1", "STATEVLA_HOME": str(folder / "home")}
-
-    def train(self, data: str, phase: str, output: Path, arguments: list[str]) -> Path:
-        """Run lerobot-train; returns the `pretrained_model` folder of the last step."""
-        text = self._run("lerobot.scripts.lerobot_train", *self._arguments(data, phase, output), *arguments)
-        losses = [float(value) for value in re.findall(r"loss:(\S+)", text)]
-        assert len(losses) == STEPS // 4, text[-3000:]
-        first, late = np.mean(losses[:2]), np.mean(losses[len(losses) // 2 :])
-        assert late < 0.95 * first, f"phase {phase} does not learn: {losses}"
-        return (output / "checkpoints" / "last" / "pretrained_model").resolve()
-
-    def fail(self, data: str, phase: str, arguments: list[str]) -> str:
-        """Run lerobot-train with arguments that it must refuse; returns what it says."""
-        output = self.folder / "refused"
-        given = [*self._arguments(data, phase, output), *arguments]
-        result = self._start("lerobot.scripts.lerobot_train", *given)
-        assert result.returncode != 0, "it trained"
-        return result.stdout + result.stderr
-
-    def resume(self, output: Path) -> None:
-        config = output / "checkpoints" / "last" / "pretrained_model" / "train_config.json"
-        text = self._run(
-            "lerobot.scripts.lerobot_train", f"--config_path={config}", "--resume=true", f"--steps={STEPS + 4}"
-        )
-        assert re.search(rf"step:{STEPS + 4}\b", text), text[-3000:]
-        weights = load_file(output / "checkpoints" / "last" / "pretrained_model" / "model.safetensors")
-        assert int(weights["num_updates"]) == STEPS + 4
-
-    def act(self, checkpoint: Path, data: str) -> LoadedCheckpoint:
-        """Let a policy answer, into `<data>.npz`, and export it."""
-        files = [str(self.folder / name) for name in (data, f"{data}.npz", f"exported_{data}")]
-        self._run(str(HERE / "lerobot_plugin_side.py"), str(checkpoint), *files)
-        return load_checkpoint(self.folder / f"exported_{data}" / "best")
-
-    def _arguments(self, data: str, phase: str, output: Path) -> list[str]:
-        return [
-            f"--dataset.repo_id=local/{data}",
-            f"--dataset.root={self.folder / data}",
-            "--dataset.video_backend=pyav",
-            "--policy.type=statevla",
-            f"--policy.phase={phase}",
-            f"--policy.training_steps={STEPS}",
-            "--policy.push_to_hub=false",
-            "--policy.device=cpu",
-            f"--steps={STEPS}",
-            f"--save_freq={STEPS}",
-            "--log_freq=4",
-            "--batch_size=16",
-            "--num_workers=0",
-            "--eval_freq=0",
-            f"--output_dir={output}",
-        ]
-
-    def _run(self, *arguments: str) -> str:
-        result = self._start(*arguments)
-        assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
-        return result.stdout + result.stderr
-
-    def _start(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [self._python, str(HERE / "lerobot_run.py"), *arguments],
-            env=self._environment,
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=400,
-        )
+def act(lerobot: LeRobot, policy: Path, data: str) -> LoadedCheckpoint:
+    """Let a policy answer, into `<data>.npz`, and export it."""
+    files = [str(lerobot.folder / name) for name in (data, f"{data}.npz", f"exported_{data}")]
+    lerobot.run(str(HERE / "lerobot_plugin_side.py"), str(policy), *files)
+    return load_checkpoint(lerobot.folder / f"exported_{data}" / "best")
 
 
 def robot_of(checkpoint: Path) -> RobotSpec:
     """The robot that a policy of the plugin keeps."""
-    saved = json.loads((checkpoint / "config.json").read_text())
-    robot = RobotSpec.from_dict(json.loads(saved["robot_settings"]), "config.json")
-    assert json.loads(saved["settings"])["model"]["cameras"] == list(robot.camera_names)
+    saved = json.loads(json.loads((checkpoint / "config.json").read_text())["settings"])
+    robot = RobotSpec.from_dict(saved["robot"], "config.json")
+    assert saved["config"]["model"]["cameras"] == list(robot.camera_names)
     return robot
 
 
@@ -219,17 +166,15 @@ def check_phase2(phase1: Path, phase2: Path) -> None:
     """The encoder is phase 1's, bit for bit; the policy has moved."""
     before, after = (load_file(folder / "model.safetensors") for folder in (phase1, phase2))
     for name, tensor in before.items():
-        frozen = name.startswith("model.state_encoder.") or name.endswith("_statistics")
-        if frozen:
+        if name.startswith("model.state_encoder."):
             assert torch.equal(tensor, after[name]), f"{name} changed in phase 2"
     assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("model.policy."))
 
 
 def check_answers(answers: np.lib.npyio.NpzFile, checkpoint: LoadedCheckpoint) -> None:
     """The exported checkpoint answers as the plugin did, on the frames that LeRobot decoded."""
-    transform = Transform(checkpoint.config.model, checkpoint.statistics, checkpoint.robot)
-    language = build_language_encoder(checkpoint.config.language, checkpoint.config.model.language_dim)
-    known, robot = checkpoint.statistics.actions, checkpoint.robot
+    robot = checkpoint.robot
+    acting = load_policy(checkpoint.path, device="cpu")
     for step, chunk in enumerate(answers["chunks"]):
         images = {
             camera: to_upright(
@@ -239,10 +184,8 @@ def check_answers(answers: np.lib.npyio.NpzFile, checkpoint: LoadedCheckpoint) -
         }
         state = {field.name: answers[f"state/{field.name}"][step] for field in robot.policy_fields}
         seen = Observation(images, state, str(answers["task"]))
-        batch = transform.observation_to_model_input([seen], language.encode([seen.instruction]))
-        sampled = checkpoint.model.sample_actions(batch, noise=torch.from_numpy(answers["noise"][step : step + 1]))
-        mine = transform.targets_to_chunks(sampled, transform.raw_state([seen]))[0].numpy()
-        np.testing.assert_allclose(chunk, mine.clip(known.min, known.max), atol=2e-4)
+        mine = acting.act_chunk(seen, noise=[torch.from_numpy(answers["noise"][step])]).actions
+        np.testing.assert_array_equal(chunk, mine)
         commands = {float(value) for values in robot.binary_values() for value in values}
         assert set(np.unique(chunk[:, robot.is_binary])) <= commands
 

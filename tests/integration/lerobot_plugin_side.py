@@ -27,11 +27,11 @@ def main():
     before, after = make_pre_post_processors(config, pretrained_path=str(checkpoint))
     dataset = LeRobotDataset("local/tiny", root=data, video_backend="pyav")
     torch.manual_seed(0)
-    robot = policy.robot
+    robot = policy.settings.robot
     stored = {"noise": [], "chunks": []}
     for step in range(NUM_STEPS):
         sample = dataset[step]
-        noise = torch.randn(1, policy.settings.model.action_seq_len, robot.num_continuous)
+        noise = torch.randn(1, policy.settings.config.model.action_seq_len, robot.num_continuous)
         seen = {key: value for key, value in sample.items() if key.startswith("observation.") or key == "task"}
         batch = before(seen)
         chunk = policy.predict_action_chunk(batch, noise=noise)

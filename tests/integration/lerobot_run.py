@@ -37,7 +37,7 @@ class VideoReader:
 
 
 def mend_torchvision() -> None:
-    for name in ("nms", "qnms"):
+    for name in ("nms", "qnms") if torch.version.cuda is None else ():
         if not hasattr(torch.ops.torchvision, name):
             _LIBRARY.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import torchvision

@@ -208,11 +208,17 @@ class StateVLAPolicy:
         return self.act_batch([(self._session, observation)])[0]
 
     @overload
-    def act_chunk(self, observation: Observation) -> ActionChunk: ...
+    def act_chunk(self, observation: Observation, noise: Sequence[Tensor] | None = None) -> ActionChunk: ...
     @overload
-    def act_chunk(self, observation: Sequence[Observation]) -> list[ActionChunk]: ...
-    def act_chunk(self, observation: Observation | Sequence[Observation]) -> ActionChunk | list[ActionChunk]:
+    def act_chunk(
+        self, observation: Sequence[Observation], noise: Sequence[Tensor] | None = None
+    ) -> list[ActionChunk]: ...
+    def act_chunk(
+        self, observation: Observation | Sequence[Observation], noise: Sequence[Tensor] | None = None
+    ) -> ActionChunk | list[ActionChunk]:
         """Ask for whole chunks, without queue or blending; each one takes the noise of the next query.
+
+        `noise`, standard normal `[H, C]` for each, is taken instead of it.
 
         What is executed of them is not known here, so there is no surprise; `act` and sessions have one.
 
@@ -221,8 +227,8 @@ class StateVLAPolicy:
         """
         observations = list(observation) if isinstance(observation, Sequence) else [observation]
         session = self._session
-        noise = [self._noise(session.episode, session.num_queries + i) for i in range(len(observations))]
-        sampled, _ = self._sample(observations, noise)
+        own = [self._noise(session.episode, session.num_queries + i) for i in range(len(observations))]
+        sampled, _ = self._sample(observations, own if noise is None else noise)
         chunks = [ActionChunk(chunk) for chunk in sampled]
         for _ in chunks:
             session.note(None)

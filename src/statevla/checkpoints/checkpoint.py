@@ -28,6 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from statevla.checkpoints.hub import download, is_repo_id
+from statevla.checkpoints.lerobot_policy import as_checkpoint, is_lerobot_policy
 from statevla.checkpoints.version import (
     MODEL_FILE,
     STATE_FOLDER,
@@ -164,8 +165,8 @@ def resolve_checkpoint(path: str | Path) -> Path:
     """The checkpoint folder that `path` means.
 
     It may be a checkpoint, a run folder (its best, else its last), or `checkpoint_best.pt` / `checkpoint_last.pt` in
-    a run folder, whether or not these links exist, the name of a policy that comes along, or `owner/repository` of
-    the Hugging Face hub. What is here comes first.
+    a run folder, whether or not these links exist, a policy's folder of LeRobot's, the name of a policy that comes
+    along, or `owner/repository` of the Hugging Face hub. What is here comes first.
 
     Raises:
         UserError: there is none; what is there instead is named.
@@ -175,7 +176,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
     for name in names:
         folder = whole_folder(name)
         if folder is not None and (folder / MODEL_FILE).exists():
-            return folder.resolve()
+            return (as_checkpoint(folder) if is_lerobot_policy(folder) else folder).resolve()
     if wanted.is_file():
         raise UserError(
             f"checkpoint {wanted}: is a file; a checkpoint is a folder with {MODEL_FILE} and its JSON files"
@@ -183,7 +184,8 @@ def resolve_checkpoint(path: str | Path) -> Path:
     if str(path) in bundled_policies():
         return (bundled_dir("models") / path).resolve()
     if wanted.name not in ALIASES and is_repo_id(path):
-        return download(str(path)).resolve()
+        folder = download(str(path))
+        return (as_checkpoint(folder) if is_lerobot_policy(folder) else folder).resolve()
     here = wanted if wanted.is_dir() else wanted.parent
     found = sorted(entry.name for entry in here.iterdir()) if here.is_dir() else []
     has = f"{here} has {', '.join(found[:8])}" if found else f"{here} is empty or absent"

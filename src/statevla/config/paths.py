@@ -10,6 +10,8 @@ from statevla.errors import UserError
 
 _PACKAGE = Path(__file__).parents[1]
 
+LEROBOT_POLICIES = "lerobot_policies"
+"""Folder, in `home_dir()`, of checkpoints made of what LeRobot trained."""
 EARLIER = "earlier"
 """Folder, beside a demo's or an experiment's results, for those of other settings; reports leave it out."""
 
@@ -70,10 +72,12 @@ def find_config(name: str | Path) -> Path:
 
 
 def is_lent(checkpoint: Path) -> bool:
-    """Whether a checkpoint's folder is the package's or the hub's cache's, where nobody else writes."""
+    """Whether a checkpoint's folder is the package's, the hub's cache's or made of a policy of LeRobot's, where nobody
+    else writes."""
     above = checkpoint.parent
     in_hub_cache = above.name == "snapshots" and above.parent.name.startswith("models--")
-    return in_hub_cache or above == bundled_dir("models").resolve()
+    made = (home_dir() / LEROBOT_POLICIES).resolve()
+    return in_hub_cache or above in (bundled_dir("models").resolve(), made)
 
 
 def results_dir(checkpoint: Path, name: str) -> Path:

@@ -257,15 +257,18 @@ class StateVLA(nn.Module):
         """Evaluation mode; on a CPU, `encode` and `sample_actions` become one call each (`model/program/`).
 
         Parameters and state dict stay as they are. Training mode, gradients, a move and any change of the weights lead
-        back to the modules; so does a processor or scan backend for which there are no programs.
+        back to the modules; so does a processor or scan backend for which there are no programs, and a module of
+        another library (LoRA's adapters).
 
         Args:
             precision: `bf16` or `fp32`, of the stacks' products.
         """
         self.eval()
+        self._programs = None
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         device = next(self.parameters()).device.type
-        if resolve_backend(self.config.model.mamba.scan_backend, device, torch.float32) == "numba":
+        is_own = all(type(module).__module__.startswith(("torch.", "statevla.")) for module in self.modules())
+        if is_own and resolve_backend(self.config.model.mamba.scan_backend, device, torch.float32) == "numba":
             from statevla.model.program import ActingPrograms, multiplies
 
             parts = (self.state_encoder, self.policy, self.gripper)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +19,24 @@ EMA_WARMUP = 10.0
 def build_optimizer(
     parameters: Mapping[str, nn.Parameter], learning_rate: float, config: TrainingConfig
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019). Vectors, scalars and parameters marked `_no_weight_decay` do not decay."""
-    decaying: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for parameter in parameters.values():
-        decays = parameter.ndim > 1 and not getattr(parameter, "_no_weight_decay", False)
-        (decaying if decays else others).append(parameter)
+    """AdamW (Loshchilov & Hutter 2019) on `parameter_groups`."""
     return torch.optim.AdamW(
-        [{"params": decaying, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        parameter_groups(parameters.values(), config.weight_decay),
         lr=learning_rate,
         betas=config.betas,
         # On a CPU the loop over tensors takes ten times as long as the fused kernel; CUDA's default is fast.
         fused=all(parameter.device.type == "cpu" for parameter in parameters.values()) or None,
     )
+
+
+def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's groups: vectors, scalars and parameters marked `_no_weight_decay` do not decay."""
+    decaying: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for parameter in parameters:
+        decays = parameter.ndim > 1 and not getattr(parameter, "_no_weight_decay", False)
+        (decaying if decays else others).append(parameter)
+    return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

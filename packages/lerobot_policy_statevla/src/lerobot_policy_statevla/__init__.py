@@ -2,6 +2,9 @@
 
 from lerobot_policy_statevla.configuration_statevla import StateVLAConfig
 from lerobot_policy_statevla.modeling_statevla import StateVLAPolicy, export_checkpoint
+from lerobot_policy_statevla.own_checkpoints import take_paths
 from lerobot_policy_statevla.processor_statevla import make_statevla_pre_post_processors
 
 __all__ = ["StateVLAConfig", "StateVLAPolicy", "export_checkpoint", "make_statevla_pre_post_processors"]
+
+take_paths()

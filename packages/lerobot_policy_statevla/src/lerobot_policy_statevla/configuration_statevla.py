@@ -1,10 +1,10 @@
-"""Configuration: which phase, from which StateVLA settings, for which robot."""
+"""Configuration: which phases, from which StateVLA settings, for which robot."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,17 @@ from typing import Any
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import NormalizationMode
 from lerobot.optim.optimizers import AdamWConfig
-from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
 
-from lerobot_policy_statevla.robot import robot_of_dataset, same_robot
-from statevla.checkpoints.checkpoint import read_config, read_robot, resolve_checkpoint
-from statevla.config import PHASES, Config, config_from_dict, fit_to_robot, load_config
+from lerobot_policy_statevla.progress import StateVLASchedulerConfig
+from statevla.checkpoints.checkpoint import read_config, resolve_checkpoint
+from statevla.checkpoints.lerobot_policy import PolicySettings
+from statevla.config import PHASES, Config, load_config
 from statevla.errors import UserError
-from statevla.robots import ImageOrientation, RobotSpec, load_robot
+from statevla.robots import ImageOrientation
 
+BOTH = "both"
 ORIENTATIONS = tuple(orientation.value for orientation in ImageOrientation)
+KEPT, OF_DATASET = "kept", "dataset"
 
 
 @PreTrainedConfig.register_subclass("statevla")
@@ -29,29 +31,35 @@ class StateVLAConfig(PreTrainedConfig):
     """Settings of one training run, and of the policy that comes out of it.
 
     Attributes:
-        phase: `1` (Temporal JEPA), `2` (flow matching on the frozen encoder) or `bc` (end to end).
+        phase: `both` (Temporal JEPA, then flow matching on its frozen encoder), one of them alone (`1`, `2`), or `bc`
+            (end to end).
+        phase1_share: of the steps, that phase 1 takes in `both`.
         phase1_checkpoint: for phase 2, a `pretrained_model` folder of a phase-1 run, or a checkpoint of StateVLA's own.
-        config_file: StateVLA's YAML configuration; None is the spec's. Phase 2 takes phase 1's instead.
+        config_file: StateVLA's YAML configuration, or the name of a preset. Phase 2 takes phase 1's instead.
         overrides: dotted keys over it, such as `training.phase1.frame_skip=4`.
         robot: what actions, state and cameras mean: the name of a known robot or a YAML file; `auto` believes the data
             set's `info.json`, else the names of its features.
-        n_action_steps: actions executed per chunk; None is the whole chunk.
         image_orientation: one of `ORIENTATIONS`; `auto` believes the robot's cameras.
-        training_steps: length of the learning-rate and EMA schedules; give what `--steps` says.
-        settings: the whole resolved StateVLA configuration as JSON; written by the policy, not by hand.
-        robot_settings: the robot as JSON, with the data set's features as keys; likewise.
+        chunk_size: actions per chunk; None takes `model.action_seq_len`.
+        n_action_steps: actions executed per chunk; None is the whole chunk.
+        optimizer_lr: peak of the learning rate; None takes the configuration's, of each phase.
+        statistics: what a trained policy normalises by when it is trained on: its own (`kept`), or the new data set's
+            (`dataset`).
+        settings: what was resolved (`PolicySettings`), as JSON; written by the policy, not by hand.
     """
 
-    phase: str = "2"
+    phase: str = BOTH
+    phase1_share: float = 0.6
     phase1_checkpoint: str | None = None
-    config_file: str | None = None
+    config_file: str = "compact"
     overrides: list[str] = field(default_factory=list)
     robot: str = "auto"
-    n_action_steps: int | None = None
     image_orientation: str = "auto"
-    training_steps: int = 100_000
+    chunk_size: int | None = None
+    n_action_steps: int | None = None
+    optimizer_lr: float | None = None
+    statistics: str = KEPT
     settings: str | None = None
-    robot_settings: str | None = None
 
     # Everything passes through LeRobot's normaliser: what a trained encoder was fed with is part of its weights, while
     # lerobot-train replaces a loaded normaliser's statistics by those of whatever data set it sees next.
@@ -62,24 +70,18 @@ class StateVLAConfig(PreTrainedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.phase = str(self.phase)
-        if self.phase not in PHASES:
-            raise ValueError(f"policy.phase: expected one of {', '.join(PHASES)}, got '{self.phase}'")
-        if self.image_orientation not in ("auto", *ORIENTATIONS):
-            raise ValueError(
-                f"policy.image_orientation: expected auto or one of {', '.join(ORIENTATIONS)}, got "
-                f"'{self.image_orientation}'"
-            )
-        if any(mode is not NormalizationMode.IDENTITY for mode in self.normalization_mapping.values()):
-            raise ValueError(
-                "policy.normalization_mapping: expected IDENTITY everywhere; statevla normalises by itself"
-            )
 
     # What LeRobot asks ------------------------------------------------------------------------------------------------
 
     @property
+    def phases(self) -> tuple[str, ...]:
+        """The trainer's phases that a run goes through, in turn."""
+        return ("1", "2") if self.phase == BOTH else (self.phase,)
+
+    @property
     def observation_delta_indices(self) -> list[int] | None:
         """Phase 1 sees windows of frames; the others see the present one."""
-        if self.phase != "1":
+        if "1" not in self.phases:
             return None
         phase1 = self.statevla().training.phase1
         return [phase1.frame_skip * i for i in range(phase1.num_frames)]
@@ -87,9 +89,10 @@ class StateVLAConfig(PreTrainedConfig):
     @property
     def action_delta_indices(self) -> list[int]:
         config = self.statevla()
-        phase1 = config.training.phase1
-        count = phase1.frame_skip * (phase1.num_frames - 1) if self.phase == "1" else config.model.action_seq_len
-        return list(range(count))
+        counts = [config.model.action_seq_len] if self.phases[-1] != "1" else []
+        if "1" in self.phases:
+            counts.append(config.training.phase1.frame_skip * (config.training.phase1.num_frames - 1))
+        return list(range(max(counts)))
 
     @property
     def reward_delta_indices(self) -> None:
@@ -103,20 +106,20 @@ class StateVLAConfig(PreTrainedConfig):
     def get_optimizer_preset(self) -> AdamWConfig:
         training = self.statevla().training
         return AdamWConfig(
-            lr=self._phase_section().learning_rate,
+            lr=self._peaks(training)[0],
             betas=training.betas,
             weight_decay=training.weight_decay,
             grad_clip_norm=training.grad_clip_norm,
         )
 
-    def get_scheduler_preset(self) -> CosineDecayWithWarmupSchedulerConfig:
-        section = self._phase_section()
-        return CosineDecayWithWarmupSchedulerConfig(
-            num_warmup_steps=max(1, min(section.warmup_steps, self.training_steps // 10)),
-            num_decay_steps=self.training_steps,
-            peak_lr=section.learning_rate,
-            decay_lr=0.0,
-        )
+    def get_scheduler_preset(self) -> StateVLASchedulerConfig:
+        training = self.statevla().training
+        warmups = [getattr(training, PHASES[phase].section).warmup_steps for phase in self.phases]
+        return StateVLASchedulerConfig(num_warmup_steps=warmups, peaks=self._peaks(training))
+
+    def _peaks(self, training: Any) -> list[float]:
+        """Learning rate of each phase."""
+        return [self.optimizer_lr or getattr(training, PHASES[phase].section).learning_rate for phase in self.phases]
 
     def validate_features(self) -> None:
         """Raise a ValueError unless the data set has pictures and actions; the robot says the rest."""
@@ -128,104 +131,73 @@ class StateVLAConfig(PreTrainedConfig):
     # StateVLA's side --------------------------------------------------------------------------------------------------
 
     def statevla(self) -> Config:
-        """StateVLA's configuration: the resolved one if there is one, else file, phase 1 and overrides as far as known.
+        """StateVLA's configuration, before the robot fills in its dimensions: file or phase 1, and what is set over it.
 
         Raises:
-            UserError: file or checkpoint are missing or wrong.
+            UserError: file or checkpoint are missing or wrong, or a value is out of range.
         """
+        self._check_choices()
+        chosen = list(self.overrides)
+        if self.chunk_size is not None:
+            chosen.append(f"model.action_seq_len={self.chunk_size}")
         if self.settings is not None:
-            return config_from_dict(json.loads(self.settings), "policy.settings")
-        if self.phase == "2" and self.phase1_checkpoint is not None:
-            return _overridden(read_phase1(self.phase1_checkpoint)[0].model_dump(mode="json"), self.overrides)
-        if self.config_file is not None:
-            return load_config(self.config_file, self.overrides)
-        return _overridden({}, self.overrides)
-
-    def resolve(self, dataset_meta: Any = None) -> tuple[Config, RobotSpec]:
-        """`statevla()` and the robot, each with what the other says; kept in `settings` and `robot_settings`.
-
-        Args:
-            dataset_meta: LeRobot's metadata of the data set; needed the first time, checked against later.
-
-        Raises:
-            UserError: settings, phase-1 checkpoint and data set do not fit each other.
-            ValueError: the data set lacks pictures or actions.
-        """
-        if self.settings is not None:
-            robot = _read_robot(self.robot_settings, "policy.robot_settings")
-            if dataset_meta is not None:
-                robot_of_dataset(dataset_meta.root, _seen(robot))
-            return self.statevla(), robot
-        self.validate_features()
-        if dataset_meta is None:
-            raise UserError(
-                "statevla: no data set to learn the robot from; make the policy with one, or load a trained one"
-            )
-        tree = self.statevla().model_dump(mode="json")
-        if self.phase == "2" and self.phase1_checkpoint is not None:
-            robot = self._robot_of_phase1(dataset_meta, self.phase1_checkpoint)
+            trained = self.trained().config
+            config = _overridden(trained.model_dump(mode="json"), chosen)
+            if config.model.action_seq_len != trained.model.action_seq_len:
+                raise UserError(
+                    f"policy.chunk_size {config.model.action_seq_len}: this policy answers chunks of "
+                    f"{trained.model.action_seq_len}; leave it out, or train anew"
+                )
+        elif self.phase == "2" and self.phase1_checkpoint is not None:
+            config = _overridden(config_of_checkpoint(self.phase1_checkpoint).model_dump(mode="json"), chosen)
         else:
-            robot = self._robot_of(dataset_meta)
-            tree["model"] |= dict.fromkeys(("cameras", "robot_state_dim", "action_dim"), "auto")
-        config, robot = fit_to_robot(config_from_dict(tree, "policy"), robot)
-        self.settings = json.dumps(config.model_dump(mode="json"))
-        self.robot_settings = json.dumps(robot.to_dict())
-        return config, robot
+            config = load_config(self.config_file, chosen)
+        self._check_steps(config.model.action_seq_len)
+        return config
 
-    def _robot_of(self, dataset_meta: Any, otherwise: RobotSpec | None = None) -> RobotSpec:
-        """The data set's robot, as `policy.robot` declares it, or `otherwise`."""
-        declared = otherwise if self.robot == "auto" else load_robot(self.robot)
-        orientation = None if self.image_orientation == "auto" else ImageOrientation(self.image_orientation)
-        return robot_of_dataset(dataset_meta.root, declared, orientation)
+    def trained(self) -> PolicySettings:
+        """What a trained policy was resolved to.
 
-    def _robot_of_phase1(self, dataset_meta: Any, path: str) -> RobotSpec:
-        """Phase 1's robot, bound to the data set; a data set that does not declare its robot is taken for phase 1's."""
-        _, trained = read_phase1(path)
-        robot = self._robot_of(dataset_meta)
-        # The keys of StateVLA's own checkpoints are those of its own data sets, these are LeRobot's.
-        if self.robot == "auto" and robot.assumed and is_lerobot_checkpoint(path):
-            robot = self._robot_of(dataset_meta, _seen(trained))
-        return same_robot(trained, robot, f"policy.phase1_checkpoint {path}")
+        Raises:
+            UserError: it was not trained, or its settings are damaged.
+        """
+        if self.settings is None:
+            raise UserError("statevla: this policy was not trained; make it with a data set, or load a trained one")
+        return PolicySettings.from_json(self.settings, "policy.settings")
 
-    def _phase_section(self) -> Any:
-        training = self.statevla().training
-        return getattr(training, PHASES[self.phase].section)
+    def _check_choices(self) -> None:
+        """Raise a UserError where a setting is none of those that there are; earlier, LeRobot would hide which."""
+        _check_choice("phase", self.phase, (BOTH, *PHASES))
+        _check_choice("image_orientation", self.image_orientation, ("auto", *ORIENTATIONS))
+        _check_choice("statistics", self.statistics, (KEPT, OF_DATASET))
+        if not 0 < self.phase1_share < 1:
+            raise UserError(f"policy.phase1_share: expected more than 0 and less than 1, got {self.phase1_share}")
+        if self.phase1_checkpoint is not None and self.phase != "2":
+            raise UserError(
+                f"policy.phase1_checkpoint: phase {self.phase} takes none; leave it out, or say --policy.phase=2"
+            )
+        if any(mode is not NormalizationMode.IDENTITY for mode in self.normalization_mapping.values()):
+            raise UserError("policy.normalization_mapping: expected IDENTITY everywhere; statevla normalises by itself")
 
-
-def is_lerobot_checkpoint(path: str) -> bool:
-    """Whether a folder was written by LeRobot with this policy, rather than by StateVLA's own trainer."""
-    file = Path(path) / "config.json"
-    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("type") == "statevla"
-
-
-def read_phase1(path: str) -> tuple[Config, RobotSpec]:
-    """The configuration that a phase-1 run ended with, and its robot.
-
-    Raises:
-        UserError: there is no such checkpoint.
-    """
-    if is_lerobot_checkpoint(path):
-        saved = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-        if not saved.get("settings"):
-            raise UserError(f"policy.phase1_checkpoint {path}: its config.json has no settings; it was not trained")
-        robot = _read_robot(saved.get("robot_settings"), f"policy.phase1_checkpoint {path}")
-        return config_from_dict(json.loads(saved["settings"]), path), robot
-    folder = resolve_checkpoint(path)
-    return read_config(folder), read_robot(folder)
+    def _check_steps(self, horizon: int) -> None:
+        steps = horizon if self.n_action_steps is None else self.n_action_steps
+        if not 1 <= steps <= horizon:
+            raise UserError(
+                f"policy.n_action_steps: expected 1 to {horizon} (the chunk), got {steps}; choose one of these"
+            )
 
 
-def _seen(robot: RobotSpec) -> RobotSpec:
-    """The robot without the state that the policy does not see, which no data set needs to have."""
-    return robot.model_copy(update={"state": robot.policy_fields})
+def config_of_checkpoint(path: str) -> Config:
+    """The configuration of a checkpoint, of LeRobot's or of StateVLA's own."""
+    return read_config(resolve_checkpoint(path))
 
 
-def _read_robot(text: str | None, source: str) -> RobotSpec:
-    if text is None:
-        raise UserError(f"{source}: it declares no robot, an older version wrote it; train it again")
-    return RobotSpec.from_dict(json.loads(text), source)
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f"policy.{name}: expected one of {', '.join(choices)}, got '{value}'")
 
 
-def _overridden(tree: Mapping[str, Any], overrides: list[str]) -> Config:
+def _overridden(tree: Mapping[str, Any], overrides: Sequence[str]) -> Config:
     # JSON is YAML: the loader of files does the overriding.
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "policy.yaml"

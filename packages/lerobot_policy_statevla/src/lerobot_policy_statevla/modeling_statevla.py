@@ -1,43 +1,45 @@
-"""The policy: batches of LeRobot in, StateVLA's losses and actions out."""
+"""The policy: batches of LeRobot in, the trainer's losses and the acting policy's chunks out."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lerobot.policies.pretrained import PreTrainedPolicy
-from lerobot.utils.constants import ACTION
-from safetensors.torch import load_file
 from torch import Tensor
 
-from lerobot_policy_statevla.configuration_statevla import StateVLAConfig, is_lerobot_checkpoint, read_phase1
-from lerobot_policy_statevla.robot import actions_of_batch, frames_of_batch, state_of_batch
-from lerobot_policy_statevla.statistics import FIELDS, relative_target_statistics, stacked, tensor_of, unstacked
-from statevla.checkpoints.checkpoint import (
-    Contents,
-    DataInfo,
-    TrainingState,
-    load_checkpoint,
-    load_strict,
-    save_checkpoint,
-)
-from statevla.data.keys import split_key
+from lerobot_policy_statevla.batches import BatchReader
+from lerobot_policy_statevla.configuration_statevla import StateVLAConfig
+from lerobot_policy_statevla.own_checkpoints import as_policy, is_own_checkpoint
+from lerobot_policy_statevla.progress import NOT_YET, Progress
+from lerobot_policy_statevla.recorded import record
+from lerobot_policy_statevla.resolving import resolve
+from statevla.acting.options import ActingOptions
+from statevla.acting.policy import StateVLAPolicy as ActingPolicy
+from statevla.checkpoints.checkpoint import Contents, DataInfo, TrainingState, load_strict, save_checkpoint
+from statevla.checkpoints.lerobot_policy import PolicySettings
 from statevla.errors import UserError
-from statevla.model.language import LanguageInfo, build_language_encoder
+from statevla.machine.device import autocast
+from statevla.machine.storage import read_tensors, write_tensors
+from statevla.model.language import build_language_encoder
 from statevla.model.statevla_model import StateVLA
-from statevla.training.sources import relative_groups
-from statevla.transforms import RelativeActions, Statistics, Transform
-from statevla.types import ChunkBatch, ModelInput, TransitionBatch
+from statevla.training.optimization import WeightAverage, parameter_groups
+from statevla.training.phases import PhaseLoss
+from statevla.transforms import Transform
 
-ENCODER, MODEL_FILE = "model.state_encoder.", "model.safetensors"
-STATISTICS_BUFFERS = ("action_statistics", "state_statistics", "target_statistics")
+RAW_WEIGHTS = "training_weights.safetensors"
+"""What training goes on from, where the deployed weights are averages."""
+
+logger = logging.getLogger(__name__)
 
 
 class StateVLAPolicy(PreTrainedPolicy):
-    """Both phases, behaviour cloning, and acting.
+    """All phases, and acting.
 
     Args:
         config: its features are the data set's; it is resolved here.
@@ -45,8 +47,9 @@ class StateVLAPolicy(PreTrainedPolicy):
         dataset_meta: LeRobot's metadata, asked for the robot; likewise.
 
     Attributes:
-        settings: StateVLA's configuration.
-        robot: whose data these are; keys of its state fields and cameras are LeRobot's features.
+        settings: StateVLA's configuration, robot, statistics and language; keys of the robot's state fields and cameras
+            are LeRobot's features.
+        model: the model.
 
     Raises:
         UserError: settings, phase-1 checkpoint and features do not fit each other.
@@ -64,191 +67,263 @@ class StateVLAPolicy(PreTrainedPolicy):
         **_: Any,
     ) -> None:
         super().__init__(config)
-        fresh = config.settings is None
-        self.settings, self.robot = config.resolve(dataset_meta)
-        self.model = StateVLA(self.settings, self.robot)
-        self._register_statistics(dataset_stats)
+        resolved = resolve(config, dataset_meta, dataset_stats)
+        self.settings: PolicySettings = resolved.settings
+        settings = self.settings.config
+        self.model = StateVLA(settings, self.settings.robot)
+        if resolved.encoder is not None:
+            load_strict(self.model.state_encoder, resolved.encoder, "policy.phase1_checkpoint")
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
-        self._transform: Transform | None = None
-        self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "_transform", None))
-        language, width = self.settings.language, self.settings.model.language_dim
-        self._language = build_language_encoder(language, width)
-        if fresh and config.phase == "2":
-            self._take_phase1(config.phase1_checkpoint)
-        elif fresh:
-            self._measure_targets(dataset_meta)
-        self._choose_trained(config.phase)
+        self.register_buffer("switched_at", torch.tensor(NOT_YET))
+        self._language = build_language_encoder(settings.language, settings.model.language_dim)
+        transform = Transform(settings.model, self.settings.statistics, self.settings.robot, settings.data.augmentation)
+        trains = dataset_meta is not None and "1" in config.phases
+        recorded = record(dataset_meta, resolved.robot_of_data, settings, transform) if trains else None
+        self._batches = BatchReader(transform, settings, self._language, resolved.aliases, recorded)
+        self._progress = Progress(config.phase1_share)
+        self._average: WeightAverage | None = None
+        self._shown = contextlib.ExitStack()
+        """Open while the averages are in the model's place."""
+        self._raw: dict[str, Tensor] | None = None
+        self._acting: ActingPolicy | None = None
+        self._num_episodes = 0
+        self._warned = False
+        self._begin(config.phases[0])
+        for phase in config.phases:
+            for _name, parameter in self.model.phase_parameters(phase):
+                parameter.requires_grad_(True)
+        self.register_load_state_dict_post_hook(lambda module, _: module._forget_acting())
         self.reset()
 
     # Training ---------------------------------------------------------------------------------------------------------
 
-    def get_optim_params(self) -> list[torch.nn.Parameter]:
-        """What the phase trains."""
-        return [parameter for _, parameter in self.model.phase_parameters(self.config.phase)]
+    def get_optim_params(self) -> list[dict[str, Any]]:
+        """What the phases train, in AdamW's groups; with PEFT, its adapters."""
+        if self.config.use_peft or any("lora_" in name for name, _ in self.named_parameters()):
+            parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        else:
+            parameters = [p for phase in self.config.phases for _, p in self.model.phase_parameters(phase)]
+        self._progress.mark(parameters)
+        groups = parameter_groups(parameters, self.settings.config.training.weight_decay)
+        return [group for group in groups if group["params"]]
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        """Loss of a batch and its terms.
+        """The phase's loss of a batch, and its terms.
 
         Args:
-            batch: in phase 1 with `T` frames per sample (`observation_delta_indices`), else with one; `action`
-                `[B, T, A]`; `action_is_pad` `[B, T]`; `task`, one string per sample.
+            batch: where phase 1 is trained, with windows of frames (`observation_delta_indices`); `action` `[B, T, A]`
+                with `action_is_pad` `[B, T]`; `task`, one string per sample; `index`.
         """
-        actions, state = actions_of_batch(self.robot, batch), state_of_batch(self.robot, batch)
-        observation = self._observation(batch, state)
-        if self.config.phase == "1":
-            frames = len(self.config.observation_delta_indices or ())
-            blocks = self.transform.normalize_actions(actions).reshape(len(actions), frames - 1, -1)
-            losses = self.model.jepa_loss(TransitionBatch(observation, blocks))._asdict()
-        else:
-            targets = self.transform.chunks_to_targets(actions, state)
-            is_pad = batch.get("action_is_pad")
-            is_pad = torch.zeros_like(targets[..., 0], dtype=torch.bool) if is_pad is None else is_pad
-            losses = self.model.action_loss(ChunkBatch(observation, targets, is_pad))._asdict()
-        terms = {name: float(value.detach()) for name, value in losses.items() if name != "total"}
-        return losses["total"], terms
+        if self.training:
+            self._enter_phase()
+        with autocast(self.num_updates.device, self.settings.config.training.precision):
+            if self._phase == "1":
+                total, terms = self._loss(self._batches.windows(batch))
+            else:
+                total, terms = self._loss(self._batches.chunks(batch))
+        return total, {name: float(value) for name, value in terms.items() if name != "total"}
 
     @torch.no_grad()
     def update(self) -> None:
-        """After each optimizer step: move the EMA target of phase 1."""
-        if self.config.phase == "1":
-            step = min(int(self.num_updates), self.config.training_steps)
-            self.model.update_target(step, self.config.training_steps)
+        """After each optimizer step: move phase 1's target, or the average of the policy's weights."""
         self.num_updates += 1
+        done, length = self._progress.step, self._progress.length
+        if self._phase == "1":
+            both = len(self.config.phases) > 1
+            self.model.update_target(done, self._progress.switch_of(done, length) if both else length)
+        elif self._average is not None:
+            self._average.update(done - max(int(self.switched_at), 0))
+
+    def _enter_phase(self) -> None:
+        """Be in the phase that the run's step belongs to."""
+        step = self._progress.step if self._progress.is_running else 0
+        if step == 0:
+            self.switched_at.fill_(NOT_YET)
+        self._progress.switched_at = int(self.switched_at)
+        phase = self.config.phases[0]
+        if len(self.config.phases) > 1:
+            switch = self._progress.switch_of(step, self._progress.length)
+            if step >= switch:
+                phase = self.config.phases[1]
+                self.switched_at.fill_(switch)
+                self._progress.switched_at = switch
+        if phase != self._phase:
+            logger.info("statevla: step %d, phase %s begins", step, phase)
+            self._begin(phase)
+            self._loss.train()
+        decay = self.settings.config.training.policy_ema_decay
+        if phase != "1" and decay > 0 and self._average is None and not self.config.use_peft:
+            self._average = WeightAverage(dict(self.model.phase_parameters(phase)), decay)
+            if self._raw is not None and step > 0:
+                self._take_raw(self._raw)
+        self._raw = None
+
+    def _begin(self, phase: str) -> None:
+        self._phase = phase
+        # Kept from the modules that nn.Module finds: it holds the whole model once more.
+        object.__setattr__(self, "_loss", PhaseLoss(self.model, phase))
+
+    @torch.no_grad()
+    def _take_raw(self, raw: Mapping[str, Tensor]) -> None:
+        """Go on with a run's raw weights; what the model had are the averages."""
+        parameters = dict(self.model.named_parameters())
+        for name, tensor in raw.items():
+            parameters[name].copy_(tensor)
+
+    def wrap_with_peft(self, peft_config: Any = None, peft_cli_overrides: dict[str, Any] | None = None) -> Any:
+        """LeRobot's PEFT around the policy.
+
+        Raises:
+            ValueError: in phase 1, or from scratch.
+        """
+        if "1" in self.config.phases:
+            raise ValueError(
+                f"peft: phase {self.config.phase} trains the encoder anew, adapters do not; say --policy.phase=2 or bc"
+            )
+        return super().wrap_with_peft(peft_config, peft_cli_overrides)
+
+    def _get_default_peft_targets(self) -> dict[str, Any]:
+        parts = r"policy" if self.config.phase == "2" else r"(policy|state_encoder\.encoder)"
+        return {"target_modules": rf"model\.{parts}\..*\.(in_proj|x_proj|dt_proj|out_proj)"}  # of the Mamba blocks
 
     # Acting -----------------------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Forget queued actions."""
+        """Begin an episode: forget queued actions; each one has noise of its own."""
         self._queue: deque[Tensor] = deque()
+        if self._acting is not None:
+            self._acting.reset(self._num_episodes)
+        self._num_episodes += 1
 
     @torch.no_grad()
-    def predict_action_chunk(self, batch: dict[str, Any], noise: Tensor | None = None, **_: Any) -> Tensor:
-        """Actions `[B, H, A]` in the robot's units, binary ones one of their commands; `noise` is `[B, H, C]`."""
+    def predict_action_chunk(self, batch: dict[str, Any], noise: Tensor | None = None, **options: Any) -> Tensor:
+        """Actions `[B, H, A]` in the robot's units, as StateVLA's own policy answers; `noise` is `[B, H, C]`.
+
+        Raises:
+            UserError: the policy is not trained yet, or an observation does not fit the robot.
+        """
+        if any(options.get(name) is not None for name in ("inference_delay", "prev_chunk_left_over")):
+            raise UserError(NO_RTC)
+        self._check_trained()
         self.eval()
-        state = state_of_batch(self.robot, batch)
-        sampled = self.model.sample_actions(self._observation(batch, state), noise=noise)
-        actions = self.transform.targets_to_chunks(sampled, state)
-        low, high = (self.action_statistics[FIELDS.index(name)].float() for name in ("min", "max"))
-        # Never ask a robot for more than any demonstration did; binary commands are exact already.
-        bounded = torch.minimum(torch.maximum(actions, low), high)
-        return torch.where(torch.from_numpy(self.robot.is_binary).to(actions.device), actions, bounded)
+        observations = self._batches.observations(batch)
+        drawn = None if noise is None else list(noise)
+        chunks = self._acting_policy().act_chunk(observations, drawn)
+        return torch.stack([torch.from_numpy(chunk.actions) for chunk in chunks]).to(self.num_updates.device)
 
     @torch.no_grad()
-    def select_action(self, batch: dict[str, Any], noise: Tensor | None = None, **_: Any) -> Tensor:
+    def select_action(self, batch: dict[str, Any], noise: Tensor | None = None, **options: Any) -> Tensor:
         """The next action of every environment, `[B, A]`; asks for a chunk when the last one has been executed."""
         if not self._queue:
-            chunk = self.predict_action_chunk(batch, noise=noise)
+            chunk = self.predict_action_chunk(batch, noise=noise, **options)
             self._queue.extend(chunk[:, : self.config.n_action_steps].unbind(dim=1))
         return self._queue.popleft()
 
-    # Between the two worlds -------------------------------------------------------------------------------------------
+    def init_rtc_processor(self) -> None:
+        """LeRobot's real-time chunking, which there is none of here."""
+        raise UserError(NO_RTC)
 
-    @property
-    def transform(self) -> Transform:
-        """StateVLA's own transform, with the statistics that live in the weights."""
-        if self._transform is None:
-            self._transform = Transform(self.settings.model, self.statistics(), self.robot)
-        return self._transform
-
-    def statistics(self) -> Statistics:
-        """The statistics of the data that the encoder was trained on.
-
-        Raises:
-            UserError: there are none: neither a data set nor trained weights were given.
-        """
-        if not bool(torch.isfinite(self.action_statistics).all()):
-            raise UserError("statevla: no statistics; make the policy with a data set, or load a trained one")
-        actions, states, targets = (unstacked(getattr(self, name)) for name in STATISTICS_BUFFERS)
-        normalization, groups = self.settings.data.action_normalization, self._relative_groups()
-        return Statistics(actions, states, normalization, groups, targets if groups else None)
-
-    @property
-    def language_info(self) -> LanguageInfo:
-        return self._language.info
-
-    def _observation(self, batch: Mapping[str, Any], state: Tensor) -> ModelInput:
-        """What the model takes; `state` `[..., S]` is the batch's, raw."""
-        language = self._embed(batch.get("task"), len(state)).to(state.device)
-        if state.ndim == 3:  # [B, T, S]
-            language = language[:, None].expand(-1, state.shape[1], -1)
-        frames = frames_of_batch(self.robot, batch, self.settings.model.image_size)
-        return ModelInput(images=frames, robot_state=self.transform.normalize_robot_state(state), language=language)
-
-    def _embed(self, tasks: Any, count: int) -> Tensor:
-        if isinstance(tasks, str):
-            tasks = [tasks] * count
-        if not isinstance(tasks, Sequence) or len(tasks) != count:
-            raise UserError(f"statevla: expected a task in words per sample ({count}), got {tasks!r:.80}")
-        return self._language.encode(tasks)  # it remembers the latest of them
-
-    def _register_statistics(self, stats: Mapping[str, Mapping[str, Any]] | None) -> None:
-        actions = stacked(stats, [(ACTION, slice(None))], self.robot.action_dim)
-        fields = [split_key(str(field.key)) for field in self.robot.policy_fields]
-        states = stacked(stats, fields, self.robot.state_dim)
-        for name, rows in zip(STATISTICS_BUFFERS, (actions, states, actions.clone())):
-            self.register_buffer(name, rows)
-
-    def _relative_groups(self) -> tuple[str, ...]:
-        return relative_groups(self.robot, self.settings.data.relative_actions)
-
-    def _measure_targets(self, dataset_meta: Any) -> None:
-        """Statistics of relative targets, which a first look at the data set tells; others are the actions'."""
-        relative = RelativeActions(self.robot, self._relative_groups())
-        if relative:
-            horizon = self.settings.model.action_seq_len
-            measured = relative_target_statistics(dataset_meta.root, self.robot, relative, horizon)
-            self.target_statistics = tensor_of(measured)
-
-    def _choose_trained(self, phase: str) -> None:
-        trained = {name for name, _ in self.model.phase_parameters(phase)}
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name in trained)
-        if phase == "2":
-            self.model.freeze_encoder()
-
-    def _take_phase1(self, path: str | None) -> None:
-        """Encoder and statistics of phase 1, from LeRobot's or StateVLA's own checkpoint."""
-        if path is None:
-            raise UserError("policy.phase=2 needs --policy.phase1_checkpoint; run --policy.phase=1 first")
-        if is_lerobot_checkpoint(path):
-            tensors = load_file(Path(path) / MODEL_FILE)
-            encoder = {name.removeprefix(ENCODER): t for name, t in tensors.items() if name.startswith(ENCODER)}
-            statistics = {name: tensors[name] for name in STATISTICS_BUFFERS}
-            trained = read_phase1(path)[0].data.relative_actions
-        else:
-            loaded = load_checkpoint(path)
-            if loaded.language.fingerprint != self.language_info.fingerprint:
-                raise UserError(f"policy.phase1_checkpoint {path}: trained with another language encoder; use its own")
-            encoder = loaded.model.state_encoder.state_dict()
-            own, trained = loaded.statistics, loaded.config.data.relative_actions
-            fields = (own.actions, own.robot_state, own.targets or own.actions)
-            statistics = {name: tensor_of(field) for name, field in zip(STATISTICS_BUFFERS, fields)}
-        if (here := self._relative_groups()) != (there := relative_groups(self.robot, trained)):
+    def _check_trained(self) -> None:
+        if self.config.phases[-1] == "1":
             raise UserError(
-                f"policy.phase1_checkpoint {path}: data.relative_actions {list(there)}, here {list(here)}; use the "
-                "same, statistics are part of a checkpoint"
+                "statevla: phase 1 trains no policy yet; train one on it: lerobot-train --policy.type=statevla "
+                "--policy.phase=2 --policy.phase1_checkpoint=<this folder>"
             )
-        load_strict(self.model.state_encoder, encoder, f"policy.phase1_checkpoint {path}")
-        for name, tensor in statistics.items():
-            setattr(self, name, tensor)
+        if len(self.config.phases) == 1 or int(self.switched_at) != NOT_YET:
+            return
+        if not self._progress.is_running:
+            raise UserError(
+                f"statevla: this checkpoint is of step {int(self.num_updates)}, still in phase 1, which trains no "
+                "policy yet; take a later one"
+            )
+        if not self._warned:
+            logger.warning("statevla: evaluated in phase 1, before its policy is trained; expect nothing yet")
+            self._warned = True
+
+    def _acting_policy(self) -> ActingPolicy:
+        if self._acting is None:
+            self._acting = ActingPolicy(
+                self.model,
+                self._batches.transform,
+                self._language,
+                ActingOptions(device=str(self.num_updates.device)),
+                has_world_model=self.config.phase != "bc",
+            )
+            self._acting.reset(max(self._num_episodes - 1, 0))
+        return self._acting
+
+    def _forget_acting(self) -> None:
+        self._acting = None
+
+    # Weights ----------------------------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> StateVLAPolicy:
+        """Training and evaluation mode; in the latter, averaged weights are in place."""
+        if mode != self.training:
+            self._forget_acting()
+        super().train(mode)
+        self._shown.close()
+        if not mode and self._average is not None:
+            self._shown.enter_context(self._average.in_place())
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> StateVLAPolicy:
+        self._forget_acting()
+        return super()._apply(fn, recurse)
+
+    @contextlib.contextmanager
+    def deployed(self) -> Iterator[None]:
+        """The weights to deploy are in the model's place inside of this context."""
+        with self._average.in_place() if self.training and self._average else contextlib.nullcontext():
+            yield
+
+    def _save_pretrained(self, save_directory: Path, **options: Any) -> None:
+        with self.deployed():
+            super()._save_pretrained(save_directory, **options)
+        if self._average is not None:
+            names = list(self._average.averages)
+            parameters = dict(self.model.named_parameters())
+            # Whichever are in the model's place, the others are with the average.
+            held = self._average.averages if not self.training else {name: parameters[name].data for name in names}
+            write_tensors(Path(save_directory) / RAW_WEIGHTS, {name: held[name].detach().cpu() for name in names})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_name_or_path: str | Path, **options: Any) -> StateVLAPolicy:
+        """As LeRobot's; also of a checkpoint of StateVLA's own."""
+        if is_own_checkpoint(pretrained_name_or_path):
+            pretrained_name_or_path = as_policy(pretrained_name_or_path)
+        return super().from_pretrained(pretrained_name_or_path, **options)
 
     @classmethod
     def _load_as_safetensor(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
         """As LeRobot loads weights, but a missing or unexpected one is always an error."""
-        return super()._load_as_safetensor(model, model_file, map_location, strict=True)
+        loaded = super()._load_as_safetensor(model, model_file, map_location, strict=True)
+        raw = Path(model_file).parent / RAW_WEIGHTS
+        if raw.is_file():
+            loaded._raw = read_tensors(raw)
+        return loaded
+
+
+NO_RTC = (
+    "statevla: LeRobot's real-time chunking is not supported; leave it out, and look again sooner by a smaller "
+    "--policy.n_action_steps"
+)
 
 
 def export_checkpoint(policy: StateVLAPolicy, run: str | Path) -> Path:
     """Write a policy trained by LeRobot as StateVLA's own checkpoint, `<run>/last` and `<run>/best`.
 
+    With PEFT, merge its adapters first (`merge_and_unload`).
+
     Raises:
         UserError: it cannot be written.
     """
-    tensors = {name: tensor.detach().cpu() for name, tensor in policy.model.state_dict().items()}
-    data = DataInfo(cache="", train_split=policy.settings.data.train_split, split_seed=policy.settings.seed)
-    metrics = {"phase": policy.config.phase, "step": int(policy.num_updates)}
-    contents = Contents(
-        tensors, policy.settings, policy.robot, policy.statistics(), policy.language_info, data, metrics
-    )
+    settings = policy.settings
+    with policy.deployed():
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in policy.model.state_dict().items()}
+    # LeRobot trains on all episodes: none is held out.
+    data = DataInfo(cache="", train_split=1.0, split_seed=settings.config.seed)
+    metrics = {"phase": policy.config.phases[-1], "step": int(policy.num_updates)}
+    contents = Contents(tensors, settings.config, settings.robot, settings.statistics, settings.language, data, metrics)
     save_checkpoint(Path(run), contents, TrainingState({}, {}), is_best=True)
     return Path(run) / "best"

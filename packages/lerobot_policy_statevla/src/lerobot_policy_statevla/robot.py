@@ -1,25 +1,16 @@
-"""Whose data a LeRobot data set holds, and that robot's state, actions and frames out of LeRobot's batches."""
+"""Whose data a LeRobot data set holds: its robot, with LeRobot's features as keys."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from lerobot.utils.constants import ACTION, OBS_STATE, OBS_STR
-from torch import Tensor
 
-from statevla.data.keys import split_key
 from statevla.data.lerobot_meta import Metadata
 from statevla.data.lerobot_robot import bind_robot
 from statevla.errors import UserError
 from statevla.robots import Camera, ImageOrientation, RobotSpec
-from statevla.transforms import bytes_to_float, planes_to_upright, resize_planes
-
-_COMMAND_TOLERANCE = 1e-3
 
 logger = logging.getLogger(__name__)
 
@@ -62,20 +53,60 @@ def robot_of_dataset(
     )
 
 
-def same_robot(trained: RobotSpec, data: RobotSpec, source: str) -> RobotSpec:
+def trained_on(
+    trained: RobotSpec,
+    root: str | Path,
+    declared: RobotSpec | None,
+    orientation: ImageOrientation | None,
+    source: str,
+    may_rename: bool,
+) -> RobotSpec:
     """The robot of a checkpoint, with the keys and the cameras' orientations of a data set.
 
+    A data set that does not declare its robot is taken for the checkpoint's. Cameras are matched by name.
+
+    Args:
+        trained: the checkpoint's.
+        declared: what the user says of the data set, or None.
+        source: names the checkpoint in errors.
+        may_rename: whether batches may come with the checkpoint's names after all (`--rename_map`).
+
     Raises:
-        UserError: the data set is of another robot; `source` names the checkpoint.
+        UserError: the data set is of another robot, or lacks a camera.
     """
+    data = robot_of_dataset(root, declared, orientation)
+    if declared is None and data.assumed:
+        data = _taken_for(trained, root, orientation)
     if difference := trained.difference(data):
         raise UserError(
             f"{source}: of another robot than the data set ({difference}); use data of the same robot, or say by "
             "policy.robot what the data set's numbers are"
         )
+    missing = [name for name in trained.camera_names if name not in data.camera_names]
+    if missing and not may_rename:
+        raise UserError(
+            f"{source}: it sees {', '.join(trained.camera_names)}, the data set has {', '.join(data.camera_names)}; "
+            "say in a YAML file (policy.robot) by 'key' which feature each camera is"
+        )
+    cameras = [_as_stored(c, data.camera(c.name)) if c.name in data.camera_names else c for c in trained.cameras]
     keys = {field.name: field.key for field in data.state}
-    state = tuple(field.model_copy(update={"key": keys.get(field.name)}) for field in trained.state)
-    return trained.model_copy(update={"state": state, "cameras": data.cameras})
+    state = tuple(field.model_copy(update={"key": keys.get(field.name, field.key)}) for field in trained.state)
+    return trained.model_copy(update={"state": state, "cameras": tuple(cameras)})
+
+
+def _taken_for(trained: RobotSpec, root: str | Path, orientation: ImageOrientation | None) -> RobotSpec:
+    """The data set's robot, if it is the checkpoint's: by its keys, else by its names."""
+    seen = trained.model_copy(update={"state": trained.policy_fields})
+    try:
+        return robot_of_dataset(root, seen, orientation)
+    except UserError:
+        state = tuple(field.model_copy(update={"key": None}) for field in seen.state)
+        cameras = tuple(camera.model_copy(update={"key": None}) for camera in seen.cameras)
+        return robot_of_dataset(root, seen.model_copy(update={"state": state, "cameras": cameras}), orientation)
+
+
+def _as_stored(camera: Camera, stored: Camera) -> Camera:
+    return camera.model_copy(update={"key": stored.key, "orientation": stored.orientation})
 
 
 def _key(key: str, part: slice) -> str:
@@ -91,69 +122,3 @@ def _parts_of_state(robot: RobotSpec, meta: Metadata) -> dict[str, str]:
     if not isinstance(names, list) or tuple(names) != robot.state_names:
         return {}
     return {name: _key(OBS_STATE, part) for name, part in robot.state_slices().items()}
-
-
-# Batches --------------------------------------------------------------------------------------------------------------
-
-
-def state_of_batch(robot: RobotSpec, batch: Mapping[str, Any]) -> Tensor:
-    """The raw state that the policy sees, float32 `[..., S]`.
-
-    Raises:
-        UserError: a feature is missing or has too few numbers.
-    """
-    leading = _feature(batch, str(robot.cameras[0].key), robot).shape[:-3]
-    parts = []
-    for field in robot.policy_fields:
-        key, part = split_key(str(field.key))
-        # LeRobot drops the last dim of features of one number.
-        values = _feature(batch, key, robot).reshape(*leading, -1)[..., part]
-        if values.shape[-1] != field.size:
-            raise UserError(
-                f"'{key}': expected state field '{field.name}' of {field.size} numbers ({', '.join(field.dims)}) in "
-                f"{field.key}, got {values.shape[-1]}; send what robot '{robot.name}' declares"
-            )
-        parts.append(values.float())
-    device = batch[str(robot.cameras[0].key)].device
-    return torch.cat(parts, dim=-1) if parts else torch.zeros(*leading, 0, device=device)
-
-
-def actions_of_batch(robot: RobotSpec, batch: Mapping[str, Any]) -> Tensor:
-    """Raw actions, float32 `[B, T, A]`.
-
-    Raises:
-        UserError: a binary number is neither of its commands.
-    """
-    actions = batch[ACTION]
-    actions = actions.reshape(*actions.shape[:2], robot.action_dim).float()
-    is_binary = torch.from_numpy(robot.is_binary).to(actions.device)
-    commands = torch.from_numpy(np.stack(robot.binary_values())).float().to(actions.device)  # [2, G]
-    chosen = actions[..., is_binary]
-    if (torch.minimum(*(chosen - commands[:, None, None]).abs()) > _COMMAND_TOLERANCE).any():
-        raise UserError(
-            f"'{ACTION}': expected the binary numbers of robot '{robot.name}' to be {commands[0].tolist()} or "
-            f"{commands[1].tolist()}, got {chosen.min():g} to {chosen.max():g}; declare them continuous (policy.robot)"
-        )
-    return actions
-
-
-def frames_of_batch(robot: RobotSpec, batch: Mapping[str, Any], size: int) -> Tensor:
-    """Frames as `statevla.transforms` has them: LeRobot's `[..., 3, H, W]` in [0, 1] → `[..., V, 3, P, P]` in [-1, 1].
-
-    Raises:
-        UserError: a camera is missing.
-    """
-    views = [_frames(_feature(batch, str(camera.key), robot), camera, size) for camera in robot.cameras]
-    return torch.stack(views, dim=-4)
-
-
-def _frames(images: Tensor, camera: Camera, size: int) -> Tensor:
-    planes = planes_to_upright((images * 255).round(), camera.orientation).flatten(0, -4)
-    return bytes_to_float(resize_planes(planes, size, camera.fit)).unflatten(0, images.shape[:-3])
-
-
-def _feature(batch: Mapping[str, Any], key: str, robot: RobotSpec) -> Tensor:
-    if key not in batch:
-        present = ", ".join(sorted(name for name in batch if name.startswith(OBS_STR))) or "none"
-        raise UserError(f"observation: expected '{key}' of robot '{robot.name}', got {present}; send it")
-    return batch[key]

@@ -93,6 +93,9 @@ class MambaBlock(nn.Module):
 
     def _project_in(self, x: Tensor, x_of_gate: Tensor) -> tuple[Tensor, Tensor]:
         """Both halves of `in_proj`. Two products: the halves of one would be joined again in backward, by a copy."""
+        if type(self.in_proj) is not nn.Linear:  # an adapter around it (LoRA) computes more than its weight says
+            signal, gate = self.in_proj(x).chunk(2, dim=-1)
+            return signal, gate if x_of_gate is x else self.in_proj(x_of_gate).chunk(2, dim=-1)[1]
         in_signal, in_gate = self.in_proj.weight.chunk(2)
         return F.linear(x, in_signal), F.linear(x_of_gate, in_gate)
 
@@ -112,6 +115,8 @@ class MambaBlock(nn.Module):
     def _selection(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Input-dependent step (before bias and softplus), B and C of `u` `[..., d_inner]`."""
         low_rank, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        if type(self.dt_proj) is not nn.Linear:
+            return self.dt_proj(low_rank) - self.dt_proj.bias, B, C
         return F.linear(low_rank, self.dt_proj.weight), B, C
 
     def allocate_cache(self, batch: int) -> MambaCache:

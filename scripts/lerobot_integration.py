@@ -1,0 +1,105 @@
+"""LeRobot from end to end on data of several robots: train, resume, act, and back to StateVLA's own tools.
+
+python scripts/lerobot_integration.py PYTHON NAME=FOLDER...
+
+PYTHON is an interpreter with LeRobot and the plugin, each FOLDER a LeRobotDataset. Prints a table for docs/lerobot.md;
+a step that fails ends it with what that printed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+INTEGRATION = ROOT / "tests" / "integration"
+sys.path.insert(0, str(INTEGRATION))
+
+from lerobot_commands import LeRobot, logged  # noqa: E402
+
+from statevla.checkpoints.checkpoint import load_checkpoint  # noqa: E402
+from statevla.data import open_reader  # noqa: E402
+
+STEPS = 6
+HEADER = (
+    "| data | robot | cameras | actions, state | `lerobot-train` | resumed | in LeRobot and `load_policy` | served |",
+    "|---|---|---|---|---|---|---|---|",
+)
+VERSIONS = (
+    "import importlib.metadata as m, platform; "
+    "print('LeRobot', m.version('lerobot') + ', Python', platform.python_version() + ', torch', m.version('torch'))"
+)
+
+
+def main() -> None:
+    python, *data = sys.argv[1:]
+    print(subprocess.run([python, "-c", VERSIONS], check=True, capture_output=True, text=True).stdout)
+    print(*HEADER, sep="\n")
+    for item in data:
+        name, _, folder = item.partition("=")
+        with tempfile.TemporaryDirectory() as work:
+            print(row(LeRobot(python, Path(work)), name, Path(folder).resolve()), flush=True)
+
+
+def row(lerobot: LeRobot, name: str, data: Path) -> str:
+    """All steps on one data set, as a line of the table."""
+    _, text = lerobot.train(data, "run", STEPS, "--policy.type=statevla")
+    trained = rates(text, STEPS)
+    resumed = rates(lerobot.resume("run", 2 * STEPS), STEPS)
+    policy = lerobot.checkpoint("run")
+    with open_reader(data) as reader:
+        instruction = reader.episodes[0].instruction
+    lerobot.run(str(INTEGRATION / "lerobot_both_ways.py"), str(policy), str(policy), instruction)
+    robot = load_checkpoint(policy).robot
+    shape = f"{robot.action_dim}, {robot.state_dim}"
+    cameras = ", ".join(robot.camera_names)
+    served = serve(policy, instruction, Path(lerobot.folder))
+    cells = (
+        name,
+        robot.name,
+        cameras,
+        shape,
+        f"{STEPS} steps, {trained}",
+        f"to {2 * STEPS}, {resumed}",
+        "equal",
+        served,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def rates(text: str, count: int) -> str:
+    """The learning rates of a run, none of which may be 0, and its losses, all finite."""
+    found, losses = logged(text, "lr"), logged(text, "loss")
+    assert len(found) == len(losses) == count, text[-3000:]
+    assert min(found) > 0, found
+    assert all(loss == loss and abs(loss) < 1e6 for loss in losses), losses
+    return f"loss {losses[0]:.2f} to {losses[-1]:.2f}"
+
+
+def serve(policy: Path, instruction: str, folder: Path) -> str:
+    """`statevla serve` on what lerobot-train wrote, and a request to it."""
+    import numpy as np
+
+    from statevla_client import PolicyClient
+
+    robot, port = load_checkpoint(policy).robot, 8765
+    log = folder / "serve.log"
+    with log.open("w") as file:
+        command = [sys.executable, "-m", "statevla", "serve", "--checkpoint", str(policy), "--port", str(port)]
+        server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            with PolicyClient("127.0.0.1", port=port, timeout_s=60, wait_s=120) as client:
+                frames = {f"images/{name}": np.zeros((96, 96, 3), np.uint8) for name in robot.camera_names}
+                state = np.zeros(robot.state_dim, np.float32)
+                action = client.act({**frames, "robot_state": state, "instruction": instruction})
+                assert action.shape == (robot.action_dim,), action.shape
+        finally:
+            server.terminate()
+            server.wait()
+    return "yes"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""What users of LeRobot expect of a policy: its names, its `--steps`, its paths, its adapters."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from lerobot_commands import HERE, LeRobot, logged
+from safetensors.torch import load_file
+
+from statevla.checkpoints.checkpoint import load_checkpoint
+
+KEYFRAMES = "training.phase1.loss.keyframe_weight=1.0"
+ALONE = "--policy.type=statevla"
+
+
+def check_citizen(lerobot: LeRobot) -> None:
+    """On the data sets, the configuration and the runs that `lerobot_check.py` has made."""
+    check_preset(lerobot)
+    check_batches(lerobot)
+    check_lengths(lerobot)
+    check_refusals(lerobot)
+    check_own_checkpoints(lerobot)
+    check_fine_tuning(lerobot)
+    check_adapters(lerobot)
+
+
+def check_preset(lerobot: LeRobot) -> None:
+    """The policy's type alone: the measured recipe, both phases, and a policy that acts at the end."""
+    folder, text = lerobot.train(lerobot.folder / "libero", "alone", 6, ALONE)
+    rates = logged(text, "lr")
+    assert len(rates) == 6
+    assert min(rates) > 0
+    assert "phase 2 begins" in text
+    weights = load_file(folder / "model.safetensors")
+    assert int(weights["switched_at"]) == 4
+    saved = json.loads((folder / "config.json").read_text())
+    assert (saved["chunk_size"], saved["n_action_steps"]) == (16, 16)
+    # What is deployed are averages; what training goes on from lies beside.
+    raw = load_file(folder / "training_weights.safetensors")
+    assert raw.keys() == {
+        name.removeprefix("model.") for name in weights if name.startswith(("model.policy.", "model.gri"))
+    }
+    assert any(not torch.equal(raw[name], weights[f"model.{name}"]) for name in raw)
+    loaded = load_checkpoint_in(lerobot, folder)
+    assert loaded.metrics["phase"] == "2"
+    assert loaded.config.data.path.endswith("libero")
+
+
+def check_batches(lerobot: LeRobot) -> None:
+    """The trainer's own windows and chunks, keyframes and executed actions included."""
+    data, config = lerobot.folder / "libero", lerobot.folder / "tiny.yaml"
+    lerobot.run(str(HERE / "lerobot_batches.py"), str(data), str(config), KEYFRAMES)
+
+
+def check_lengths(lerobot: LeRobot) -> None:
+    """`--steps` is the length of every schedule: of a run, of one that goes on, of one that starts from another."""
+    tiny = (ALONE, f"--policy.config_file={lerobot.folder / 'tiny.yaml'}")
+    _, text = lerobot.train(lerobot.folder / "libero", "short", 6, *tiny, "--policy.optimizer_lr=0.004")
+    assert max(logged(text, "lr")) <= 0.004
+    text = lerobot.resume("short", 10)
+    rates = logged(text, "lr")
+    assert len(rates) == 4
+    assert min(rates) > 0
+    assert "phase 1 begins" not in text  # it was in its second phase
+    weights = load_file(lerobot.checkpoint("short") / "model.safetensors")
+    assert (int(weights["num_updates"]), int(weights["switched_at"])) == (10, 4)
+    again = f"--policy.path={lerobot.checkpoint('short')}"
+    _, text = lerobot.train(lerobot.folder / "libero", "longer", 20, again)
+    rates = logged(text, "lr")
+    assert len(rates) == 20
+    assert min(rates) > 0
+    assert int(load_file(lerobot.checkpoint("longer") / "model.safetensors")["switched_at"]) == 12
+
+
+def check_refusals(lerobot: LeRobot) -> None:
+    """One line each."""
+    data, tiny = lerobot.folder / "libero", f"--policy.config_file={lerobot.folder / 'tiny.yaml'}"
+    for arguments, expected in (
+        ((tiny, "--policy.n_action_steps=5"), "n_action_steps: expected 1 to 4"),
+        ((tiny, "--policy.chunk_size=8", "--policy.n_action_steps=9"), "n_action_steps: expected 1 to 8"),
+        ((tiny, "--policy.phase=2"), "needs --policy.phase1_checkpoint"),
+        ((tiny, "--policy.phase=3"), "policy.phase: expected one of both, 1, 2, bc"),
+        ((tiny, "--policy.robot=so101"), "robot 'so101' declares 6"),
+    ):
+        assert expected in lerobot.fail(data, ALONE, *arguments)
+    loaded = lerobot.fail(data, f"--policy.path={lerobot.checkpoint('short')}", "--policy.chunk_size=8")
+    assert "answers chunks of 4" in loaded
+    side = str(HERE / "lerobot_plugin_side.py")
+    files = [str(lerobot.folder / name) for name in ("libero", "none.npz", "none")]
+    refused = lerobot.refused(side, str(lerobot.checkpoint("phase1")), *files)
+    assert "phase 1 trains no policy yet" in refused
+
+
+def check_own_checkpoints(lerobot: LeRobot) -> None:
+    """`--policy.path` takes StateVLA's checkpoints, and StateVLA takes LeRobot's: the same answers, bit for bit."""
+    own = lerobot.folder / "exported_libero" / "best"
+    lerobot.run(str(HERE / "lerobot_both_ways.py"), str(own), str(lerobot.checkpoint("phase2")))
+    folder, text = lerobot.train(lerobot.folder / "libero", "from_own", 4, f"--policy.path={own}")
+    assert min(logged(text, "lr")) > 0
+    saved = json.loads((folder / "config.json").read_text())
+    assert saved["phase"] == "2"
+    mine, theirs = load_checkpoint(own), load_checkpoint_in(lerobot, folder)
+    encoder = "state_encoder."
+    for name, tensor in mine.model.state_dict().items():
+        if name.startswith(encoder):
+            assert torch.equal(tensor, theirs.model.state_dict()[name]), name
+
+
+def check_fine_tuning(lerobot: LeRobot) -> None:
+    """Statistics stay, or become the new data's where asked."""
+    before = load_checkpoint_in(lerobot, lerobot.checkpoint("bc")).statistics
+    moved = lerobot.folder / "moved"
+    shutil.copytree(lerobot.folder / "libero", moved)
+    stats = json.loads((moved / "meta" / "stats.json").read_text())
+    for key in (name for name in stats if name.startswith("observation.state")):
+        stats[key]["mean"] = [value + 0.5 for value in stats[key]["mean"]]
+    (moved / "meta" / "stats.json").write_text(json.dumps(stats))
+    for file in moved.glob("meta/*checksums*"):
+        file.unlink()
+    path = f"--policy.path={lerobot.checkpoint('bc')}"
+    for name, arguments, shift in (("kept", (), 0.0), ("new", ("--policy.statistics=dataset",), 0.5)):
+        folder, _ = lerobot.train(moved, f"tuned_{name}", 2, path, *arguments)
+        found = load_checkpoint_in(lerobot, folder).statistics
+        np.testing.assert_allclose(found.robot_state.mean, before.robot_state.mean + shift, atol=1e-6)
+
+
+def check_adapters(lerobot: LeRobot) -> None:
+    """LoRA on the Mamba projections trains, all of them, and nothing else; then it resumes."""
+    path = f"--policy.path={lerobot.checkpoint('bc')}"
+    lora = ("--peft.method_type=LORA", "--peft.r=2")
+    folder, text = lerobot.train(lerobot.folder / "libero", "lora", 3, path, *lora)
+    assert min(logged(text, "lr")) > 0
+    adapters = load_file(folder / "adapter_model.safetensors")
+    ups = {name: tensor for name, tensor in adapters.items() if "lora_B" in name}
+    assert len(ups) == 4 * 5  # two layers of the encoder, three of the policy
+    still = [name for name, tensor in ups.items() if not tensor.any()]
+    assert not still, still
+    assert not (folder / "model.safetensors").exists()
+    assert "phase both trains the encoder anew" in lerobot.fail(
+        lerobot.folder / "libero", f"--policy.path={lerobot.checkpoint('short')}", *lora
+    )
+    assert "step:5" in lerobot.resume("lora", 5).replace(" ", "")
+
+
+def load_checkpoint_in(lerobot: LeRobot, folder: Path):
+    """What StateVLA makes of a policy of LeRobot's."""
+    return load_checkpoint(folder)
