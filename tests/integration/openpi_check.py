@@ -19,38 +19,47 @@ sys.path.insert(0, str(HERE.parent / "serving"))
 from tiny_server import HORIZON, INSTRUCTIONS, save_tiny_checkpoint  # noqa: E402
 
 from statevla.acting.policy import StateVLAPolicy  # noqa: E402
-from statevla.robots import LIBERO_HAND  # noqa: E402
+from statevla.robots import ALOHA, DROID, LIBERO_HAND, RobotSpec  # noqa: E402
 from statevla.types import Observation  # noqa: E402
 
 NUM_STEPS = 5
 KEY = "a-key-for-this-check-only"
+CASES = {
+    "libero": (LIBERO_HAND, "hand_position (3), hand_orientation (3), finger_positions (2)"),
+    "droid": (DROID, "joint_position"),
+    "aloha": (ALOHA, "left_arm (6), left_gripper (1), right_arm (6), right_gripper (1)"),
+}
+"""Example of openpi's → the policy's robot, and how a refusal describes the state."""
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        checkpoint = save_tiny_checkpoint(folder / "run", LIBERO_HAND)
-        inputs = write_inputs(folder / "inputs.npz")
-        (folder / "key").touch(mode=0o600)
-        (folder / "key").write_text(KEY)
-        query(sys.argv[1], checkpoint, folder)
-        check(np.load(folder / "answers.npz"), inputs, checkpoint)
-    print("openpi-client: metadata, chunks, single actions, refusal and API key as expected")
+    for case, (robot, words) in CASES.items():
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            checkpoint = save_tiny_checkpoint(folder / "run", robot)
+            inputs = write_inputs(folder / "inputs.npz", robot)
+            (folder / "key").touch(mode=0o600)
+            (folder / "key").write_text(KEY)
+            query(sys.argv[1], case, checkpoint, folder)
+            check(np.load(folder / "answers.npz"), inputs, checkpoint, robot, words)
+    print("openpi-client, LIBERO, DROID and ALOHA: metadata, chunks, single actions, refusal and API key as expected")
 
 
-def write_inputs(path: Path) -> dict[str, np.ndarray]:
-    """What a simulator would report: raw frames are upside down."""
+def write_inputs(path: Path, robot: RobotSpec) -> dict[str, np.ndarray]:
+    """Upright frames, one row per camera, and states."""
     rng = np.random.default_rng(3)
-    frames = {
-        camera: rng.integers(0, 256, (NUM_STEPS, 32, 32, 3), dtype=np.uint8) for camera in ("agentview", "eye_in_hand")
+    inputs = {
+        "frames": rng.integers(0, 256, (len(robot.cameras), NUM_STEPS, 32, 32, 3), dtype=np.uint8),
+        "state": rng.normal(size=(NUM_STEPS, robot.state_dim)),
+        "prompt": np.array(INSTRUCTIONS[0]),
     }
-    inputs = {**frames, "state": rng.normal(size=(NUM_STEPS, 8)), "prompt": np.array(INSTRUCTIONS[0])}
     np.savez(path, **inputs)
     return inputs
 
 
-def query(python: str, checkpoint: Path, folder: Path) -> None:
+def query(python: str, case: str, checkpoint: Path, folder: Path) -> None:
     arguments = ["--checkpoint", str(checkpoint), "--port", "0", "--api-key-file", str(folder / "key")]
+    arguments += ["--default-prompt", INSTRUCTIONS[0]]
     server = subprocess.Popen(
         [sys.executable, "-m", "statevla", "serve", *arguments], stderr=subprocess.PIPE, text=True
     )
@@ -60,29 +69,30 @@ def query(python: str, checkpoint: Path, folder: Path) -> None:
         port = next(found[1] for found in ports if found)
         script = str(HERE / "openpi_client_side.py")
         files = [str(folder / "inputs.npz"), str(folder / "answers.npz")]
-        subprocess.run([python, script, port, KEY, *files], check=True, timeout=120)
+        subprocess.run([python, script, case, port, KEY, *files], check=True, timeout=120)
     finally:
         server.terminate()
         server.communicate(timeout=60)
     assert server.returncode == 0, f"the server ended with status {server.returncode}"
 
 
-def check(answers: np.lib.npyio.NpzFile, inputs: dict[str, np.ndarray], checkpoint: Path) -> None:
+def check(
+    answers: np.lib.npyio.NpzFile, inputs: dict[str, np.ndarray], checkpoint: Path, robot: RobotSpec, words: str
+) -> None:
     policy = StateVLAPolicy.from_pretrained(checkpoint)
 
     def expected(step: int) -> np.ndarray:
-        upright = {camera: np.ascontiguousarray(inputs[camera][step][::-1]) for camera in ("agentview", "eye_in_hand")}
-        state = LIBERO_HAND.named_state(inputs["state"][step].astype(np.float32), "inputs")
-        return policy.act_chunk(Observation(upright, state, INSTRUCTIONS[0])).actions
+        images = {camera: frames[step] for camera, frames in zip(robot.camera_names, inputs["frames"])}
+        state = robot.named_state(inputs["state"][step].astype(np.float32), "inputs")
+        return policy.act_chunk(Observation(images, state, INSTRUCTIONS[0])).actions
 
     assert str(answers["model"]) == "run"
-    assert answers["chunks"].shape == (NUM_STEPS, HORIZON, 7)
+    assert answers["chunks"].shape == (NUM_STEPS, HORIZON, robot.action_dim)
     np.testing.assert_allclose(answers["chunks"], [expected(step) for step in range(NUM_STEPS)], atol=1e-5)
     policy.reset()
     np.testing.assert_allclose(answers["singles"], expected(0), atol=1e-5)
-    words = "observation/state: expected 8 numbers (hand_position (3), hand_orientation (3), finger_positions (2))"
-    assert f"{words}, got shape [9]" in str(answers["refusal"])
-    assert str(answers["robot"]) == "libero_hand"
+    assert f"numbers ({words}), got shape [9]" in str(answers["refusal"])
+    assert str(answers["robot"]) == robot.name
     assert set(answers["timing"]) == {"infer_ms", "prev_total_ms"}
 
 

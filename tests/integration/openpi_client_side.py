@@ -1,6 +1,6 @@
-"""Runs where `openpi-client` is installed: queries a server as openpi's LIBERO script does, and stores the answers.
+"""Runs where `openpi-client` is installed: queries a server as openpi's examples do, and stores the answers.
 
-python openpi_client_side.py <port> <api key> <inputs.npz> <answers.npz>
+python openpi_client_side.py <libero|droid|aloha> <port> <api key> <inputs.npz> <answers.npz>
 """
 
 import sys
@@ -11,22 +11,47 @@ from openpi_client import action_chunk_broker, image_tools, websocket_client_pol
 SIZE = 32
 
 
-def request_of(inputs, step):
-    """The element that the LIBERO script makes of the simulator's raw frames."""
-    frames = [np.ascontiguousarray(inputs[name][step][::-1, ::-1]) for name in ("agentview", "eye_in_hand")]
-    image, wrist = (image_tools.convert_to_uint8(image_tools.resize_with_pad(f, SIZE, SIZE)) for f in frames)
+def libero(inputs, step):
+    """The element that the LIBERO script makes of the simulator's raw frames, which are upside down."""
+    image, wrist = (small(raw(inputs["frames"][i][step])[::-1, ::-1]) for i in (0, 1))
     return {
         "observation/image": image,
         "observation/wrist_image": wrist,
-        "observation/state": np.concatenate(
-            (inputs["state"][step, :3], inputs["state"][step, 3:6], inputs["state"][step, 6:])
-        ),
+        "observation/state": inputs["state"][step],
         "prompt": str(inputs["prompt"]),
     }
 
 
+def droid(inputs, step):
+    outside, wrist = (small(inputs["frames"][i][step]) for i in (0, 1))
+    return {
+        "observation/exterior_image_1_left": outside,
+        "observation/wrist_image_left": wrist,
+        "observation/joint_position": inputs["state"][step, :7],
+        "observation/gripper_position": inputs["state"][step, 7:],
+        "prompt": str(inputs["prompt"]),
+    }
+
+
+def aloha(inputs, step):
+    """As both ALOHA environments do, without a prompt."""
+    return {
+        "state": inputs["state"][step],
+        "images": {"cam_high": np.transpose(small(inputs["frames"][0][step]), (2, 0, 1))},
+    }
+
+
+def raw(upright):
+    """OpenGL's origin is at the bottom."""
+    return upright[::-1]
+
+
+def small(frame):
+    return image_tools.convert_to_uint8(image_tools.resize_with_pad(np.ascontiguousarray(frame), SIZE, SIZE))
+
+
 def main():
-    port, key, source, target = int(sys.argv[1]), *sys.argv[2:5]
+    request_of, port, key, source, target = globals()[sys.argv[1]], int(sys.argv[2]), *sys.argv[3:6]
     inputs = np.load(source)
     count = len(inputs["state"])
     policy = websocket_client_policy.WebsocketClientPolicy("127.0.0.1", port, api_key=key)
@@ -34,11 +59,13 @@ def main():
     chunks = np.stack([policy.infer(request_of(inputs, step))["actions"] for step in range(count)])
     # What the server refuses reaches the caller as the RuntimeError that openpi's client makes of a text frame.
     try:
-        policy.infer({**request_of(inputs, 0), "observation/state": np.zeros(9)})
+        request = request_of(inputs, 0)
+        state = next(key for key in request if "state" in key or "joint" in key)
+        policy.infer({**request, state: np.zeros(9)})
         refusal = ""
     except RuntimeError as error:
         refusal = str(error)
-    timing = policy.infer(request_of(inputs, 0))["server_timing"]
+    timing = policy.infer({**request_of(inputs, 0), "timestamp": 1.0})["server_timing"]
     # One action per call, as its runtime for robots does it.
     broker = action_chunk_broker.ActionChunkBroker(
         websocket_client_policy.WebsocketClientPolicy("127.0.0.1", port, api_key=key), metadata["action_horizon"]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_server import HORIZON, serving
+from tiny_server import HORIZON, INSTRUCTIONS, save_tiny_checkpoint, serving
 
 from statevla import __version__
 from statevla.acting.alarm import Calibration
 from statevla.acting.policy import StateVLAPolicy
-from statevla.robots import LIBERO, LIBERO_HAND
+from statevla.robots import ALOHA, DROID, LIBERO, LIBERO_HAND, RobotSpec
 from statevla.types import Observation
 from statevla_client import PolicyClient, PolicyClientError
 from statevla_client.client import request_of
@@ -126,3 +127,43 @@ def test_openpi_keys(hand_policy: StateVLAPolicy, hand_checkpoint: Path, observe
         answer = client.infer(request)
     assert set(answer) == {"actions", "server_timing"}
     np.testing.assert_allclose(answer["actions"], local.act_chunk(seen).actions, atol=1e-5)
+
+
+@pytest.mark.parametrize("robot", [LIBERO, ALOHA, DROID], ids=lambda robot: robot.name)
+def test_what_the_metadata_promise_holds(robot: RobotSpec, tmp_path: Path) -> None:
+    """A client that knows nothing but the metadata."""
+    policy = StateVLAPolicy.from_pretrained(save_tiny_checkpoint(tmp_path, robot), execute_steps=2)
+    with serving(policy, max_message_bytes=100_000) as server, PolicyClient(port=server.port) as client:
+        told = client.metadata
+        assert told["robot"]["name"] == robot.name
+        frame = np.zeros((told["image_size"], told["image_size"], 3), np.uint8)
+        request = {f"images/{camera}": frame for camera in told["cameras"]}
+        request |= {"robot_state": np.zeros(told["robot_state_dim"], np.float32), "instruction": INSTRUCTIONS[0]}
+        for orientation in told["image_orientations"]:
+            for mode in told["modes"]:
+                client.reset()
+                answer = client.infer({**request, "image_orientation": orientation, "mode": mode})
+                assert answer.get("actions", np.zeros((told["action_horizon"], 1))).shape[0] == told["action_horizon"]
+                assert {"chunk": "actions", "act": "action"}[mode] in answer
+                assert answer.get("action", answer.get("actions")).shape[-1] == told["action_dim"]
+        client.reset()
+        needed = [client.infer({**request, "mode": "act"})["needs_observation"] for _ in range(told["execute_steps"])]
+        assert needed == [*[False] * (told["execute_steps"] - 1), True]
+        frame = np.zeros((told["max_message_bytes"] // 3 // 100, 100, 3), np.uint8)
+        with pytest.raises(PolicyClientError, match="code 1009"):
+            client.infer({**request, f"images/{told['cameras'][0]}": frame})
+
+
+def test_what_means_nothing_is_noted_once(hand_policy: StateVLAPolicy, caplog: pytest.LogCaptureFixture) -> None:
+    frame = np.zeros((32, 32, 3), np.uint8)
+    request = {"observation/image": frame, "observation/wrist_image": frame, "observation/state": np.zeros(8)}
+    caplog.set_level(logging.INFO, logger="statevla.serving.server")
+    with serving(hand_policy, default_prompt=INSTRUCTIONS[0]) as server, PolicyClient(port=server.port) as client:
+        first = client.infer(request)["actions"]
+        client.reset()
+        for _ in range(2):
+            client.infer({**request, "timestamp": 1.0})
+        client.reset()
+        np.testing.assert_array_equal(client.infer({**request, "prompt": INSTRUCTIONS[0]})["actions"], first)
+    notes = [record.getMessage() for record in caplog.records if "ignored" in record.getMessage()]
+    assert notes == ["a client sends keys that mean nothing here, they are ignored: timestamp"]

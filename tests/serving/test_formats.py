@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from statevla.errors import UserError
-from statevla.robots import KNOWN_ROBOTS, LIBERO, LIBERO_HAND, ActionGroup, Camera, RobotSpec, StateField
-from statevla.serving.formats import OPENPI_LIBERO, ORIENTATIONS, read_request
+from statevla.robots import ALOHA, DROID, KNOWN_ROBOTS, LIBERO, LIBERO_HAND, ActionGroup, Camera, RobotSpec, StateField
+from statevla.serving.formats import ORIENTATIONS, read_request
+from statevla.serving.openpi import OPENPI_LIBERO
 from statevla.types import Observation
 from statevla_client.client import request_of
 
+GRIP = DROID.actions[1]
 BLIND = RobotSpec(
     name="blind",
     control_freq_hz=10,
@@ -187,6 +189,133 @@ def test_what_a_policy_does_not_see_makes_no_format_unfit(upright: np.ndarray) -
     observation = read_request(openpi_request(upright), few).observation
     assert observation is not None
     assert few.policy_state(observation.robot_state, "test").tolist() == [6, 7, 0, 1, 2]
+
+
+def droid_request(upright: np.ndarray) -> dict:
+    """As openpi's DROID script makes it."""
+    return {
+        "observation/exterior_image_1_left": upright,
+        "observation/wrist_image_left": upright[::-1],
+        "observation/joint_position": np.arange(7.0),
+        "observation/gripper_position": np.array([0.25]),
+        "prompt": "push the red block",
+    }
+
+
+def aloha_request(upright: np.ndarray, cameras: tuple[str, ...] = ("cam_high",)) -> dict:
+    """As openpi's ALOHA environments make it: pictures channels first in a mapping, and no prompt."""
+    frame = np.ascontiguousarray(upright.transpose(2, 0, 1))
+    return {"state": np.arange(14.0), "images": {name: frame + np.uint8(i) for i, name in enumerate(cameras)}}
+
+
+STATION = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
+ALOHA_STATION = ALOHA.model_copy(update={"cameras": tuple(Camera(name=name) for name in STATION)})
+LEFT_RIGHT = [f"{side}_{dim}" for side in ("left", "right") for dim in (*ALOHA.actions[0].dims, "gripper")]
+ALOHA_BY_ITS_DATA = RobotSpec(
+    name="aloha",
+    control_freq_hz=50,
+    actions=(ActionGroup(name="action", dims=tuple(LEFT_RIGHT), state="state"),),
+    state=(StateField(name="state", dims=tuple(LEFT_RIGHT)),),
+    cameras=(Camera(name="top"),),
+)
+"""What is derived from the names in a data set of the hub."""
+
+
+def test_openpis_droid_keys_are_a_droids(upright: np.ndarray) -> None:
+    observation = read_request(droid_request(upright), DROID).observation
+    assert observation is not None
+    np.testing.assert_array_equal(observation.images["exterior_image_1_left"], upright)
+    np.testing.assert_array_equal(observation.images["wrist_image_left"], upright[::-1])
+    assert DROID.policy_state(observation.robot_state, "test").tolist() == [*range(7), 0.25]
+    assert observation.robot_state["gripper_position"].tolist() == [0.25]
+    scalar = {**droid_request(upright), "observation/gripper_position": np.float64(0.25)}
+    found = read_request(scalar, DROID).observation
+    assert found is not None
+    assert found.robot_state["gripper_position"].tolist() == [0.25]
+
+
+@pytest.mark.parametrize("robot", [ALOHA, ALOHA_STATION, ALOHA_BY_ITS_DATA], ids=["one camera", "four", "derived"])
+def test_openpis_aloha_keys_are_an_alohas(robot: RobotSpec, upright: np.ndarray) -> None:
+    cameras = STATION if robot is ALOHA_STATION else STATION[:1]
+    message = aloha_request(upright, cameras)
+    observation = read_request(message, robot, default_prompt="transfer the cube").observation
+    assert observation is not None
+    assert observation.instruction == "transfer the cube"
+    assert tuple(observation.images) == robot.camera_names
+    for i, image in enumerate(observation.images.values()):
+        np.testing.assert_array_equal(image, upright + np.uint8(i))
+    assert robot.policy_state(observation.robot_state, "test").tolist() == list(range(14))
+    own = read_request({**message, "prompt": "open it"}, robot, default_prompt="transfer the cube").observation
+    assert own is not None
+    assert own.instruction == "open it"
+    with pytest.raises(
+        UserError, match=r"prompt: expected the task in words, got none; send it, or .*--default-prompt"
+    ):
+        read_request(message, robot)
+
+
+def test_a_default_prompt_serves_own_names_too(observe: Callable[..., Observation]) -> None:
+    message = request_of(observe())
+    del message["instruction"]
+    observation = read_request(message, LIBERO, default_prompt="open the drawer").observation
+    assert observation is not None
+    assert observation.instruction == "open the drawer"
+
+
+@pytest.mark.parametrize(
+    ("make", "robot"), [(openpi_request, LIBERO_HAND), (droid_request, DROID), (aloha_request, ALOHA)]
+)
+def test_what_openpis_clients_send_besides_is_ignored_and_said(
+    make: Callable, robot: RobotSpec, upright: np.ndarray
+) -> None:
+    message = {"prompt": "push", **make(upright)}
+    assert read_request(message, robot).ignored == ""
+    more = {**message, "timestamp": 3.5, "evil\nkey": 1, "observation/depth": np.zeros((4, 4))}
+    request = read_request(more, robot)
+    assert request.ignored == "timestamp, ?, observation/depth"
+    plain = read_request(message, robot).observation
+    assert request.observation is not None
+    assert plain is not None
+    for camera, image in plain.images.items():
+        np.testing.assert_array_equal(request.observation.images[camera], image)
+
+
+@pytest.mark.parametrize(
+    ("change", "robot", "words"),
+    [
+        ({"observation/wrist_image_left": None}, DROID, "got no observation/wrist_image_left; send this picture too"),
+        ({"observation/joint_position": np.zeros(6)}, DROID, r"expected 7 numbers \(joint_position\), got shape \[6\]"),
+        ({"observation/gripper_position": np.zeros(2)}, DROID, r"expected 1 numbers \(gripper_position\), got shape"),
+        ({}, LIBERO_HAND, "openpi's DROID keys: expected state hand_position .* serve a policy of robot 'droid'"),
+        (
+            {},
+            DROID.model_copy(update={"cameras": (*DROID.cameras, Camera(name="chest"))}),
+            "expected cameras .*, it has none for 'chest'; send StateVLA's own keys",
+        ),
+        (
+            {},
+            DROID.model_copy(update={"actions": (DROID.actions[0].model_copy(update={"mode": "absolute"}), GRIP)}),
+            "expected a client that takes joint_velocity .7 continuous, absolute",
+        ),
+        (
+            {},
+            DROID.model_copy(update={"actions": (DROID.actions[0], GRIP.model_copy(update={"low": -1.0}))}),
+            "expected a client whose lowest 'gripper' is -1, got one for 0",
+        ),
+    ],
+)
+def test_what_does_not_fit_openpis_droid_keys(change: dict, robot: RobotSpec, words: str, upright: np.ndarray) -> None:
+    message = {key: value for key, value in {**droid_request(upright), **change}.items() if value is not None}
+    with pytest.raises(UserError, match=words) as caught:
+        read_request(message, robot)
+    assert "\n" not in str(caught.value)
+
+
+def test_aloha_pictures_are_channels_first(upright: np.ndarray) -> None:
+    message = {**aloha_request(upright), "prompt": "push"}
+    message["images"]["cam_high"] = upright
+    with pytest.raises(UserError, match=r"images/cam_high: expected uint8 \[3, H, W\], got uint8 \[16, 24, 3\]"):
+        read_request(message, ALOHA)
 
 
 GOOD = np.zeros((16, 16, 3), np.uint8)

@@ -78,6 +78,7 @@ def test_bad_input_is_one_line(tmp_path: Path, checkpoint: Path) -> None:
     for arguments, words in [
         (["--checkpoint", str(tmp_path / "none")], "not found"),
         (["--checkpoint", str(checkpoint), "--port", "99999"], "--port: expected 0 to 65535"),
+        (["--checkpoint", str(checkpoint), "--default-prompt", " "], "--default-prompt: expected the task in words"),
         (["--checkpoint", str(checkpoint), "--heavy-share", "0"], "--heavy-share: expected more than 0, got 0"),
         (["--checkpoint", str(checkpoint), "--api-key-file", str(key)], "expected permissions 600, got 644"),
     ]:

@@ -30,6 +30,8 @@ class ServeArgs:
     """0 takes a free one, which is printed."""
     api_key_file: str | None = None
     """File (permissions 600) with a key that clients must send as `Authorization: Api-Key ...`."""
+    default_prompt: str | None = None
+    """The task in words for clients that send none, such as openpi's for ALOHA."""
     device: str = "auto"
     """`auto` takes CUDA, else MPS, else the CPU."""
     num_sampling_steps: int | None = None
@@ -87,6 +89,7 @@ def serve(args: ServeArgs) -> None:
         port=args.port,
         api_key=key,
         model_name=policy.name,
+        default_prompt=args.default_prompt,
         max_message_bytes=int(args.max_message_mib * 2**20),
         max_clients=args.max_clients,
         max_queue_size=max(64, 2 * args.max_clients),
@@ -123,6 +126,8 @@ def _check(args: ServeArgs) -> None:
     for name in ("max_clients", "max_batch_size", "max_message_mib", "heavy_share", "idle_timeout_s"):
         if getattr(args, name) <= 0:
             raise UserError(f"--{name.replace('_', '-')}: expected more than 0, got {getattr(args, name)}")
+    if args.default_prompt is not None and not args.default_prompt.strip():
+        raise UserError("--default-prompt: expected the task in words, got none; leave it out or say what to do")
     if args.batch_window_ms < 0:
         raise UserError(f"--batch-window-ms: expected at least 0, got {args.batch_window_ms}")
 

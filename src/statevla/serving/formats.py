@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from statevla.errors import UserError
-from statevla.robots import LIBERO_HAND, ImageOrientation, RobotSpec, StateField
+from statevla.robots import ImageOrientation, RobotSpec
+from statevla.serving.openpi import FORMATS, PROMPT, RequestFormat, flattened
 from statevla.transforms import to_upright
 from statevla.types import Observation
 from statevla_client import protocol
@@ -35,57 +36,11 @@ MAX_EXECUTED = 256
 
 
 @dataclass(frozen=True)
-class RequestFormat:
-    """The vocabulary of another project's clients.
-
-    Attributes:
-        name: for messages.
-        images: key → name of the camera that it holds.
-        state_key: where the flat robot state is.
-        instruction_key: where the task in words is.
-        orientation: the way up of its pictures, one of `ORIENTATIONS`.
-        robot: what the numbers of its state, and of the actions that it expects, are.
-    """
-
-    name: str
-    images: Mapping[str, str]
-    state_key: str
-    instruction_key: str
-    orientation: str
-    robot: RobotSpec
-
-    @property
-    def keys(self) -> set[str]:
-        return {*self.images, self.state_key, self.instruction_key}
-
-    def misfit(self, robot: RobotSpec) -> str | None:
-        """What a policy of `robot` would misunderstand, as `expected ..., got ...`; None where all means the same."""
-        own = self.robot
-        sent = {field.name: field for field in own.policy_fields}
-        if not all(_is_alike(field, sent.get(field.name)) for field in robot.policy_fields):
-            return f"expected state {_describe_fields(robot)}, got {_describe_fields(own)}"
-        if robot.action_names != own.action_names or (robot.is_delta != own.is_delta).any():
-            return f"expected a client that takes {robot.describe_actions()}, got one for {own.describe_actions()}"
-        return None
-
-
-OPENPI_LIBERO = RequestFormat(
-    name="openpi's LIBERO keys",
-    images={"observation/image": "agentview", "observation/wrist_image": "eye_in_hand"},
-    state_key="observation/state",
-    instruction_key="prompt",
-    orientation="mirrored",
-    robot=LIBERO_HAND,
-)
-"""What Physical-Intelligence/openpi, examples/libero/main.py sends."""
-FORMATS = (OPENPI_LIBERO,)
-
-
-@dataclass(frozen=True)
 class Request:
     """A request that fits the robot; `observation` is None where none was sent.
 
-    `executed_actions` `[n, A]` are those since the client's last look, where it says so (mode `chunk`).
+    `executed_actions` `[n, A]` are those since the client's last look, where it says so (mode `chunk`); `ignored` are
+    keys that mean nothing here, cleaned for a log.
     """
 
     mode: str
@@ -93,18 +48,20 @@ class Request:
     reset: bool
     episode: int | None
     executed_actions: np.ndarray | None = None
+    ignored: str = ""
 
     @property
     def only_resets(self) -> bool:
         return self.reset and self.observation is None
 
 
-def read_request(message: Mapping[str, Any], robot: RobotSpec) -> Request:
+def read_request(message: Mapping[str, Any], robot: RobotSpec, default_prompt: str | None = None) -> Request:
     """Check a decoded message and name its parts.
 
     Args:
         message: as `statevla_client.protocol` describes it.
         robot: of the policy, with the policy's cameras.
+        default_prompt: the task in words where the client sends none.
 
     Raises:
         UserError: it does not fit the robot; one line with expected, got and the fix, safe to send to the client.
@@ -120,13 +77,12 @@ def read_request(message: Mapping[str, Any], robot: RobotSpec) -> Request:
         raise UserError(f"episode: expected an integer from 0 to {MAX_EPISODE}, got something else")
     if episode is not None and not reset:
         raise UserError("episode: expected together with reset=true, got it alone; send both when an episode begins")
-    keys = tuple(key for key in message if key not in _COMMON_KEYS)
-    observation = _read_observation(message, keys, robot) if keys else None
+    told = {key: value for key, value in message.items() if key not in _COMMON_KEYS}
+    observation, ignored = _read_observation(told, robot, default_prompt) if told else (None, "")
     if observation is None and mode == protocol.CHUNK and not reset:
         raise UserError(f"request: expected an observation, got no keys; send {_expected_keys(robot)}")
-    return Request(
-        mode, observation, reset, episode, _read_executed(message.get(protocol.EXECUTED_ACTIONS), mode, robot)
-    )
+    executed = _read_executed(message.get(protocol.EXECUTED_ACTIONS), mode, robot)
+    return Request(mode, observation, reset, episode, executed, ignored)
 
 
 def _read_executed(value: Any, mode: str, robot: RobotSpec) -> np.ndarray | None:
@@ -146,47 +102,76 @@ def _read_executed(value: Any, mode: str, robot: RobotSpec) -> np.ndarray | None
     return executed
 
 
-def _read_observation(message: Mapping[str, Any], keys: tuple[str, ...], robot: RobotSpec) -> Observation:
-    foreign = next((known for known in FORMATS if known.keys == set(keys)), None)
+def _read_observation(told: Mapping[str, Any], robot: RobotSpec, default_prompt: str | None) -> tuple[Observation, str]:
+    """The observation, and the keys that were left out."""
+    flat = flattened(told)
+    foreign = next((known for known in FORMATS if known.is_spoken(flat)), None)
     if foreign is not None:
-        return _read_foreign(message, foreign, robot)
+        return _read_foreign(flat, foreign, robot, default_prompt), _unknown(told, foreign)
+    keys = tuple(told)
     fields = [key for key in keys if key.startswith(protocol.STATE_PREFIX)]
     pictures = [key for key in keys if key.startswith(protocol.IMAGE_PREFIX)]
     known = {*fields, *pictures, protocol.ROBOT_STATE, protocol.IMAGE_ORIENTATION, protocol.INSTRUCTION}
-    has_state = bool(fields) or protocol.ROBOT_STATE in message or not robot.state_dim
-    if not has_state or protocol.INSTRUCTION not in message or not set(keys) <= known:
-        others = "; or ".join(f"{other.name} {', '.join(sorted(other.keys))}" for other in FORMATS)
-        raise UserError(f"request keys: expected {_expected_keys(robot)}, or {others}; got {_names(keys)}")
+    has_state = bool(fields) or protocol.ROBOT_STATE in told or not robot.state_dim
+    instruction = told.get(protocol.INSTRUCTION, default_prompt)
+    if not has_state or instruction is None or not set(keys) <= known:
+        others = "; or ".join(f"{other.name} {', '.join(other.keys)}" for other in FORMATS if not other.misfit(robot))
+        or_others = f", or {others}" if others else ""
+        raise UserError(f"request keys: expected {_expected_keys(robot)}{or_others}; got {_names(keys)}")
     images = {key: key.removeprefix(protocol.IMAGE_PREFIX) for key in pictures}
-    orientation = _read_orientation(message.get(protocol.IMAGE_ORIENTATION, "upright"))
-    return Observation(
-        _read_images(message, images, orientation, robot),
-        _read_own_state(message, fields, robot),
-        _read_instruction(message[protocol.INSTRUCTION], protocol.INSTRUCTION),
+    orientation = _read_orientation(told.get(protocol.IMAGE_ORIENTATION, "upright"))
+    observation = Observation(
+        _read_images(told, images, orientation, robot),
+        _read_own_state(told, fields, robot),
+        _read_instruction(instruction, protocol.INSTRUCTION),
     )
+    return observation, ""
 
 
-def _is_alike(field: StateField, other: StateField | None) -> bool:
-    """Whether two fields of one name hold the same; units count where both declare them."""
-    if other is None or field.size != other.size:
-        return False
-    return not field.units or not other.units or field.units == other.units
-
-
-def _describe_fields(robot: RobotSpec) -> str:
-    parts = [f"{field.name} ({field.size}{', ' * bool(field.units)}{field.units})" for field in robot.policy_fields]
-    return ", ".join(parts) or "none"
-
-
-def _read_foreign(message: Mapping[str, Any], chosen: RequestFormat, robot: RobotSpec) -> Observation:
-    if misfit := chosen.misfit(robot):
+def _read_foreign(
+    flat: Mapping[str, Any], chosen: RequestFormat, robot: RobotSpec, default_prompt: str | None
+) -> Observation:
+    own = chosen.robot_like(robot)
+    if own is None:
         raise UserError(
-            f"{chosen.name}: {misfit}; send StateVLA's own keys ({_expected_keys(robot)}), or serve a policy of robot "
-            f"'{chosen.robot.name}'"
+            f"{chosen.name}: {chosen.misfit(robot)}; send StateVLA's own keys ({_expected_keys(robot)}), or serve a "
+            f"policy of robot '{chosen.robots[0].name}'"
         )
-    images = _read_images(message, chosen.images, chosen.orientation, robot)
-    state = _read_flat_state(message[chosen.state_key], chosen.state_key, chosen.robot)
-    return Observation(images, state, _read_instruction(message[chosen.instruction_key], chosen.instruction_key))
+    cameras = chosen.cameras(robot)
+    if missing := [name for name in robot.camera_names if name not in cameras.values()]:
+        raise UserError(
+            f"{chosen.name}: expected cameras {', '.join(robot.camera_names)}, it has none for '{missing[0]}'; send "
+            f"StateVLA's own keys ({_expected_keys(robot)})"
+        )
+    if unsent := [key for key in cameras if key not in flat]:
+        raise UserError(f"{chosen.name}: expected {', '.join(cameras)}, got no {unsent[0]}; send this picture too")
+    pictures = {key: _channels_last(flat[key], key) if chosen.is_channels_first else flat[key] for key in cameras}
+    images = _read_images(pictures, cameras, chosen.orientation, robot)
+    parts = []
+    for key, size in chosen.state.items():
+        meaning = own.describe_state() if len(chosen.state) == 1 else key.rpartition("/")[2]
+        value = np.reshape(flat[key], 1) if size == 1 and isinstance(flat[key], np.generic) else flat[key]
+        parts.append(_read_numbers(value, key, size, meaning))
+    state = own.named_state(np.concatenate(parts), chosen.name)
+    if PROMPT not in flat and default_prompt is None:
+        raise UserError(
+            f"{PROMPT}: expected the task in words, got none; send it, or start the server with --default-prompt"
+        )
+    return Observation(images, state, _read_instruction(flat.get(PROMPT, default_prompt), PROMPT))
+
+
+def _unknown(told: Mapping[str, Any], chosen: RequestFormat) -> str:
+    """The keys of a request that its vocabulary has not; empty for none."""
+    known = {*chosen.keys, *(key.partition("/")[0] for key in chosen.keys if key not in told)}
+    unknown = [key for key in told if key not in known]
+    return _names(unknown) if unknown else ""
+
+
+def _channels_last(value: Any, key: str) -> np.ndarray:
+    if not isinstance(value, np.ndarray) or value.ndim != 3 or value.shape[0] != 3:
+        got = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise UserError(f"{key}: expected uint8 [3, H, W], got {got}; send the frame channels first, as openpi does")
+    return value.transpose(1, 2, 0)
 
 
 def _expected_keys(robot: RobotSpec) -> str:

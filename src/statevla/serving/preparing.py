@@ -33,10 +33,12 @@ class Preparer:
     Args:
         policy: the policy; its language encoder is used from a thread of its own.
         max_message_bytes: of one request.
+        default_prompt: the task in words where a client sends none.
     """
 
-    def __init__(self, policy: StateVLAPolicy, max_message_bytes: int) -> None:
+    def __init__(self, policy: StateVLAPolicy, max_message_bytes: int, default_prompt: str | None = None) -> None:
         self._policy, self._max_message_bytes = policy, max_message_bytes
+        self._default_prompt = default_prompt
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
         # Clients are strangers: what they say must not pile up on the disk.
         policy.language.uses_disk = False
@@ -84,7 +86,7 @@ class Preparer:
         self._resized(dict.fromkeys(self._policy.robot.camera_names, frame))
 
     def _read(self, message: bytes | str) -> Request:
-        return read_request(unpack(message, self._max_message_bytes), self._policy.robot)
+        return read_request(unpack(message, self._max_message_bytes), self._policy.robot, self._default_prompt)
 
     def _prepare(self, observation: Observation, account: Account) -> Observation:
         if not self._policy.language.remembers(observation.instruction):

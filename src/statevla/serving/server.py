@@ -44,6 +44,7 @@ class ServerSettings:
         host, port: where to listen; port 0 takes a free one.
         api_key: clients must send it, if given.
         model_name: told to clients; never a path.
+        default_prompt: the task in words where a client sends none, as openpi's ALOHA clients do.
         max_message_bytes: of one request.
         max_clients: connected at a time.
         max_queue_size: requests that may wait for the model.
@@ -61,6 +62,7 @@ class ServerSettings:
     port: int = protocol.DEFAULT_PORT
     api_key: str | None = None
     model_name: str = "statevla"
+    default_prompt: str | None = None
     max_message_bytes: int = MAX_MESSAGE_BYTES
     max_clients: int = 32
     max_queue_size: int = 64
@@ -74,13 +76,15 @@ class ServerSettings:
 
 
 class _Client:
-    """One connection: its session, its account, and whether it waits for an answer."""
+    """One connection: its session, its account, whether it waits for an answer, and whether its unknown keys were
+    noted."""
 
     def __init__(self, connection: ServerConnection, session: PolicySession, account: Account) -> None:
         self.connection = connection
         self.session = session
         self.account = account
         self.busy = False
+        self.was_noted = False
         self.previous_total_s: float | None = None
 
 
@@ -99,7 +103,7 @@ class PolicyServer:
         self._stopping = asyncio.Event()
         self._server: Server | None = None
         self._shares = Shares(settings.heavy_share, lambda: len(self._clients))
-        self._preparer = Preparer(policy, settings.max_message_bytes)
+        self._preparer = Preparer(policy, settings.max_message_bytes, settings.default_prompt)
         self._batcher = Batcher(
             policy,
             max_batch_size=settings.max_batch_size,
@@ -225,6 +229,9 @@ class PolicyServer:
         self._shares.charge_message(client.account, len(message))
         try:
             request = await self._preparer.read(message)
+            if request.ignored and not client.was_noted:
+                client.was_noted = True
+                logger.info("a client sends keys that mean nothing here, they are ignored: %s", request.ignored)
             answer = await self._answer(client, request)
             timing = answer.get(protocol.SERVER_TIMING)
             if timing is not None and client.previous_total_s is not None:

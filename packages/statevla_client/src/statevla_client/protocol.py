@@ -11,7 +11,8 @@ Two vocabularies are understood. StateVLA's own:
     robot_state          float [S], all of them in declared order
     instruction          the task in words
 
-and openpi's, of its LIBERO script, for policies whose robot has that state and those actions.
+and openpi's, of its examples for LIBERO, DROID and ALOHA, for policies whose robot has that state and those actions;
+what else those requests hold is ignored. `instruction` and `prompt` may be missing where the server has a default.
 
 With either one a request may carry `mode`: "chunk" (default) is answered by `actions` [H, A], "act" by one `action`
 [A] from a queue that the server keeps for the connection, in the robot's units. `reset` begins an episode, whose number
