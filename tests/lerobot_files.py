@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -141,6 +141,30 @@ def rewrite_info(root: Path, **changes: object) -> None:
     for key, value in changes.items():
         info.pop(key) if value is None else info.update({key: value})
     file.write_text(json.dumps(info))
+
+
+def rewrite_features(root: Path, change: Callable[[str, dict[str, Any]], None]) -> None:
+    """Change every feature of `meta/info.json`, in place, by its name."""
+    features = json.loads((root / "meta/info.json").read_text())["features"]
+    for key, feature in features.items():
+        change(key, feature)
+    rewrite_info(root, features=features)
+
+
+def undeclare(root: Path) -> None:
+    """Remove what our writer says of the robot, as from a data set that others wrote."""
+    info = json.loads((root / "meta/info.json").read_text())
+    rewrite_info(root, **({"statevla": None} if "statevla" in info else {}))
+    rewrite_features(root, lambda _, feature: (feature.get("info") or {}).pop("statevla", None))
+
+
+def edit_as_lerobot(root: Path) -> None:
+    """What `lerobot-edit-dataset` leaves of `meta/info.json`: the keys of LeRobot's own `DatasetInfo`, 0.6.1."""
+    file = root / "meta/info.json"
+    known = {"codebase_version", "fps", "features", "total_episodes", "total_frames", "total_tasks", "chunks_size"}
+    known |= {"data_files_size_in_mb", "video_files_size_in_mb", "data_path", "video_path", "robot_type", "splits"}
+    info = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in info.items() if key in known | {"tools"}}))
 
 
 def _tasks(data: Dataset) -> list[str]:

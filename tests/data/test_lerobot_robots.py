@@ -70,7 +70,8 @@ def test_six_joints(tmp_path: Path, version: str) -> None:
     declared = open_reader(root, robot="so101")
     assert declared.robot.describe_state() == "arm (5), gripper (1)"
     assert declared.cameras == ("laptop", "phone")
-    assert "declares none of the cameras; laptop, phone are taken as upright" in declared.notes[0]
+    assert "declares none of the cameras; laptop, phone are taken" in declared.notes[0]
+    assert "frames are taken as upright" in declared.notes
     check_numbers(declared, data)
 
 
@@ -113,16 +114,17 @@ def test_seven_joints_and_a_gripper_are_no_hand_and_fingers(tmp_path: Path) -> N
     check_numbers(reader, data)
 
 
-def test_image_and_wrist_image_are_not_mirrored_on_their_own(tmp_path: Path) -> None:
-    """openpi's keys: how frames are stored is said by a declaration, or noted as assumed."""
+def test_image_and_wrist_image_are_not_turned_on_their_own(tmp_path: Path) -> None:
+    """openpi's keys: how frames are stored is said by a declaration, or asked for."""
     data = Dataset({"state": None, "actions": None}, episodes(7, 8, ("state", "actions")), ("image", "wrist_image"))
     for episode in data.episodes:
         episode.columns["actions"][:, 6] = 1
     root = write_dataset(tmp_path / "openpi", data)
-    reader = open_reader(root)
+    with pytest.raises(UserError, match="how the frames of image, wrist_image are stored"):
+        open_reader(root)
+    reader = open_reader(root, orientation="upright")
     assert reader.cameras == ("image", "wrist_image")
     assert {camera.orientation for camera in reader.robot.cameras} == {ImageOrientation.UPRIGHT}
-    assert "frames are taken as upright" in reader.notes
     assert reader.robot.action_names[-1] == "action_6"
     check_numbers(reader, data)
     mirrored = open_reader(root, robot="libero_openpi")

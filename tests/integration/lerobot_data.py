@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
+from lerobot_files import undeclare
 from libero_files import TASKS, smooth_episode, write_official_file
 from statevla.data.convert import convert
 from statevla.data.episodes import EpisodeArrays, EpisodeInfo
 from statevla.data.lerobot_checksums import CHECKSUMS_PATH
-from statevla.data.lerobot_meta import INFO_PATH
 from statevla.data.write_lerobot import write_lerobot
 from statevla.robots import RobotSpec, load_robot
 
@@ -51,9 +50,7 @@ def write_arm_data(folder: Path) -> None:
     rng = np.random.default_rng(1)
     written = robot.model_copy(update={"state": (joints, beside)})
     write_lerobot(folder / "arm", written, [_arm_episode(rng, folder, number) for number in range(5)])
-    info = json.loads((folder / "arm" / INFO_PATH).read_text())
-    del info["statevla"]
-    (folder / "arm" / INFO_PATH).write_text(json.dumps(info))
+    undeclare(folder / "arm")
     (folder / "arm" / CHECKSUMS_PATH).unlink()  # a data set that others wrote has none
 
 

@@ -1,8 +1,8 @@
 """How our writer lays a robot out in a LeRobotDataset.
 
 What the policy sees is `observation.state`, other state fields lie beside it, and features have the dims' names.
-LIBERO's robots get the keys, the state (hand and fingers) and the mirrored frames of `lerobot/libero`, so that policies
-and tools made for it take the data set as it is.
+LIBERO's robots get the keys, the state (hand and fingers) and, for LIBERO's two cameras, the mirrored frames of
+`lerobot/libero`, so that policies and tools made for it take the data set as it is. All other frames are upright.
 """
 
 from __future__ import annotations
@@ -25,16 +25,14 @@ class Layout:
     """Where a robot's numbers and frames go.
 
     Attributes:
-        robot: the declaration of what is written.
+        robot: the declaration of what is written, with the orientation that each camera's frames are written in.
         columns: feature → state fields, one after the other.
         cameras: camera → feature.
-        orientation: of all frames as written.
     """
 
     robot: RobotSpec
     columns: Mapping[str, tuple[StateField, ...]]
     cameras: Mapping[str, str]
-    orientation: ImageOrientation
 
     def names(self, key: str) -> list[str]:
         """One name per number of a state feature: that of the dim, with its field's where dims repeat."""
@@ -55,18 +53,24 @@ def layout_of(robot: RobotSpec) -> Layout:
         columns |= {FIELD_PREFIX + field.name: (field,) for field in robot.state if not field.policy}
     hub_cameras = _HUB_CAMERAS if is_libero else {}
     cameras = {name: IMAGE_PREFIX + hub_cameras.get(name, name) for name in robot.camera_names}
-    orientation = ImageOrientation.MIRRORED if is_libero else ImageOrientation.UPRIGHT
     keys = _keys(columns)
     declared = robot.model_copy(
         update={
             "state": tuple(field.model_copy(update={"key": keys[field.name]}) for field in robot.state),
             "cameras": tuple(
-                camera.model_copy(update={"key": cameras[camera.name], "orientation": orientation})
+                camera.model_copy(
+                    update={
+                        "key": cameras[camera.name],
+                        "orientation": ImageOrientation.MIRRORED
+                        if camera.name in hub_cameras
+                        else ImageOrientation.UPRIGHT,
+                    }
+                )
                 for camera in robot.cameras
             ),
         }
     )
-    return Layout(declared, columns, cameras, orientation)
+    return Layout(declared, columns, cameras)
 
 
 def _keys(columns: Mapping[str, tuple[StateField, ...]]) -> dict[str, str]:

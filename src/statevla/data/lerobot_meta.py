@@ -18,6 +18,7 @@ from statevla.data.lerobot_checksums import Checksums
 from statevla.errors import UserError
 
 INFO_PATH, TASKS_PATH, EPISODES_DIR = "meta/info.json", "meta/tasks.parquet", "meta/episodes"
+STATS_PATH = "meta/stats.json"
 TASKS_LINES, EPISODES_LINES = "meta/tasks.jsonl", "meta/episodes.jsonl"
 TASK_COLUMN, OBJECT_NAMES_COLUMN = "statevla/task", "statevla/object_names"
 _DEFAULT_CHUNK = 1000
@@ -59,6 +60,7 @@ class Metadata:
     """The metadata of a data set.
 
     Attributes:
+        root: folder of the data set.
         info: `meta/info.json`.
         fps: control frequency, Hz.
         features: name → dtype, shape, names.
@@ -70,7 +72,7 @@ class Metadata:
     """
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
         self.file = root / INFO_PATH
         self.checksums = Checksums(root)
         for file in self.files():
@@ -83,8 +85,8 @@ class Metadata:
 
     def files(self) -> list[Path]:
         """The files it was read from."""
-        tables = sorted((self._root / EPISODES_DIR).glob("*/*.parquet"))
-        named = [self._root / name for name in (INFO_PATH, TASKS_PATH, TASKS_LINES, EPISODES_LINES)]
+        tables = sorted((self.root / EPISODES_DIR).glob("*/*.parquet"))
+        named = [self.root / name for name in (INFO_PATH, TASKS_PATH, TASKS_LINES, EPISODES_LINES)]
         return [*(file for file in named if file.exists()), *tables]
 
     def episodes(self, video_keys: Sequence[str]) -> Iterator[EpisodeRow]:
@@ -113,14 +115,14 @@ class Metadata:
 
     def _episode_rows(self) -> Iterator[tuple[Mapping[str, Any], Path]]:
         if self.is_v2:
-            file = self._root / EPISODES_LINES
+            file = self.root / EPISODES_LINES
             yield from ((row, file) for row in _read_lines(file))
             return
         import pyarrow.parquet as pq
 
-        files = sorted((self._root / EPISODES_DIR).glob("*/*.parquet"))
+        files = sorted((self.root / EPISODES_DIR).glob("*/*.parquet"))
         if not files:
-            raise UserError(f"data {self._root}: no {EPISODES_DIR}/*/*.parquet; the data set is incomplete")
+            raise UserError(f"data {self.root}: no {EPISODES_DIR}/*/*.parquet; the data set is incomplete")
         for file in files:
             try:
                 names = [n for n in pq.read_schema(file).names if not n.startswith("stats/")]
@@ -164,7 +166,7 @@ class Metadata:
         )
 
     def _path(self, template: str, **names: Any) -> Path:
-        return inside(self._root, str(self.info[template]).format(**names))
+        return inside(self.root, str(self.info[template]).format(**names))
 
 
 def inside(root: Path, name: str) -> Path:

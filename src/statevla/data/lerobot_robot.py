@@ -1,8 +1,8 @@
 """Which robot a LeRobotDataset holds, and which of its features are that robot's actions, state and cameras.
 
-The user's declaration comes first, then the data set's own (`statevla` in `meta/info.json`), then a known robot whose
-dims have the features' names. Else the robot is derived from the names that the features have, and what these do not
-say is taken by custom and said.
+The user's declaration comes first, then the data set's own (`lerobot_declared`), then a known robot whose dims have the
+features' names. Else the robot is derived from the names that the features have, and what these do not say is taken by
+custom and said.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from statevla.data.keys import split_key
+from statevla.data.lerobot_commands import check_recorded_commands
+from statevla.data.lerobot_declared import Declaration, read_declaration, require_orientation
 from statevla.data.lerobot_frames import is_depth
 from statevla.data.lerobot_meta import Metadata
 from statevla.errors import UserError
@@ -21,9 +23,7 @@ from statevla.robots import KNOWN_ROBOTS, ROBOT_TYPES, ActionGroup, Camera, Imag
 
 IMAGE_PREFIX, FIELD_PREFIX = "observation.images.", "observation.states."
 ACTION_KEYS, STATE_KEYS = ("action", "actions"), ("observation.state", "state")
-DECLARATION_KEY, ROBOT_KEY = "statevla", "robot"
-_ORIENTATION_KEY = "image_orientation"
-"""Beside or instead of a robot: how all frames are stored."""
+_UPRIGHT = "frames are taken as upright"
 
 
 @dataclass(frozen=True)
@@ -57,22 +57,24 @@ def bind_robot(
         UserError: there are no actions, or a declared robot does not fit the features.
     """
     features = _Features(meta, notes)
-    declaration = meta.info.get(DECLARATION_KEY)
-    tree = declaration.get(ROBOT_KEY) if isinstance(declaration, dict) else None
-    own = None
-    if tree is not None:
-        own = _fit(RobotSpec.from_dict(tree, f"{meta.file}: {DECLARATION_KEY}.{ROBOT_KEY}"), features, None, notes)
+    declared = read_declaration(meta, features.action_key)
+    own = None if declared.robot is None else _own_binding(declared, declared.robot, features, notes)
+    known: RobotSpec | None = None
     if explicit is not None:
         binding = _fit(explicit, features, own, notes)
+    elif own is not None:
+        binding = own
     else:
         known = _known_robot(features)
-        binding = own or _fit(known or _derived_robot(features), features, None, notes)
-    stored = orientation
-    if stored is None and own is None and explicit is None:
-        stored = _declared_orientation(meta)
-    if stored is None:
-        return binding
-    return Binding(binding.robot.with_orientation(stored), binding.action_key, binding.fields, binding.cameras)
+        binding = _fit(known or _derived_robot(features), features, None, notes)
+    check_recorded_commands(meta, features.action_key, binding.robot)
+    if orientation is not None:
+        robot = binding.robot.with_orientation(orientation)
+    elif explicit is None and own is not None:
+        robot = own.robot
+    else:
+        robot = _oriented(binding, explicit or known, _stored(binding, declared, own), features, notes)
+    return Binding(robot, binding.action_key, binding.fields, binding.cameras)
 
 
 class _Features:
@@ -121,6 +123,44 @@ def _flat_names(names: Any) -> tuple[str, ...]:
     return () if names is None else (str(names),)
 
 
+def _stored(binding: Binding, declared: Declaration, own: Binding | None) -> dict[str, ImageOrientation]:
+    """Camera → how the data set says that its frames are stored, where it does."""
+    of_own = {} if own is None else {own.cameras[camera.name]: camera.orientation for camera in own.robot.cameras}
+    found = {name: of_own.get(key) or declared.stored(key) for name, key in binding.cameras.items()}
+    return {name: stored for name, stored in found.items() if stored is not None}
+
+
+def _oriented(
+    binding: Binding,
+    said: RobotSpec | None,
+    stored: Mapping[str, ImageOrientation],
+    features: _Features,
+    notes: list[str],
+) -> RobotSpec:
+    """The robot with cameras as `said`, the user's robot or a known one, declares them, or else as they are `stored`.
+
+    Raises:
+        UserError: neither says it, and custom does not either.
+    """
+    cameras, unknown = [], []
+    for camera in binding.robot.cameras:
+        if "orientation" not in camera.model_fields_set:
+            if camera.name in stored:
+                camera = camera.model_copy(update={"orientation": stored[camera.name]})
+            else:
+                unknown.append(camera.name)
+        cameras.append(camera)
+    robot = binding.robot.model_copy(update={"cameras": tuple(cameras)})
+    if unknown:
+        keys = [binding.cameras[name] for name in unknown]
+        require_orientation(features.meta, keys, features.names(features.action_key))
+    if said is None and unknown:
+        return robot.model_copy(update={"assumed": (*robot.assumed, _UPRIGHT)})
+    if said is not None and any(name not in said.camera_names for name in unknown):
+        notes.append(_UPRIGHT)
+    return robot
+
+
 # A declared robot -----------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +190,22 @@ def _fit(robot: RobotSpec, features: _Features, own: Binding | None, notes: list
         fields,
         {camera.name: key for camera, key in cameras},
     )
+
+
+def _own_binding(declared: Declaration, robot: RobotSpec, features: _Features, notes: list[str]) -> Binding:
+    """The robot that a data set declares, without the cameras whose features were removed since.
+
+    Raises:
+        UserError: the features are another robot's, or say otherwise how frames are stored.
+    """
+    gone = [camera for camera in robot.cameras if camera.key is not None and camera.key not in features.cameras]
+    if gone:
+        notes.append(f"cameras that it declares and has no more: {', '.join(camera.name for camera in gone)}")
+        robot = robot.model_copy(update={"cameras": tuple(camera for camera in robot.cameras if camera not in gone)})
+    own = _fit(robot, features, None, notes)
+    for camera in own.robot.cameras:
+        declared.check_camera(camera, own.cameras[camera.name], features.file)
+    return own
 
 
 def _fit_fields(robot: RobotSpec, features: _Features, own: Binding | None) -> dict[str, tuple[str, slice]]:
@@ -222,8 +278,6 @@ def _fit_cameras(
             found.append((camera, camera.key))
             continue
         if own is not None and camera.name in own.cameras:
-            if "orientation" not in camera.model_fields_set:
-                camera = camera.model_copy(update={"orientation": own.robot.camera(camera.name).orientation})
             found.append((camera, own.cameras[camera.name]))
             continue
         candidates = (f"{IMAGE_PREFIX}{camera.name}", f"observation.{camera.name}", camera.name)
@@ -237,7 +291,7 @@ def _fit_cameras(
         return found
     others = _named_cameras(features)
     names = ", ".join(camera.name for camera, _ in others)
-    notes.append(f"robot '{robot.name}' declares none of the cameras; {names} are taken as upright")
+    notes.append(f"robot '{robot.name}' declares none of the cameras; {names} are taken")
     return others
 
 
@@ -280,8 +334,6 @@ def _derived_robot(features: _Features) -> RobotSpec:
         state = (StateField(name="state", dims=fields),)
         assumed.append("units of the state are not known")
     cameras = tuple(camera for camera, _ in _named_cameras(features))
-    if cameras and _declared_orientation(features.meta) is None:
-        assumed.append("frames are taken as upright")
     return RobotSpec(
         name=_as_name(str(features.meta.info.get("robot_type") or "")) or "robot",
         control_freq_hz=features.meta.fps,
@@ -310,15 +362,3 @@ def _as_name(text: str) -> str:
 
 def _numbered(name: str, size: int) -> tuple[str, ...]:
     return tuple(f"{name}_{number}" for number in range(size))
-
-
-def _declared_orientation(meta: Metadata) -> ImageOrientation | None:
-    declaration = meta.info.get(DECLARATION_KEY)
-    stored = declaration.get(_ORIENTATION_KEY) if isinstance(declaration, dict) else None
-    if stored is None:
-        return None
-    try:
-        return ImageOrientation(stored)
-    except ValueError:
-        allowed = ", ".join(o.value for o in ImageOrientation)
-        raise UserError(f"data {meta.file}: {_ORIENTATION_KEY} '{stored}', expected one of {allowed}") from None

@@ -1,7 +1,7 @@
 """Writes episodes as a LeRobotDataset v3: parquet, MP4 (H.264) and metadata that LeRobot 0.4 reads.
 
 How the robot's numbers and frames are named is `lerobot_layout`'s; the robot's whole declaration goes into `info.json`
-besides. Executed actions and object poses ride along where known.
+besides, as `lerobot_declared` says. Executed actions and object poses ride along where known.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import numpy as np
 from statevla.data.episodes import EpisodeArrays, EpisodeInfo
 from statevla.data.lerobot import EXECUTED_KEY, OBJECTS_KEY, require_lerobot_packages
 from statevla.data.lerobot_checksums import write_checksums
+from statevla.data.lerobot_declared import declare_in_features, top_declaration
 from statevla.data.lerobot_layout import Layout, layout_of
-from statevla.data.lerobot_meta import EPISODES_DIR, INFO_PATH, OBJECT_NAMES_COLUMN, TASK_COLUMN, TASKS_PATH
-from statevla.data.lerobot_robot import ACTION_KEYS, DECLARATION_KEY, ROBOT_KEY
+from statevla.data.lerobot_meta import EPISODES_DIR, INFO_PATH, OBJECT_NAMES_COLUMN, STATS_PATH, TASK_COLUMN, TASKS_PATH
+from statevla.data.lerobot_robot import ACTION_KEYS
 from statevla.data.lerobot_stats import RunningStats, picture_stats, table_stats
 from statevla.data.lerobot_video import VideoWriter
 from statevla.data.write_libero import WRITE_FIX
@@ -170,7 +171,7 @@ class _Writer:
         pq.write_table(pa.Table.from_pylist(self._rows), episodes, write_page_checksum=True)
         _write_tasks(self._root / TASKS_PATH, self._tasks)
         stats = {key: {n: v.tolist() for n, v in running.summary().items()} for key, running in self._stats.items()}
-        (self._root / "meta/stats.json").write_text(json.dumps(stats, indent=2), encoding="utf-8")
+        (self._root / STATS_PATH).write_text(json.dumps(stats, indent=2), encoding="utf-8")
         info = {
             "codebase_version": "v3.0",
             "robot_type": self._robot.name,
@@ -185,7 +186,7 @@ class _Writer:
             "data_path": DATA_PATH,
             "video_path": VIDEO_PATH if self._videos else None,
             "features": self._described_features(),
-            DECLARATION_KEY: {ROBOT_KEY: self._layout.robot.to_dict()},
+            **top_declaration(self._layout.robot),
         }
         (self._root / INFO_PATH).write_text(json.dumps(info, indent=2), encoding="utf-8")
 
@@ -193,6 +194,7 @@ class _Writer:
         features = {key: dict(feature) for key, feature in self._features.items()}
         for key, writer in self._videos.items():
             features[key]["info"] = writer.description()
+        declare_in_features(features, self._layout.robot, ACTION_KEY)
         index = {key: {"dtype": dtype, "shape": [1], "names": None} for key, dtype in _INDEX_FEATURES.items()}
         return features | index
 
@@ -209,7 +211,7 @@ def _columns_of(arrays: EpisodeArrays, layout: Layout) -> dict[str, np.ndarray]:
 def _pictures_of(arrays: EpisodeArrays, robot: RobotSpec, layout: Layout) -> dict[str, np.ndarray]:
     return {
         layout.cameras[camera]: np.ascontiguousarray(
-            from_upright(to_upright(frames, robot.camera(camera).orientation), layout.orientation)
+            from_upright(to_upright(frames, robot.camera(camera).orientation), layout.robot.camera(camera).orientation)
         )
         for camera, frames in arrays.images.items()
     }
