@@ -151,6 +151,94 @@ def test_card_shows_rollouts_of_these_weights_only(run: Path, tmp_path: Path) ->
     assert "`other`" not in text
 
 
+def write_rollouts(folder: Path, checkpoint: Path, **settings: object) -> str:
+    """A results folder of `statevla rollout` with a complete summary: 13 of 20."""
+    rates = {"episodes": 20, "successes": 13, "success_rate": 0.65, "interval_95": [0.433, 0.819], "errors": 0}
+    told = {"weights_sha256": weights_hash(checkpoint), "task_suite": "object", "init_states": "official", "seed": 0}
+    tree = {"settings": told | settings, "complete": True, "total": rates, "tasks": [{"instruction": TEXT, **rates}]}
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps(tree))
+    return str(folder)
+
+
+def test_results_travel_with_a_copy_that_is_shared_again(run: Path, tmp_path: Path) -> None:
+    """Nobody else has the results folders."""
+    rollouts = write_rollouts(tmp_path / "rollouts", resolve_checkpoint(run))
+    (run / "evaluation").mkdir()
+    actions = {"normalized": {"mse": 0.25, "mse_of_mean_action": 1.0}, "names": ["x"], "units": [""]}
+    evaluation = {"num_episodes": 3, "split": "validation", "actions": actions}
+    (run / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
+    share(ShareArgs(str(run), str(tmp_path / "first"), rollouts=(rollouts,)))
+    for folder in (tmp_path / "rollouts", run / "evaluation"):
+        folder.rename(tmp_path / f"gone_{folder.name}")
+    share(ShareArgs(str(tmp_path / "first"), str(tmp_path / "second")))
+    share(ShareArgs(str(tmp_path / "second"), str(tmp_path / "half"), half=True))
+    first, second, half = ((tmp_path / name / "README.md").read_text() for name in ("first", "second", "half"))
+    measured = first.partition("## Measured")[2].partition("## Surprise")[0]
+    assert "13/20 = 65.0%" in measured
+    assert "75% below that of always answering the mean action" in measured
+    assert measured == second.partition("## Measured")[2].partition("## Surprise")[0]
+    assert "13/20 = 65.0% (Wilson 95 %: 43.3% to 81.9%), 0 errors, before rounding" in half
+    assert StateVLAPolicy.from_pretrained(tmp_path / "second", device="cpu").act_chunk(observation()).actions.any()
+
+
+def test_results_of_an_earlier_card_travel_too(run: Path, tmp_path: Path) -> None:
+    """Copies of before `measured.json` have their results in the card alone."""
+    share(ShareArgs(str(run), str(tmp_path / "first")))
+    card = tmp_path / "first" / "README.md"
+    line = "- success in simulation, `object`: 13/20"
+    text = card.read_text().replace("Nothing was measured with this checkpoint.", f"{line}\n    - every task: 1/2")
+    card.write_text(text)
+    assert not (tmp_path / "first" / "measured.json").exists()
+    for source, target in (("first", "second"), ("second", "third")):
+        share(ShareArgs(str(tmp_path / source), str(tmp_path / target)))
+        text = (tmp_path / target / "README.md").read_text()
+        assert "Nothing was measured" not in text
+        assert f"of the copy that this one was made of:\n    {line}\n        - every task: 1/2\n" in text
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("hub/datasets--lerobot--libero/snapshots/0123", ["lerobot/libero"]),
+        ("huggingface/lerobot/user/cups", ["user/cups"]),
+        ("data/cups", None),
+    ],
+)
+def test_metadata_are_the_hubs(tiny_config: Config, tmp_path: Path, place: str, expected: list[str] | None) -> None:
+    """Parsed by the hub's own library, which refuses a malformed model-index."""
+    hub = pytest.importorskip("huggingface_hub")
+    data = tiny_config.data.model_copy(update={"path": f"/home/user/{place}"})
+    run = save_run(tiny_config.model_copy(update={"data": data}), tmp_path, LIBERO)
+    checkpoint = resolve_checkpoint(run)
+    shown = write_rollouts(tmp_path / "a", checkpoint), write_rollouts(tmp_path / "b", checkpoint, init_states="wide")
+    other = write_rollouts(tmp_path / "c", checkpoint, instructions="shuffled")
+    share(ShareArgs(str(run), str(tmp_path / "cup: policy"), rollouts=(*shown, other)))
+    text = (tmp_path / "cup: policy" / "README.md").read_text()
+    found = hub.ModelCard(text, ignore_metadata_errors=False).data
+    assert (found.license, found.library_name, found.pipeline_tag) == ("mit", "statevla", "robotics")
+    assert found.datasets == expected
+    assert found.model_name == "cup: policy"
+    results = [(r.dataset_name, r.metric_type, r.metric_value, r.metric_args["episodes"]) for r in found.eval_results]
+    assert results == [
+        (f"object, {states} initial states", "success_rate", 0.65, 20) for states in ("official", "wide")
+    ]
+    assert found.language is None  # instructions are a file of embeddings
+    assert "minilm" not in text
+
+
+def test_a_card_says_english_where_the_encoder_reads_nothing_else(run: Path, tmp_path: Path) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    file = resolve_checkpoint(run) / "config.json"
+    config = json.loads(file.read_text())
+    config["language"]["encoder"] = "minilm"
+    edit(file, json.dumps(config))
+    share(ShareArgs(str(run), str(tmp_path / "shared")))
+    card = hub.ModelCard.load(tmp_path / "shared" / "README.md", ignore_metadata_errors=False)
+    assert card.data.language == ["en"]
+    assert card.data.eval_results is None
+
+
 def test_card_says_how_the_copy_is_loaded(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     share(ShareArgs(str(run), "models/small"))

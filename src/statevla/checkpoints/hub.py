@@ -17,6 +17,21 @@ def is_repo_id(name: str | Path) -> bool:
     return isinstance(name, str) and _REPO_ID.fullmatch(text) is not None and not Path(text.split("/")[0]).exists()
 
 
+def hub_dataset(path: str) -> str | None:
+    """The hub's name of a data set by where the hub's libraries keep it here; None for other places.
+
+    That is `…/datasets--owner--name/…`, or `…/huggingface/lerobot/owner/name`.
+    """
+    parts = Path(path).parts
+    for number, part in enumerate(parts):
+        if part.startswith("datasets--") and part.count("--") == 2:
+            return part.removeprefix("datasets--").replace("--", "/")
+        if parts[number : number + 2] == ("huggingface", "lerobot") and len(parts) == number + 4:
+            name = "/".join(parts[number + 2 :])
+            return name if _REPO_ID.fullmatch(name) else None
+    return None
+
+
 def download(repo_id: str) -> Path:
     """The folder of a repository of the hub, from the hub's own cache where it is there already.
 

@@ -2,68 +2,66 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from statevla.checkpoints.checkpoint import RUN_FILE, weights_hash
-from statevla.checkpoints.comparisons import binary_lines, comparisons
-from statevla.checkpoints.version import ROUNDED_FROM, VERSION_FILE
-from statevla.config import PHASES, home_dir
+import yaml
+
+from statevla.checkpoints.checkpoint import RUN_FILE
+from statevla.checkpoints.hub import hub_dataset
+from statevla.checkpoints.measured import HEADING, Results, model_index, read_tree, result_lines
+from statevla.checkpoints.version import VERSION_FILE
+from statevla.config import PHASES
 from statevla.robots import RobotSpec
 from statevla.robots.describe import camera_text, field_text, group_text
 
-_HEAD = """---
-license: mit
-library_name: statevla
-pipeline_tag: robotics
-tags: [robotics, vision-language-action, world-model, flow-matching, mamba]
----
-"""
+_TAGS = ["robotics", "vision-language-action", "world-model", "flow-matching", "mamba"]
+_ENGLISH_ENCODERS = {"minilm"}
+"""Text encoders by name that read English alone."""
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Where measurements of a checkpoint lie.
-
-    Attributes:
-        runs: folders of runs, with offline evaluations in `evaluation*/`.
-        rollouts: results folders of `statevla rollout`; those in `$STATEVLA_HOME/rollouts` are found besides.
-    """
-
-    runs: Sequence[Path] = ()
-    rollouts: Sequence[Path] = ()
-
-
-def model_card(checkpoint: Path, name: str, measured: Measured) -> str:
+def model_card(checkpoint: Path, name: str, results: Results) -> str:
     """The card of a checkpoint's folder, in Markdown with the hub's metadata.
 
-    Numbers come from files: the checkpoint's own, offline evaluations of its run, and summaries of rollouts of the same
-    weights. What was not measured is said to be so.
+    Numbers come from files: the checkpoint's own, and what was measured with it. What was not is said to be so.
 
     Args:
         checkpoint: the folder of the shared checkpoint, with the run's `run.json`.
         name: what `from_pretrained` is to be called with; its last part is the heading.
-        measured: where to look.
+        results: what was measured.
 
     Raises:
         UserError: what the checkpoint says of its robot is damaged.
     """
-    config, metrics, data = (_read(checkpoint / f"{part}.json") for part in ("config", "metrics", "data"))
-    version, run = _read(checkpoint / VERSION_FILE), _read(checkpoint / RUN_FILE)
-    robot = RobotSpec.from_dict(_read(checkpoint / "robot.json"), str(checkpoint / "robot.json"))
-    relative = _read(checkpoint / "statistics.json").get("relative_actions", [])
-    lines = [_HEAD + f"# {PurePosixPath(name).name}", "", *_introduction(config, metrics, name)]
+    config, metrics, data = (read_tree(checkpoint / f"{part}.json") for part in ("config", "metrics", "data"))
+    version, run = read_tree(checkpoint / VERSION_FILE), read_tree(checkpoint / RUN_FILE)
+    robot = RobotSpec.from_dict(read_tree(checkpoint / "robot.json"), str(checkpoint / "robot.json"))
+    relative = read_tree(checkpoint / "statistics.json").get("relative_actions", [])
+    title = PurePosixPath(name).name
+    lines = ["---", *_metadata(title, config, results), "---", f"# {title}", "", *_introduction(config, metrics, name)]
     lines += ["", "## Robot", "", *_robot(robot, config, relative)]
     lines += ["", "## Training", "", *_training(config, metrics, data, run)]
-    lines += ["", "## Measured", "", *_measured(checkpoint, measured)]
+    lines += ["", HEADING, "", *result_lines(results)]
     lines += ["", "## Surprise alarm", "", *_alarm(checkpoint)]
     lines += ["", "## Limits", "", *_limits(config)]
     lines += ["", "## Versions", "", *_versions(version)]
     return "\n".join(lines) + "\n"
+
+
+def _metadata(title: str, config: dict[str, Any], results: Results) -> list[str]:
+    """The hub's metadata, lines of YAML: data sets, language and results where they are known."""
+    tree: dict[str, Any] = {"license": "mit", "library_name": "statevla", "pipeline_tag": "robotics", "tags": _TAGS}
+    if str(config.get("language", {}).get("encoder")) in _ENGLISH_ENCODERS:
+        tree["language"] = ["en"]
+    data = config.get("data", {})
+    paths = [data.get("path"), *(source.get("path") for source in data.get("sources", []))]
+    if found := [name for path in paths if (name := hub_dataset(str(path)))]:
+        tree["datasets"] = list(dict.fromkeys(found))
+    if index := model_index(title, results):
+        tree["model-index"] = index
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=1000).splitlines()
 
 
 def _introduction(config: dict[str, Any], metrics: dict[str, Any], name: str) -> Iterator[str]:
@@ -116,48 +114,8 @@ def _training(
     yield f"- steps: {metrics.get('step', 'not recorded')}"
 
 
-def _measured(checkpoint: Path, measured: Measured) -> Iterator[str]:
-    found = list(_summaries(checkpoint, measured.rollouts))
-    evaluations = sorted(file for run in measured.runs for file in run.glob("evaluation*/evaluation.json"))
-    if not found and not evaluations:
-        yield "Nothing was measured with this checkpoint."
-    rounded = _read(checkpoint / VERSION_FILE).get(ROUNDED_FROM)
-    if rounded is not None:
-        yield "The weights are rounded to float16; what was measured before rounding is marked."
-        yield ""
-    for summary in found:
-        total, settings = summary["total"], summary["settings"]
-        low, high = total["interval_95"]
-        rate = "no episodes" if total["success_rate"] is None else f"{total['success_rate']:.1%}"
-        complete = "" if summary.get("complete") else ", not complete"
-        if "execute_steps" in settings:
-            complete += f", {settings['execute_steps']} actions per look"
-        complete += ", before rounding" if settings["weights_sha256"] == rounded else ""
-        told = ", each task under another one's instruction" if settings.get("instructions") == "shuffled" else ""
-        yield (
-            f"- success in simulation, `{settings['task_suite']}`, {settings['init_states']} initial states{told}, "
-            f"seed {settings['seed']}: {total['successes']}/{total['episodes']} = {rate} (Wilson 95 %: {low:.1%} to "
-            f"{high:.1%}), {total['errors']} errors{complete}"
-        )
-        rates = [f"{task['successes']}/{task['episodes']}" for task in summary["tasks"]]
-        if len(set(rates)) == 1:
-            yield f"    - {'every task' if len(rates) > 1 else summary['tasks'][0]['instruction']}: {rates[0]}"
-        else:
-            for task, result in zip(summary["tasks"], rates):
-                yield f"    - {task['instruction']}: {result}"
-    for path in evaluations:
-        results = _read(path)
-        what = f"{results.get('num_episodes')} {results.get('split')} episodes"
-        if actions := results.get("actions"):
-            yield f"- actions on {what}:"
-            yield from (f"    - {line}" for line in [*comparisons(actions), *binary_lines(actions)])
-        skill = (results.get("world_model") or {}).get("copy_skill_1")
-        if skill is not None:
-            yield f"- world model on {what}: copy skill {skill:.3f} (0 is copying the present, 1 perfect)"
-
-
 def _alarm(checkpoint: Path) -> Iterator[str]:
-    alarm = _read(checkpoint / "alarm.json")
+    alarm = read_tree(checkpoint / "alarm.json")
     if not alarm:
         yield "Not calibrated (`statevla calibrate`): the policy reports surprise but raises no alarm."
         return
@@ -177,25 +135,6 @@ def _versions(version: dict[str, Any]) -> Iterator[str]:
     for package, number in (version.get("versions") or {}).items():
         yield f"- {package} {number}"
     yield f"- commit {version.get('git_commit') or 'not recorded'}"
-
-
-def _summaries(checkpoint: Path, rollouts: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Rollout summaries of these very weights, or of those that they were rounded from."""
-    wanted = {weights_hash(checkpoint), _read(checkpoint / VERSION_FILE).get(ROUNDED_FROM)} - {None}
-    folders = [*rollouts, *sorted((home_dir() / "rollouts").glob("*"))]
-    for folder in dict.fromkeys(folder.resolve() for folder in folders):
-        summary = _read(folder / "summary.json")
-        if (summary.get("settings") or {}).get("weights_sha256") in wanted:
-            yield summary
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON file; what is absent or damaged was not recorded."""
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
 
 
 def _code(text: str) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from statevla.checkpoints.checkpoint import RUN_FILE, read_config, read_robot, read_weights, weights_hash
 from statevla.checkpoints.hub import upload
-from statevla.checkpoints.model_card import Measured, model_card
+from statevla.checkpoints.measured import Measured, find_results, save_results
+from statevla.checkpoints.model_card import model_card
 from statevla.checkpoints.version import (
     ALARM_PREFIX,
     CARD,
@@ -74,8 +75,11 @@ def copy_checkpoint(
             shutil.copy2(embeddings, part / embeddings.name)
         write_version(part, version)
         found = Measured([checkpoint.parent, *measured.runs], measured.rollouts)
+        results = find_results(part, found, checkpoint)
+        save_results(results, part)
+        write_version(part, version)  # once more, with what was measured
         called = name or (target.name if target.is_absolute() else target.as_posix())
-        (part / CARD).write_text(model_card(part, called, found), encoding="utf-8")
+        (part / CARD).write_text(model_card(part, called, results), encoding="utf-8")
     return target
 
 

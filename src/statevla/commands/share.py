@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from statevla.checkpoints.checkpoint import resolve_checkpoint
-from statevla.checkpoints.model_card import Measured
+from statevla.checkpoints.measured import Measured
 from statevla.checkpoints.share import copy_checkpoint, push_checkpoint
 from statevla.config import expand_path
 from statevla.errors import UserError
