@@ -12,6 +12,7 @@ import pytest
 from statevla.commands.report import ReportArgs, report
 from statevla.config import Config
 from statevla.errors import UserError
+from statevla.machine.sealed import seal
 from statevla.report import write_report
 from statevla.report.sources import find_sources
 from statevla.robots import KNOWN_ROBOTS
@@ -139,6 +140,14 @@ def test_page_of_a_trained_run_is_whole_and_self_contained(trained: Path, tmp_pa
     # Every id is defined once: charts do not borrow each other's clip paths.
     ids = re.findall(r'<clipPath id="([^"]+)"', text)
     assert len(ids) == len(set(ids)) > 0
+
+
+def test_results_that_were_damaged_are_not_shown(tmp_path: Path) -> None:
+    tree = seal({"num_episodes": 2, "split": "validation", "actions": {}})
+    file = tmp_path / "evaluation.json"
+    file.write_text(json.dumps(tree).replace('"num_episodes": 2', '"num_episodes": 3'))
+    with pytest.raises(UserError, match=r"evaluation\.json: damaged, or edited"):
+        write_report([tmp_path], tmp_path / "page.html")
 
 
 def evaluation_of(folder: Path, actions: dict, **more: object) -> str:

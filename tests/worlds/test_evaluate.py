@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statevla.errors import UserError
+from statevla.machine.sealed import seal
 from statevla.worlds.protocol import Task
 from statevla.worlds.rollout_plan import EpisodeSpec, Schedule, episode_spec, plan_episodes
 from statevla.worlds.rollout_results import (
@@ -224,4 +225,25 @@ def test_results_line_holds_everything(tmp_path: Path) -> None:
     log = EpisodeLog(tmp_path / "episodes.jsonl")
     log.append(item)
     log.close()
-    assert json.loads((tmp_path / "episodes.jsonl").read_text()) == asdict(item)
+    assert json.loads((tmp_path / "episodes.jsonl").read_text()) == seal(asdict(item))
+
+
+def test_flipped_bits_of_results_are_noticed(tmp_path: Path) -> None:
+    path, rng = tmp_path / "episodes.jsonl", np.random.default_rng(0)
+    log = EpisodeLog(path)
+    for item in (result(0, 0), result(0, 1, False, surprise=[0.25]), result(1, 0)):
+        log.append(item)
+    log.close()
+    whole, before = path.read_bytes(), read_results(tmp_path)
+    for place, bit in zip(rng.integers(0, len(whole) - 1, 40), rng.integers(0, 8, 40)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << bit
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"episodes\.jsonl"):
+            read_results(tmp_path)
+    path.write_bytes(whole.replace(b'"trial": 1', b'"trial": 2'))
+    with pytest.raises(UserError, match="line 2: damaged, or edited"):
+        read_results(tmp_path)
+    # Of before there were seals.
+    path.write_text("".join(json.dumps(asdict(item)) + "\n" for item in before.values()))
+    assert read_results(tmp_path) == before

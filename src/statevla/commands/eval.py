@@ -58,6 +58,7 @@ def offline(args: EvalArgs) -> None:
     from statevla.diagnostics.plots import draw_all, names_of
     from statevla.diagnostics.tables import result_tables
     from statevla.machine.lock import only_writer_in
+    from statevla.machine.sealed import seal
     from statevla.machine.storage import write_json
 
     folder = resolve_checkpoint(args.checkpoint)
@@ -73,7 +74,7 @@ def offline(args: EvalArgs) -> None:
             args.probes,
             args.device,
         )
-        write_json(out / "evaluation.json", finite_tree(evaluation.results))
+        write_json(out / "evaluation.json", seal(finite_tree(evaluation.results)))
         pictures = draw_all(evaluation.results, evaluation.samples, out)
     console = Console(markup=False, width=None if sys.stdout.isatty() else 160)
     for table in result_tables(evaluation.results):

@@ -119,7 +119,12 @@ def log_rollouts(recording: Any, folder: Path, num_episodes: int) -> int:
         UserError: the folder holds no episodes, or a link out of it.
     """
     check_own(folder / "settings.json", [folder])
-    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    try:
+        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(
+            f"view {folder}: no readable settings.json; give the --out folder of 'statevla rollout'"
+        ) from None
     judged = [line for line in read_episodes(folder, [folder]) if line.get("success") is not None][:num_episodes]
     if not judged:
         raise UserError(f"view {folder}: holds no finished episodes; run 'statevla rollout' with --out {folder}")

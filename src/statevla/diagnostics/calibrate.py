@@ -17,6 +17,7 @@ from statevla.checkpoints.checkpoint import weights_hash
 from statevla.data import FrameCache
 from statevla.diagnostics.offline import open_subject
 from statevla.errors import UserError
+from statevla.machine.sealed import check_seal
 from statevla.types import Observation
 
 MEMORY_SIZE = 4096
@@ -133,6 +134,8 @@ def _read_rollouts(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         settings, lines = None, []
     if not isinstance(settings, dict) or not lines:
         raise UserError(f"calibrate {folder}: no rollouts there; give the --out folder of 'statevla rollout'")
+    for line in lines:
+        check_seal(line, f"calibrate {folder}: an episode", "take other rollouts", was_sealed=False)
     return settings, lines
 
 

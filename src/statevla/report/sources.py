@@ -10,6 +10,7 @@ from typing import Any
 
 from statevla.config import EARLIER
 from statevla.errors import UserError
+from statevla.machine.sealed import check_seal
 from statevla.machine.storage import check_own
 
 _SKIPPED = {"training_state", "tensorboard", "frame_cache", "videos", EARLIER}
@@ -103,7 +104,10 @@ def _read(path: Path) -> dict[str, Any]:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"report {path}: not readable as JSON ({error}); delete it or make it anew") from None
-    return tree if isinstance(tree, dict) else {}
+    if not isinstance(tree, dict):
+        return {}
+    check_seal(tree, f"report {path}", "delete it or make it anew", was_sealed=False)
+    return tree
 
 
 def _read_log(path: Path, folders: Sequence[Path]) -> list[dict[str, Any]]:
@@ -112,9 +116,13 @@ def _read_log(path: Path, folders: Sequence[Path]) -> list[dict[str, Any]]:
         return []
     check_own(path, folders)
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             continue
+        if not isinstance(record, dict):
+            continue
+        check_seal(record, f"report {path}: line {number}", "mend or delete the line", was_sealed=False)
+        records.append(record)
     return records

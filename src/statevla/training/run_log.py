@@ -127,7 +127,7 @@ def _records_until(path: Path, step: int) -> list[str]:
     if step == 0 or not path.exists():
         return []
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
             if json.loads(line)["step"] <= step and line.endswith("\n"):
                 kept.append(line)

@@ -30,6 +30,7 @@ from statevla.machine.device import resolve_device
 from statevla.machine.extras import require
 from statevla.machine.lock import only_writer_in
 from statevla.machine.processes import join_processes
+from statevla.machine.sealed import seal
 from statevla.machine.storage import sha256, write_json
 from statevla.types import Rendering
 from statevla.worlds.fitting import check_fit
@@ -143,7 +144,7 @@ def evaluate(args: RolloutArgs, console: Console | None = None) -> tuple[Path, d
             "machine": machine_info(),
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         }
-        write_json(folder / "summary.json", summary, KEPT_FIX)
+        write_json(folder / "summary.json", seal(summary), KEPT_FIX)
         return folder, summary
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from statevla.errors import UserError
 from statevla.machine.processor import processor_field
+from statevla.machine.sealed import SEAL, check_seal, seal
 from statevla.machine.storage import write_all, write_json, writing
 
 CONFIDENCE = 0.95
@@ -90,7 +91,7 @@ class EpisodeLog:
             UserError: the disk does not take it; the results before are safe.
         """
         with writing(self._path, KEPT_FIX):
-            write_all(self._file, json.dumps(asdict(result)).encode() + b"\n")
+            write_all(self._file, json.dumps(seal(asdict(result))).encode() + b"\n")
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -105,20 +106,27 @@ def read_results(folder: Path) -> dict[tuple[int, int], EpisodeResult]:
     """
     found: dict[tuple[int, int], EpisodeResult] = {}
     for path in sorted(folder.glob("episodes*.jsonl")):
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         for number, line in enumerate(lines, 1):
             if number == len(lines) and not line.endswith("\n"):
                 continue
-            try:
-                result = EpisodeResult(**json.loads(line))
-            except (ValueError, TypeError):
-                raise UserError(
-                    f"results {path}: line {number} is not an episode; mend or delete the line, or choose another --out"
-                ) from None
+            result = _read_episode(line, f"results {path}: line {number}")
             kept = found.get(result.key)
             if kept is None or kept.error is not None or result.error is None:
                 found[result.key] = result
     return found
+
+
+def _read_episode(line: str, source: str) -> EpisodeResult:
+    """Of a line with its seal, or of one from before there were seals."""
+    fix = "mend or delete the line, or choose another --out"
+    try:
+        values = json.loads(line)
+        result = EpisodeResult(**{key: value for key, value in values.items() if key != SEAL})
+    except (ValueError, TypeError, AttributeError):
+        raise UserError(f"{source} is not an episode; {fix}") from None
+    check_seal(values, source, fix, was_sealed=False)
+    return result
 
 
 def claim_folder(folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
