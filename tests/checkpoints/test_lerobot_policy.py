@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,16 @@ def test_is_a_whole_checkpoint(own: LoadedCheckpoint, tmp_path: Path) -> None:
     assert results_dir(loaded.path, "eval") == Path("eval")
     copy_checkpoint(loaded.path, tmp_path / "shared")
     assert load_checkpoint(tmp_path / "shared").robot == own.robot
+
+
+def test_its_card_names_the_data_it_was_trained_on(own: LoadedCheckpoint, tmp_path: Path) -> None:
+    data = own.config.data.model_copy(update={"path": "/home/user/.cache/huggingface/lerobot/user/cups"})
+    trained = replace(own, config=own.config.model_copy(update={"data": data}))
+    copy_checkpoint(resolve_checkpoint(write_policy(tmp_path / "policy", trained)), tmp_path / "shared")
+    text = (tmp_path / "shared" / "README.md").read_text()
+    assert "\ndatasets:\n- user/cups\n" in text
+    assert "\n- data: `cups`" in text
+    assert "libero_object" not in text
 
 
 def test_other_weights_are_another_checkpoint(own: LoadedCheckpoint, tmp_path: Path) -> None:

@@ -107,6 +107,28 @@ def test_metadata(converted: Path, libero_dir: Path) -> None:
     assert tasks["__index_level_0__"] == ["pick up the red block", "push the green block to the left"]
 
 
+def test_the_card_is_lerobots(converted: Path) -> None:
+    """Front matter as LeRobot's own tools write it, parsed by the hub's library; people may write on it."""
+    hub = pytest.importorskip("huggingface_hub")
+    card = hub.DatasetCard.load(converted / "README.md", ignore_metadata_errors=False)
+    assert card.data.to_dict() == {
+        "task_categories": ["robotics"],
+        "tags": ["LeRobot"],
+        "configs": [{"config_name": "default", "data_files": "data/*/*.parquet"}],
+    }
+    info = json.loads((converted / "meta/info.json").read_text())
+    for line in (
+        f"- 9 episodes, {info['total_frames']} frames, 20 a second",
+        "    - `gripper`: gripper: binary, -1 (off) or 1 (on), gripper",
+        "    - `agentview` in `observation.images.image`: stored mirrored; a frame that is not square gets bars",
+        "    - `finger_positions` in `observation.states.gripper_state`: left, right (m): gripper opening",
+        "- tasks, 2:",
+        "    - pick up the red block",
+    ):
+        assert f"\n{line}\n" in card.text
+    assert "README.md" not in json.loads((converted / CHECKSUMS_PATH).read_text())
+
+
 def test_there_and_back_again(libero_dir: Path, converted: Path, tmp_path: Path) -> None:
     back = convert(converted, tmp_path / "back", "libero")
     assert sorted(p.name for p in back.iterdir()) == sorted(p.name for p in libero_dir.iterdir())

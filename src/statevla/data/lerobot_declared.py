@@ -106,8 +106,8 @@ def require_orientation(meta: Metadata, cameras: list[str], action_names: tuple[
         return
     raise UserError(
         f"data {meta.file}: nothing says how the frames of {', '.join(cameras)} are stored; LIBERO's data sets have "
-        "them mirrored (lerobot/libero) or upright; look, and set data.orientation (policy.orientation in LeRobot), or "
-        "declare them by data.robot, such as libero_hub"
+        "them mirrored (lerobot/libero) or upright; look, and set data.orientation (policy.image_orientation in "
+        "LeRobot), or declare them by data.robot, such as libero_hub"
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from statevla.data.episodes import EpisodeArrays, EpisodeInfo
 from statevla.data.lerobot import EXECUTED_KEY, OBJECTS_KEY, require_lerobot_packages
+from statevla.data.lerobot_card import CARD, dataset_card
 from statevla.data.lerobot_checksums import write_checksums
 from statevla.data.lerobot_declared import declare_in_features, top_declaration
 from statevla.data.lerobot_layout import Layout, layout_of
@@ -59,6 +60,7 @@ def write_lerobot(folder: Path, robot: RobotSpec, episodes: Iterable[tuple[Episo
             writer.close()
         writer.write_metadata()
         write_checksums(part)
+        writer.write_card()  # not among the checksums: people may write on it
     return folder
 
 
@@ -172,7 +174,16 @@ class _Writer:
         _write_tasks(self._root / TASKS_PATH, self._tasks)
         stats = {key: {n: v.tolist() for n, v in running.summary().items()} for key, running in self._stats.items()}
         (self._root / STATS_PATH).write_text(json.dumps(stats, indent=2), encoding="utf-8")
-        info = {
+        (self._root / INFO_PATH).write_text(json.dumps(self._info(), indent=2), encoding="utf-8")
+
+    def write_card(self) -> None:
+        """Write the data set's `README.md`."""
+        card = dataset_card(self._info(), self._layout.robot, list(self._tasks))
+        (self._root / CARD).write_text(card, encoding="utf-8")
+
+    def _info(self) -> dict[str, Any]:
+        """What `meta/info.json` says."""
+        return {
             "codebase_version": "v3.0",
             "robot_type": self._robot.name,
             "total_episodes": len(self._rows),
@@ -188,7 +199,6 @@ class _Writer:
             "features": self._described_features(),
             **top_declaration(self._layout.robot),
         }
-        (self._root / INFO_PATH).write_text(json.dumps(info, indent=2), encoding="utf-8")
 
     def _described_features(self) -> dict[str, dict[str, Any]]:
         features = {key: dict(feature) for key, feature in self._features.items()}
