@@ -21,11 +21,13 @@ install() { "$work/$1/bin/python" -m pip --quiet --disable-pip-version-check ins
 
 echo "== wheels"
 environment venv
+export STATEVLA_REPOSITORY=${STATEVLA_REPOSITORY:-https://example.org/statevla}  # a release says its own
 rm -rf build packages/*/build  # a build takes along what an earlier one left there
 for project in . packages/*/; do
     "$work/venv/bin/python" -m pip --quiet --disable-pip-version-check wheel --no-deps --wheel-dir "$work/wheels" "$project"
 done
 (cd "$work/wheels" && ls -l)
+"$work/venv/bin/python" scripts/check_metadata.py "$STATEVLA_REPOSITORY" "$work"/wheels/*.whl
 wheel=$(echo "$work"/wheels/statevla-*.whl)
 client=$(echo "$work"/wheels/statevla_client-*.whl)
 test "$(stat -c %s "$wheel")" -lt 100000000 || { echo "$wheel: more than the 100 MB that PyPI takes" >&2; exit 1; }

@@ -7,16 +7,11 @@ import importlib.util
 import re
 import shlex
 import sys
+import tomllib
 import typing
 from pathlib import Path
 
-import pytest
 import tyro
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    tomllib = pytest.importorskip("tomli")
 
 from statevla.commands.table import COMMANDS
 from statevla.commands.train import TrainArgs, parse_overrides
@@ -34,7 +29,8 @@ def check(words: list[str]) -> str | None:
     if head in FOREIGN:
         return None
     if head == "torchrun":
-        return check(["python", *rest[next(i for i, word in enumerate(rest) if word.endswith(".py")) :]])
+        start = next(i for i, word in enumerate(rest) if word == "-m" or word.endswith(".py"))
+        return check(["python", *rest[start:]])
     if head == "make":
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
         assert set(rest) <= set(targets), f"make {rest}: no such target"
@@ -44,6 +40,8 @@ def check(words: list[str]) -> str | None:
         return None
     if head == "python" and rest[:2] == ["-m", "statevla.model.mamba"]:
         return None  # run below
+    if head == "python" and rest[:2] == ["-m", "statevla"]:
+        return check(["statevla", *rest[2:]])
     if head == "python" and rest[0] in SCRIPTS:
         return check_statevla(SCRIPTS[rest[0]].split(), rest[1:])
     if head == "python" and rest[0].startswith(("benchmarks/", "scripts/")):

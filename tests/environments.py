@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
+import tomllib
 import venv
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # pytest brings it
 
 
 def project_of(folder: Path) -> dict[str, Any]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import subprocess
 import sys
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +34,53 @@ def test_every_command_exists_and_has_help(name: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
     assert "--" in done.stdout
+
+
+def test_help_is_a_word_too() -> None:
+    assert run("help").stdout == run().stdout == run("--help").stdout
+    assert run("help", "data", "inspect").stdout == run("data", "inspect", "--help").stdout
+    assert "statevla data inspect" in run("help", "data", "inspect").stdout
+    assert run("help", "fly").returncode == 2
+
+
+def test_the_version_is_the_packages() -> None:
+    for flag in ("--version", "-V"):
+        assert run(flag).stdout == f"statevla {version('statevla')}\n"
+
+
+COMPLETED = """
+source "$1"
+complete -p statevla >/dev/null || exit 1
+COMP_WORDS=("${@:2}") COMP_CWORD=$(($# - 2))
+_tyro_statevla
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_bash_completes_commands_flags_and_choices(tmp_path: Path) -> None:
+    done = run("completion", "bash")
+    assert (done.returncode, done.stderr) == (0, "")
+    script = tmp_path / "statevla.bash"
+    script.write_text(done.stdout)
+
+    def completed(*words: str) -> list[str]:
+        shell = ["bash", "-c", COMPLETED, "bash", str(script), "statevla", *words]
+        return subprocess.run(shell, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+
+    assert set(COMMANDS) - {"data inspect", "data convert", "data draw", "data cache"} <= {*completed("")}
+    assert completed("rol") == ["rollout"]
+    assert completed("data", "ins") == ["inspect"]
+    assert "--checkpoint" in completed("rollout", "--check")
+    assert completed("train", "--phase1") == ["--phase1-checkpoint"]
+    assert set(completed("train", "--phase", "")) >= {"1", "2", "bc"}
+
+
+def test_other_shells_have_their_scripts() -> None:
+    assert run("completion", "zsh").stdout.startswith("#compdef statevla")
+    done = run("completion", "cmd")
+    assert done.returncode == 2
+    assert "zsh" in done.stderr
 
 
 def test_unknown_command_is_one_line() -> None:

@@ -21,7 +21,7 @@ from statevla.machine.kernel_cache import VARIABLE, choose_kernel_cache
 
 Status = Literal["ok", "note", "problem"]
 MIN_FREE_GB = 10.0
-MIN_PYTHON = (3, 10)
+MIN_PYTHON = (3, 11)
 _MARKS = {"ok": "[green]ok     [/green]", "note": "[cyan]note   [/cyan]", "problem": "[red]PROBLEM[/red]"}
 
 
@@ -91,7 +91,7 @@ def examine() -> Iterator[Finding]:
 def _python(topic: str) -> Iterator[Finding]:
     text = f"{platform.python_version()} in {sys.prefix}, {platform.system()} {platform.machine()}"
     if sys.version_info < MIN_PYTHON:
-        yield Finding(topic, "problem", text, "use Python 3.10 or newer")
+        yield Finding(topic, "problem", text, "use Python 3.11 to 3.13")
     else:
         yield Finding(topic, "ok", text)
 

@@ -8,6 +8,7 @@ import sys
 import typing
 from collections.abc import Callable
 
+from statevla import __version__
 from statevla.commands.earlier_flags import refuse_earlier_flags
 from statevla.commands.entry import run_command
 from statevla.errors import UserError
@@ -48,6 +49,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "view": ("statevla.commands.view:view", "a data set or the episodes of a rollout in the Rerun viewer"),
     "report": ("statevla.commands.report:report", "one self-contained HTML page of runs and evaluations"),
     "serve": ("statevla.commands.serve:serve", "a checkpoint as a policy server (openpi's protocol)"),
+    "completion": ("statevla.commands.completion:completion", "a script with which the shell completes all this"),
 }
 
 
@@ -62,6 +64,11 @@ def dispatch(arguments: list[str]) -> int:
     Raises:
         UserError: there is no such command, a flag is one of the project's earlier scripts, or the command's own.
     """
+    if arguments[:1] in (["--version"], ["-V"]):
+        print(f"statevla {__version__}")
+        return 0
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
         return 0
@@ -71,7 +78,7 @@ def dispatch(arguments: list[str]) -> int:
         if name in COMMANDS:
             return _call(name, arguments[length:])
     known = ", ".join(COMMANDS)
-    raise UserError(f"command '{arguments[0]}': expected one of {known}; `statevla --help` says what they do")
+    raise UserError(f"command '{arguments[0]}': expected one of {known}; `statevla help` says what they do")
 
 
 def _call(name: str, arguments: list[str]) -> int:
@@ -92,7 +99,9 @@ def _overview() -> str:
     lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: statevla COMMAND [--help] [flags]",
+            "usage: statevla COMMAND [flags]",
+            "       statevla help [COMMAND]",
+            "       statevla --version",
             "",
             "A compact robot policy: learn how the world moves (Temporal JEPA), then act (flow matching).",
             "",

@@ -18,7 +18,7 @@ one, from a data set's metadata or from a user's YAML; it is stored in the frame
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from statevla.errors import UserError
 
 
-class ImageOrientation(str, Enum):
+class ImageOrientation(StrEnum):
     """How a source stores its frames; the policy always sees them upright."""
 
     UPRIGHT = "upright"

@@ -122,7 +122,7 @@ class Batcher:
                 break
             try:
                 batch.append(await asyncio.wait_for(self._queue.get(), left_s))
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 break
         return batch
 

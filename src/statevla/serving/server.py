@@ -213,7 +213,7 @@ class PolicyServer:
                 if not keep:
                     return
             await connection.close(GOING_AWAY, "server is shutting down")
-        except asyncio.TimeoutError:
+        except TimeoutError:
             self.metrics.errors["idle"] += 1
             await _close(connection, GOING_AWAY, "idle for too long")
         except ConnectionClosed:
@@ -247,7 +247,7 @@ class PolicyServer:
             return await self._refuse(client, "unfit", str(error))
         except QueueFullError:
             return await self._refuse(client, "busy", "server: too many requests are waiting; try again later")
-        except (ConnectionClosed, asyncio.TimeoutError):
+        except (TimeoutError, ConnectionClosed):
             raise
         except Exception:
             logger.exception("request failed")
