@@ -217,7 +217,7 @@ RECIPE = [
     "training.phase1.num_frames=4",
     "training.phase1.rollout_steps=2",
     "training.phase1.target.kind=online",
-    "training.phase1.loss={variance_weight: 0, covariance_weight: 0, sigreg_weight: 0.01, tc_sigreg_weight: 0.09, "
+    "training.phase1.loss={variance_weight: 0, covariance_weight: 0, sigreg_weight: 0.01, "
     "inverse_dynamics_weight: 1.0, keyframe_weight: 1.0}",
 ]
 
@@ -236,7 +236,6 @@ def test_recipe_switches_together() -> None:
     assert gradients(model) == {name for name, _ in model.phase_parameters("1") if not name.startswith(hidden)}
     assert not any("target" in name for name, _ in model.named_parameters())
     assert losses.sigreg > 0
-    assert losses.tc_sigreg > 0
     assert losses.inverse_dynamics > 0
     assert losses.keyframe > 0
     unknown = replace(batch, keyframe_is_known=torch.zeros(6, 4, dtype=torch.bool))

@@ -32,8 +32,6 @@ class JepaLossConfig(Section):
     """On predictions, as in the spec."""
     sigreg_weight: Weight = 0.0
     """On the encoder's latents: normality of random projections over samples; off in the spec."""
-    tc_sigreg_weight: Weight = 0.0
-    """The same of latents minus their window's mean."""
     inverse_dynamics_weight: Weight = 0.0
     """Recover the action block from two consecutive latents."""
     keyframe_weight: Weight = 0.0
@@ -75,7 +73,7 @@ class Phase1Config(_EncoderConfig):
     def _sound(self) -> Phase1Config:
         if self.rollout_steps >= self.num_frames:
             raise ValueError(f"rollout_steps {self.rollout_steps} needs num_frames > {self.rollout_steps}")
-        if self.target.kind == "online" and not (self.loss.sigreg_weight or self.loss.tc_sigreg_weight):
+        if self.target.kind == "online" and not self.loss.sigreg_weight:
             raise ValueError("target.kind 'online' collapses without loss.sigreg_weight; set it, to 0.09 for one")
         return self
 

@@ -108,7 +108,6 @@ class StateVLA(nn.Module):
             variance=variance_loss(predicted),
             covariance=covariance_loss(predicted),
             sigreg=sigreg(gather(z)) if weights.sigreg_weight else off,
-            tc_sigreg=sigreg(gather(z - z.mean(dim=1, keepdim=True))) if weights.tc_sigreg_weight else off,
             inverse_dynamics=self._inverse_dynamics_loss(z, batch.actions) if weights.inverse_dynamics_weight else off,
             keyframe=self._keyframe_loss(z, batch) if weights.keyframe_weight else off,
         )
@@ -123,7 +122,7 @@ class StateVLA(nn.Module):
             z = self.encode(observation)
             return z, z[:, 1:]
         loss = phase1.loss
-        beyond = (loss.sigreg_weight, loss.tc_sigreg_weight, loss.inverse_dynamics_weight, loss.keyframe_weight)
+        beyond = (loss.sigreg_weight, loss.inverse_dynamics_weight, loss.keyframe_weight)
         frames = slice(None) if any(beyond) else slice(None, -1)
         z = self.encode(observation.at((slice(None), frames)))
         return z, self.encode_target(observation.at((slice(None), slice(1, None))))

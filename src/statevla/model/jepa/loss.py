@@ -1,9 +1,9 @@
 """The terms of phase 1's loss (`StateVLA.jepa_loss` weighs and adds them).
 
 Prediction error in latent space with terms against collapse: variance and covariance of VICReg (Bardes, Ponce & LeCun
-2022, arXiv 2105.04906) over the predictions, as in the spec; SIGReg (LeJEPA, arXiv 2511.08544) and its temporally
-centred form (TC-LeWM, arXiv 2607.26924) over the encoder's latents; inverse dynamics and keyframes, which keep in z
-what acting needs. Every term is computed in float32, also under autocast.
+2022, arXiv 2105.04906) over the predictions, as in the spec; SIGReg (LeJEPA, arXiv 2511.08544) over the encoder's
+latents; inverse dynamics and keyframes, which keep in z what acting needs. Every term is computed in float32, also
+under autocast.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ class JepaLosses(NamedTuple):
     variance: Tensor
     covariance: Tensor
     sigreg: Tensor
-    tc_sigreg: Tensor
     inverse_dynamics: Tensor
     keyframe: Tensor
 
@@ -43,7 +42,6 @@ def weighted(
     variance: Tensor,
     covariance: Tensor,
     sigreg: Tensor,
-    tc_sigreg: Tensor,
     inverse_dynamics: Tensor,
     keyframe: Tensor,
 ) -> JepaLosses:
@@ -53,11 +51,10 @@ def weighted(
         + config.variance_weight * variance
         + config.covariance_weight * covariance
         + config.sigreg_weight * sigreg
-        + config.tc_sigreg_weight * tc_sigreg
         + config.inverse_dynamics_weight * inverse_dynamics
         + config.keyframe_weight * keyframe
     )
-    return JepaLosses(total, prediction, variance, covariance, sigreg, tc_sigreg, inverse_dynamics, keyframe)
+    return JepaLosses(total, prediction, variance, covariance, sigreg, inverse_dynamics, keyframe)
 
 
 def in_float32(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
