@@ -65,8 +65,8 @@ def row(lerobot: LeRobot, name: str, data: Path) -> str:
         robot.name,
         cameras,
         shape,
-        f"{STEPS} steps, {trained}",
-        f"to {2 * STEPS}, {resumed}",
+        trained,
+        resumed,
         "equal",
         served,
     )
