@@ -41,8 +41,8 @@ def two_threads() -> Iterator[None]:
 def test_it_answers_as_recorded(precision: str) -> None:
     with np.load(ANSWERS) as loaded:
         answers = dict(loaded)
-    # Compilers choose and order instructions by the very processor, which its name does not tell ("AMD EPYC" in a virtual
-    # machine), so that not even equal vectors give equal bits. A fault in a kernel shows far above these bounds.
+    # Compilers choose and order instructions by the very processor, which its name does not tell ("AMD EPYC" in a
+    # virtual machine), so that not even equal vectors give equal bits. A fault in a kernel shows far above this.
     same_vectors = answers["lanes"] == LANES
     tolerance = {"fp32": 1e-5, "bf16": 0.005}[precision] if same_vectors else {"fp32": 1e-4, "bf16": 0.05}[precision]
 
