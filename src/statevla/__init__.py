@@ -6,6 +6,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from statevla.worlds.gym_ids import register_when_imported
+
 if TYPE_CHECKING:
     from statevla.acting.policy import load_policy as load_policy
     from statevla.config import load_config as load_config
@@ -18,6 +20,8 @@ __version__ = "0.1.0"
 # Shorter, and alone just as fast. It counts where PyTorch is not imported yet; a choice of the user's stays.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "4000")
+
+register_when_imported()
 
 # Loaded on first use: the policy server's client needs no PyTorch.
 _PUBLIC = {

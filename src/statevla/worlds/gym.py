@@ -178,7 +178,7 @@ class GymWorld:
         return ", ".join(f"{key} {list(np.shape(value))}" for key, value in self._observation.items()) or "nothing"
 
 
-def as_gymnasium(world: World, images: bool = True) -> Any:
+def as_gymnasium(world: World, images: bool = True, render_mode: str | None = "rgb_array") -> Any:
     """Any world as a `gymnasium.Env`.
 
     Observations are `{"images": {camera: uint8 [H, W, 3]}, "robot_state": {field: float64 [n]}}`; the reward is 1 for
@@ -188,10 +188,14 @@ def as_gymnasium(world: World, images: bool = True) -> Any:
     Args:
         world: the world; its attributes are reached by `.world`. It is reset once, for the size of its frames.
         images: without them frames are drawn by `render` and `world.observe` alone: drawing may be most of the cost.
+        render_mode: "rgb_array", or none.
+
+    Raises:
+        UserError: there is no such render mode.
     """
     from statevla.worlds.gym_env import WorldEnv
 
-    return WorldEnv(world, images)
+    return WorldEnv(world, world, world.robot, None, images, render_mode)
 
 
 def _split(key: str) -> tuple[str, slice]:
