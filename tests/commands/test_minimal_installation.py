@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 POLICY = "libero_object_compact"
 # Command → arguments in a folder with the data set `data`, and the extra that it must name; None where it needs none.
 CASES: dict[str, tuple[str, str | None]] = {
+    "completion": ("bash", None),
     "demo": ("", "language,sim,plots"),
     "doctor": ("", None),
     "info": ("--config compact", None),

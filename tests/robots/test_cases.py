@@ -61,6 +61,7 @@ class Case:
         openings: numbers that run from 0 to 1, as a gripper's opening does; the others are angles.
         robot: declaration that is given; None for none.
         relative: `data.relative_actions`.
+        orientation: `data.orientation`; cameras named as LIBERO's have to be told.
     """
 
     names: Any
@@ -70,6 +71,7 @@ class Case:
     robot: str | dict[str, Any] | None = None
     relative: str = "none"
     keys: tuple[str, str] = (STATE, ACTION)
+    orientation: str = "auto"
     written: dict[str, Any] = field(default_factory=dict)
 
 
@@ -93,7 +95,13 @@ CASES = {
     "eight_numbers": Case({"axes": [*JOINTS, "gripper"]}, 8, 8, (7,), written={"fps": 15, "version": "v2.1"}),
     "droid": Case({"axes": [*JOINTS, "gripper"]}, 8, 8, (7,), DROID, "all", written={"fps": 15}),
     "openpi_keys": Case(
-        None, 7, 8, (6,), keys=("state", "actions"), written={"cameras": ("image", "wrist_image"), "pictures": True}
+        None,
+        7,
+        8,
+        (6,),
+        keys=("state", "actions"),
+        orientation="upright",
+        written={"cameras": ("image", "wrist_image"), "pictures": True},
     ),
     "three_cameras": Case(
         ["x", "y", "z"], 3, 3, written={"cameras": ("observation.images.a", "observation.images.b", "c")}
@@ -131,7 +139,7 @@ def configured(config: Config, folder: Path, case: Case, data: Dataset) -> Confi
     tree = config.model_dump(mode="json")
     tree["model"] |= {"action_dim": "auto", "robot_state_dim": "auto", "cameras": "auto", "action_seq_len": HORIZON}
     tree["data"] |= {"path": str(folder / "data"), "cache_dir": str(folder), "robot": robot, "train_split": 1.0}
-    tree["data"]["relative_actions"] = case.relative
+    tree["data"] |= {"relative_actions": case.relative, "orientation": case.orientation}
     tree["language"]["encoder"] = str(folder / "language.npz")
     tree["training"]["bc"] |= {"max_steps": 2}
     tree["output_dir"] = str(folder / "runs")
