@@ -104,6 +104,7 @@ def test_pictures_are_left_out(arguments: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("arguments", [DOTS, *SIMULATED])
 def test_vectors_repeat_by_seed_and_are_alike(arguments: dict[str, Any]) -> None:
     done = subprocess.run(
