@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 ReachKind = Literal["start", "outer", "any", "mixed", "missed"]
 """Which reaches to collect; what they are stands in `statevla.worlds.libero.reach`. Here because command lines, which
 must not load the simulator, offer them."""
+Orientation = Literal["auto", "upright", "flipped_vertically", "rotated_180", "mirrored"]
+"""How frames are stored, as command lines take it; `auto` believes the data set."""
 Rendering = Literal["fast", "exact"]
 """How frames are drawn; see `statevla.worlds.libero.rendering`."""
 

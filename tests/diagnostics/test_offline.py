@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +17,11 @@ from statevla.checkpoints.checkpoint import load_checkpoint
 from statevla.config import Config
 from statevla.data import open_frame_cache, split_episodes
 from statevla.diagnostics.actions import ChunkSamples, action_metrics, binary_metrics
-from statevla.diagnostics.offline import evaluate
+from statevla.diagnostics.offline import evaluate, open_subject
 from statevla.diagnostics.sequences import Subject, encode_sequences
 from statevla.errors import UserError
 from statevla.model.language import build_language_encoder
-from statevla.robots import RobotSpec
+from statevla.robots import ImageOrientation, RobotSpec
 from statevla.training.run import train
 from statevla.transforms import Transform
 
@@ -102,6 +103,24 @@ def test_errors_of_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_what_was_said_of_the_trainings_frames_says_nothing_of_others(
+    tiny_config: Config, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    believed = make_subject(runs["bc"]).cache.robot.cameras[0].orientation
+    assert believed is not ImageOrientation.UPRIGHT
+    data = tiny_config.data.model_copy(update={"orientation": ImageOrientation.UPRIGHT})
+    run = train(tiny_config.model_copy(update={"data": data, "output_dir": str(tmp_path / "runs")}), "bc")
+    shutil.copytree(data.path, tmp_path / "other")
+
+    def stored(*other: str) -> ImageOrientation:
+        path, *said = other or (None,)
+        return open_subject(run, path, "cpu", *said).subject.cache.robot.cameras[0].orientation  # type: ignore[arg-type]
+
+    assert stored() is ImageOrientation.UPRIGHT
+    assert stored(str(tmp_path / "other")) is believed
+    assert stored(str(tmp_path / "other"), "mirrored") is ImageOrientation.MIRRORED
 
 
 def test_other_embeddings_are_refused(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from statevla.config import expand_path, is_lent
 from statevla.diagnostics.calibrate import calibrate_on_data, calibrate_on_rollouts
 from statevla.errors import UserError
 from statevla.machine.lock import only_writer_in
+from statevla.types import Orientation
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class CalibrateArgs:
     """A checkpoint folder, a run folder, or .../checkpoint_best.pt."""
     data: str | None = None
     """Another data set than the one it was trained on; split as in training."""
+    orientation: Orientation = "auto"
+    """How the frames of `--data` are stored; `auto` believes the data set."""
     rollouts: str | None = None
     """Results folder of `statevla rollout` instead: the policy's own episodes. The checkpoint has to be calibrated
     already, and the thresholds are for the number of actions per look of these rollouts alone."""
@@ -45,7 +48,7 @@ def calibrate(args: CalibrateArgs) -> None:
         if args.rollouts is not None:
             calibration = calibrate_on_rollouts(args.checkpoint, expand_path(args.rollouts), args.alpha)
         else:
-            calibration = calibrate_on_data(args.checkpoint, args.data, args.alpha, args.device)
+            calibration = calibrate_on_data(args.checkpoint, args.data, args.alpha, args.device, args.orientation)
         calibration.save(folder)
     table = Table("actions per look", *SCORES, title=f"thresholds: {calibration.source}, alpha {args.alpha:g}")
     for count in calibration.thresholds["surprise"]:

@@ -14,9 +14,9 @@ from rich.console import Console
 from statevla.errors import UserError
 from statevla.machine.extras import require
 from statevla.machine.lock import only_writer_of
+from statevla.types import Orientation
 
 Format = Literal["auto", "libero", "lerobot"]
-Orientation = Literal["auto", "upright", "flipped_vertically", "rotated_180", "mirrored"]
 
 
 @dataclass(frozen=True)

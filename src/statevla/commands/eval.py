@@ -14,6 +14,7 @@ from statevla.checkpoints.comparisons import comparisons
 from statevla.commands.earlier_flags import refuse_earlier_flags
 from statevla.commands.entry import run_command
 from statevla.config import results_dir
+from statevla.types import Orientation
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class EvalArgs:
     """Folder for results; `evaluation_<checkpoint>` beside the checkpoint by default."""
     data: str | None = None
     """Another data set than the one it was trained on."""
+    orientation: Orientation = "auto"
+    """How the frames of `--data` are stored; `auto` believes the data set."""
     split: Literal["validation", "train", "all"] = "validation"
     """Which episodes."""
     max_samples: int = 2_000
@@ -73,6 +76,7 @@ def offline(args: EvalArgs) -> None:
             args.steps,
             args.probes,
             args.device,
+            args.orientation,
         )
         write_json(out / "evaluation.json", seal(finite_tree(evaluation.results)))
         pictures = draw_all(evaluation.results, evaluation.samples, out)

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from statevla.config import results_dir
 from statevla.errors import UserError
+from statevla.types import Orientation
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class ProbeArgs:
     """A checkpoint folder, a run folder, or .../checkpoint_best.pt, of phase 1 or 2."""
     data: str | None = None
     """Another data set than the one it was trained on."""
+    orientation: Orientation = "auto"
+    """How the frames of `--data` are stored; `auto` believes the data set."""
     out: Path | None = None
     """Folder for probe.json and pictures; `probe_<checkpoint>` beside the checkpoint by default."""
     simulator: Literal["auto", "on", "off"] = "auto"
@@ -39,10 +42,11 @@ def probe(args: ProbeArgs) -> None:
     from statevla.diagnostics.plots import draw_all, names_of
     from statevla.diagnostics.tables import result_tables
     from statevla.machine.lock import only_writer_in
+    from statevla.machine.sealed import seal
     from statevla.machine.storage import write_json
 
     folder = resolve_checkpoint(args.checkpoint)
-    opened = open_subject(args.checkpoint, args.data, args.device)
+    opened = open_subject(args.checkpoint, args.data, args.device, args.orientation)
     episodes = opened.held_out
     if not episodes:
         raise UserError(
@@ -56,7 +60,7 @@ def probe(args: ProbeArgs) -> None:
         results |= measure_state(
             opened.subject, opened.train, opened.held_out, episodes, exchange=choose_exchange(args.simulator)
         )
-        write_json(out / "probe.json", finite_tree(results))
+        write_json(out / "probe.json", seal(finite_tree(results)))
         pictures = draw_all(results, None, out)
     console = Console(markup=False)
     for table in result_tables(results):

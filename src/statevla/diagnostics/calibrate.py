@@ -18,7 +18,7 @@ from statevla.data import FrameCache
 from statevla.diagnostics.offline import open_subject
 from statevla.errors import UserError
 from statevla.machine.sealed import check_seal
-from statevla.types import Observation
+from statevla.types import Observation, Orientation
 
 MEMORY_SIZE = 4096
 """Training frames that novelty is measured against, spread evenly over the training episodes."""
@@ -28,7 +28,9 @@ Scores = dict[str, dict[int, list[float]]]
 """score → number of actions between two looks → one value per episode, its largest."""
 
 
-def calibrate_on_data(checkpoint: str | Path, data: str | None, alpha: float, device: str = "auto") -> Calibration:
+def calibrate_on_data(
+    checkpoint: str | Path, data: str | None, alpha: float, device: str = "auto", orientation: Orientation = "auto"
+) -> Calibration:
     """Thresholds for every number of actions per look, from the held-out episodes of a data set.
 
     Raises:
@@ -37,7 +39,7 @@ def calibrate_on_data(checkpoint: str | Path, data: str | None, alpha: float, de
     policy = StateVLAPolicy.from_pretrained(checkpoint, device=device)
     if not policy.has_world_model:
         raise UserError(f"calibrate {checkpoint}: behaviour cloning trains no world model; give a phase-2 checkpoint")
-    opened = open_subject(checkpoint, data, device)
+    opened = open_subject(checkpoint, data, device, orientation)
     cache = opened.subject.cache
     conformal_threshold(np.zeros(len(opened.held_out)), alpha)  # too few episodes are found before encoding any
     wanted = cache.steps_of(opened.train)

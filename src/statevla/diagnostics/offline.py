@@ -23,6 +23,7 @@ from statevla.errors import UserError
 from statevla.machine.device import resolve_device
 from statevla.model.language import build_language_encoder
 from statevla.transforms import Transform
+from statevla.types import Orientation
 
 QUICK_EPISODES = 12
 
@@ -44,6 +45,7 @@ def evaluate(
     steps: int | None = None,
     probes: bool = True,
     device: str = "auto",
+    orientation: Orientation = "auto",
 ) -> Evaluation:
     """Evaluate a checkpoint on its own held-out episodes.
 
@@ -56,11 +58,12 @@ def evaluate(
         steps: solver steps; None takes the configuration's.
         probes: also fit probes on the training episodes.
         device: as in the configuration.
+        orientation: how the frames of `data` are stored; `auto` believes the data set.
 
     Raises:
         UserError: checkpoint or data are missing or do not fit each other.
     """
-    opened = open_subject(checkpoint, data, device)
+    opened = open_subject(checkpoint, data, device, orientation)
     episodes = opened.episodes(split)
     results = opened.header(split, episodes)
     samples = None
@@ -105,8 +108,10 @@ class OpenedSubject:
         }
 
 
-def open_subject(checkpoint: str | Path, data: str | None, device: str) -> OpenedSubject:
-    """Open a checkpoint and its data, or the data set at `data`, split as in training.
+def open_subject(
+    checkpoint: str | Path, data: str | None, device: str, orientation: Orientation = "auto"
+) -> OpenedSubject:
+    """Open a checkpoint and its data, or the data set at `data` with frames stored like that, split as in training.
 
     Raises:
         UserError: one of them is missing, or they do not fit each other, as those of different robots.
@@ -114,7 +119,7 @@ def open_subject(checkpoint: str | Path, data: str | None, device: str) -> Opene
     loaded = load_checkpoint(checkpoint, resolve_device(device))
     if loaded.config.num_threads:
         torch.set_num_threads(loaded.config.num_threads)
-    subject = _subject(loaded, data)
+    subject = _subject(loaded, data, orientation)
     split = loaded.data
     limit = split.demos_per_task if data is None else None
     train, held_out = split_episodes(subject.cache, split.train_split, split.split_seed, limit)
@@ -177,10 +182,12 @@ def measure_state(
     return results
 
 
-def _subject(loaded: LoadedCheckpoint, data: str | None) -> Subject:
+def _subject(loaded: LoadedCheckpoint, data: str | None, orientation: Orientation) -> Subject:
     config = loaded.config
     if data is not None:
-        config = config.model_copy(update={"data": config.data.model_copy(update={"path": data})})
+        # What was said of the training's frames says nothing of others.
+        changed = config.data.model_copy(update={"path": data, "orientation": orientation})
+        config = config.model_copy(update={"data": changed})
     settings = config.data
     with open_reader(settings.path, settings.format, settings.orientation, settings.robot) as reader:
         check_robot(reader.robot, loaded.robot, f"checkpoint {loaded.path}")  # before a cache is built in vain

@@ -18,6 +18,7 @@ from statevla.machine.allocator import keep_freed_memory
 from statevla.machine.device import resolve_device, resolve_precision
 from statevla.machine.lock import only_writer_in
 from statevla.machine.processes import join_processes
+from statevla.machine.sealed import seal
 from statevla.machine.storage import whole_folder, write_json
 from statevla.training.setup import RunContext, Setup, prepare
 from statevla.training.trainer import Trainer
@@ -102,7 +103,7 @@ def _probe(setup: Setup, run: Path) -> None:
         return
     episodes = thin(held_out, QUICK_EPISODES)
     results = measure_state(setup.subject, setup.main.train, held_out, episodes, thorough=False)
-    write_json(run / "probe.json", finite_tree(results))
+    write_json(run / "probe.json", seal(finite_tree(results)))
     draw_all(results, None, run)
     for note in results.get("notes", []):
         say(note)
