@@ -20,6 +20,7 @@ import tyro
 
 from bench_model import training_case
 from harness import environment, print_table, run_child, update_summary, write_results
+from statevla.commands.entry import run_command
 from statevla.machine.allocator import keep_freed_memory
 
 KINDS = ("given back", "kept")
@@ -93,4 +94,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    run_command(lambda: main(tyro.cli(Args)))

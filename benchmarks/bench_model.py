@@ -42,6 +42,7 @@ from harness import (
     update_summary,
     write_results,
 )
+from statevla.commands.entry import run_command
 from statevla.config import Config, load_config
 from statevla.machine.allocator import keep_freed_memory
 from statevla.model.statevla_model import StateVLA
@@ -306,4 +307,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    run_command(lambda: main(tyro.cli(Args)))

@@ -31,6 +31,7 @@ import tyro
 from torch import Tensor
 
 from harness import alternate, environment, of_host, print_table, run_child, update_summary, write_results
+from statevla.commands.entry import run_command
 from statevla.model.mamba import selective_scan
 from statevla.model.mamba.backends import ScanInputs
 from statevla.model.mamba.scan_reference import scan_sequential
@@ -323,4 +324,4 @@ def report_sweep(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    run_command(lambda: main(tyro.cli(Args)))

@@ -20,6 +20,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from statevla.checkpoints.provenance import git_commit, versions
+from statevla.errors import UserError
 from statevla.machine.processor import processor_field
 
 RESULTS = Path(__file__).parent / "results"
@@ -94,10 +95,17 @@ def run_child(
     environment_changes: Mapping[str, str] | None = None,
     python: str = sys.executable,
 ) -> Any:
-    """What `script --child kind` prints as JSON in its last line, in a process of its own."""
+    """What `script --child kind` prints as JSON in its last line, in a process of its own.
+
+    Raises:
+        UserError: it ends with an error, whose last line is told.
+    """
     command = [python, script, "--child", kind, *flags]
     changed = {**os.environ, **(environment_changes or {})}
-    out = subprocess.run(command, env=changed, capture_output=True, text=True, check=True)
+    out = subprocess.run(command, env=changed, capture_output=True, text=True, check=False)
+    if out.returncode:
+        reason = (out.stderr.strip().splitlines() or [f"exit status {out.returncode}"])[-1]
+        raise UserError(reason.removeprefix("error: "))
     return json.loads(out.stdout.splitlines()[-1])
 
 
