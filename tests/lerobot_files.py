@@ -14,6 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from statevla.data import EpisodeArrays, EpisodeInfo
+from statevla.robots import RobotSpec
+
 FPS = 10
 SIZE = 32
 
@@ -243,3 +246,24 @@ def _write_info(root: Path, data: Dataset, **more: Any) -> None:
         **more,
     }
     (root / "meta/info.json").write_text(json.dumps(info))
+
+
+def some_episodes(robot: RobotSpec, task: str, gripper: int | None = None) -> list[tuple[EpisodeInfo, EpisodeArrays]]:
+    """Two episodes of a robot, of one task and two instructions, with frames brighter on top; `gripper` is binary."""
+    rng = np.random.default_rng(0)
+    episodes = []
+    for number, words in enumerate(("stack it", "stack it now")):
+        count = 6 + number
+        frames = np.full((count, 32, 32, 3), 60, np.uint8)
+        frames[:, :16] = 180
+        actions = rng.normal(size=(count, robot.action_dim)).astype(np.float32)
+        if gripper is not None:
+            actions[:, gripper] = np.sign(actions[:, gripper])
+        arrays = EpisodeArrays(
+            images=dict.fromkeys(robot.camera_names, frames),
+            robot_states={f.name: rng.normal(size=(count, f.size)).astype(np.float32) for f in robot.state},
+            actions=actions,
+        )
+        info = EpisodeInfo(f"e{number}", task, words, count, robot.control_freq_hz, Path("made.up"))
+        episodes.append((info, arrays))
+    return episodes
