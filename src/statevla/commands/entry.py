@@ -85,5 +85,7 @@ def _tell(text: str) -> int:
     """Print an error as one line; the exit status."""
     rank = os.environ.get("RANK", "0")
     prefix = "error" if rank == "0" else f"error (process {rank})"
-    print(f"{prefix}: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    # In one piece: print() writes the line's end by itself, and another process may come between.
+    sys.stderr.write(f"{prefix}: {' '.join(text.split())}\n")
+    sys.stderr.flush()
     return EXIT_USER_ERROR
