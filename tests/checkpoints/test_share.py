@@ -27,6 +27,7 @@ from statevla.checkpoints.hub import is_repo_id
 from statevla.commands.share import ShareArgs, share
 from statevla.config import Config
 from statevla.errors import UserError
+from statevla.machine.sealed import seal
 from statevla.model.language import build_language_encoder
 from statevla.model.statevla_model import StateVLA
 from statevla.robots import LIBERO, RobotSpec
@@ -133,6 +134,26 @@ def test_card_quotes_evaluations_by_name(run: Path, tmp_path: Path) -> None:
     assert text.count(mean) == 2
     assert "50% below that of repeating the present state (0.25 against 0.5); off by 0.03" in text
     assert "    - valve: accuracy 0.900, F1 of switching on 0.800\n" in text
+
+
+def test_card_shows_no_result_that_was_damaged(run: Path, tmp_path: Path) -> None:
+    weights = {
+        "weights_sha256": weights_hash(resolve_checkpoint(run)),
+        "task_suite": "own",
+        "seed": 0,
+        "init_states": "official",
+    }
+    rates = {"episodes": 20, "successes": 13, "success_rate": 0.65, "interval_95": [0.433, 0.819], "errors": 1}
+    whole = json.dumps(seal({"settings": weights, "complete": True, "total": rates, "tasks": []}))
+    for name, text in (("whole", whole), ("damaged", whole.replace('"successes": 13', '"successes": 19'))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(text)
+    (run / "evaluation_damaged").mkdir()
+    (run / "evaluation_damaged" / "evaluation.json").write_text(whole.replace("13", "19"))
+    share(ShareArgs(str(run), str(tmp_path / "shared"), rollouts=(str(tmp_path / "whole"), str(tmp_path / "damaged"))))
+    text = (tmp_path / "shared" / "README.md").read_text()
+    assert "13/20" in text
+    assert "19/20" not in text
 
 
 def test_card_shows_rollouts_of_these_weights_only(run: Path, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from statevla.checkpoints.checkpoint import weights_hash
 from statevla.checkpoints.comparisons import binary_lines, comparisons
 from statevla.checkpoints.version import CARD, ROUNDED_FROM, VERSION_FILE
 from statevla.config import home_dir
+from statevla.errors import UserError
+from statevla.machine.sealed import check_seal
 from statevla.machine.storage import write_json
 
 MEASURED_FILE = "measured.json"
@@ -71,12 +73,12 @@ def find_results(checkpoint: Path, measured: Measured, source: Path) -> Results:
     weights, rounded = weights_hash(checkpoint), read_tree(checkpoint / VERSION_FILE).get(ROUNDED_FROM)
     kept = read_tree(checkpoint / MEASURED_FILE)
     folders = [*measured.rollouts, *sorted((home_dir() / "rollouts").glob("*"))]
-    summaries = [read_tree(folder / "summary.json") for folder in dict.fromkeys(path.resolve() for path in folders)]
+    summaries = [_read_result(folder / "summary.json") for folder in dict.fromkeys(path.resolve() for path in folders)]
     wanted = {weights, rounded} - {None}
     summaries = [each for each in summaries if (each.get("settings") or {}).get("weights_sha256") in wanted]
     files = sorted(file for run in measured.runs for file in run.glob("evaluation*/evaluation.json"))
     rollouts = [*_trees(kept, _ROLLOUTS), *map(_shortened, summaries)]
-    evaluations = [*_trees(kept, _EVALUATIONS), *(_shortened_evaluation(read_tree(file)) for file in files)]
+    evaluations = [*_trees(kept, _EVALUATIONS), *(_shortened_evaluation(_read_result(file)) for file in files)]
     lines = kept.get(_CARD_LINES) if kept else _lines_of_card(source / CARD)
     lines = [str(line) for line in lines or ()]
     return Results(_different(rollouts), _different(evaluations), lines, weights, rounded is not None)
@@ -129,6 +131,16 @@ def read_tree(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return tree if isinstance(tree, dict) else {}
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    """A result's tree; what is not as it was written is no result."""
+    tree = read_tree(path)
+    try:
+        check_seal(tree, str(path), "make it anew", was_sealed=False)
+    except UserError:
+        return {}
+    return tree
 
 
 def _rollout_lines(summary: Mapping[str, Any], is_own: bool) -> Iterator[str]:
