@@ -11,7 +11,9 @@ import torch
 from lerobot_commands import HERE, LeRobot, logged
 from safetensors.torch import load_file
 
+from lerobot_files import undeclare
 from statevla.checkpoints.checkpoint import load_checkpoint
+from statevla.data.lerobot_checksums import CHECKSUMS_PATH
 
 KEYFRAMES = "training.phase1.loss.keyframe_weight=1.0"
 ALONE = "--policy.type=statevla"
@@ -25,6 +27,7 @@ def check_citizen(lerobot: LeRobot) -> None:
     check_refusals(lerobot)
     check_own_checkpoints(lerobot)
     check_fine_tuning(lerobot)
+    check_other_frames(lerobot)
     check_adapters(lerobot)
 
 
@@ -45,7 +48,7 @@ def check_preset(lerobot: LeRobot) -> None:
         name.removeprefix("model.") for name in weights if name.startswith(("model.policy.", "model.gri"))
     }
     assert any(not torch.equal(raw[name], weights[f"model.{name}"]) for name in raw)
-    loaded = load_checkpoint_in(lerobot, folder)
+    loaded = load_checkpoint(folder)
     assert loaded.metrics["phase"] == "2"
     assert loaded.config.data.path.endswith("libero")
 
@@ -118,7 +121,7 @@ def check_own_checkpoints(lerobot: LeRobot) -> None:
     assert min(logged(text, "lr")) > 0
     saved = json.loads((folder / "config.json").read_text())
     assert saved["phase"] == "2"
-    mine, theirs = load_checkpoint(own), load_checkpoint_in(lerobot, folder)
+    mine, theirs = load_checkpoint(own), load_checkpoint(folder)
     encoder = "state_encoder."
     for name, tensor in mine.model.state_dict().items():
         if name.startswith(encoder):
@@ -127,7 +130,7 @@ def check_own_checkpoints(lerobot: LeRobot) -> None:
 
 def check_fine_tuning(lerobot: LeRobot) -> None:
     """Statistics stay, or become the new data's where asked."""
-    before = load_checkpoint_in(lerobot, lerobot.checkpoint("bc")).statistics
+    before = load_checkpoint(lerobot.checkpoint("bc")).statistics
     moved = lerobot.folder / "moved"
     shutil.copytree(lerobot.folder / "libero", moved)
     stats = json.loads((moved / "meta" / "stats.json").read_text())
@@ -139,8 +142,40 @@ def check_fine_tuning(lerobot: LeRobot) -> None:
     path = f"--policy.path={lerobot.checkpoint('bc')}"
     for name, arguments, shift in (("kept", (), 0.0), ("new", ("--policy.statistics=dataset",), 0.5)):
         folder, _ = lerobot.train(moved, f"tuned_{name}", 2, path, *arguments)
-        found = load_checkpoint_in(lerobot, folder).statistics
-        np.testing.assert_allclose(found.robot_state.mean, before.robot_state.mean + shift, atol=1e-6)
+        tuned = load_checkpoint(folder)
+        np.testing.assert_allclose(tuned.statistics.robot_state.mean, before.robot_state.mean + shift, atol=1e-6)
+        # What the model card names.
+        assert tuned.config.data.path == str(moved)
+
+
+def check_other_frames(lerobot: LeRobot) -> None:
+    """What was said of one data set's frames is said of that alone: its runs go on with it, another one is asked."""
+    said = (*of_arm(lerobot.folder), "--policy.phase=bc", "--policy.image_orientation=mirrored")
+    folder, _ = lerobot.train(lerobot.folder / "arm", "mirrored", 2, *said)
+    data = load_checkpoint(folder).config.data
+    assert (data.orientation, data.robot) == ("mirrored", str(lerobot.folder / "arm.yaml"))
+    assert stored_by(folder) == {"mirrored"}
+    lerobot.resume("mirrored", 4)
+    assert stored_by(lerobot.checkpoint("mirrored")) == {"mirrored"}
+    shutil.copytree(lerobot.folder / "arm", lerobot.folder / "arm2")
+    path = f"--policy.path={folder}"
+    tuned, text = lerobot.train(lerobot.folder / "arm2", "upright", 2, path)
+    assert "taken for this one, its frames as stored: front upright" in text, text[-6000:]
+    assert stored_by(tuned) == {"upright"}
+    assert load_checkpoint(tuned).config.data.orientation == "auto"
+    # LIBERO's are as likely mirrored: nobody guesses.
+    shutil.copytree(lerobot.folder / "libero", lerobot.folder / "silent")
+    undeclare(lerobot.folder / "silent")
+    (lerobot.folder / "silent" / CHECKSUMS_PATH).unlink()
+    path = f"--policy.path={lerobot.checkpoint('bc')}"
+    assert "nothing says how the frames" in lerobot.fail(lerobot.folder / "silent", path)
+    tuned, _ = lerobot.train(lerobot.folder / "silent", "spoken", 2, path, "--policy.image_orientation=upright")
+    assert stored_by(tuned) == {"upright"}
+
+
+def stored_by(policy: Path) -> set[str]:
+    """How the frames are stored that a policy was trained on."""
+    return {camera.orientation.value for camera in load_checkpoint(policy).robot.cameras}
 
 
 def check_adapters(lerobot: LeRobot) -> None:
@@ -159,8 +194,3 @@ def check_adapters(lerobot: LeRobot) -> None:
         lerobot.folder / "libero", f"--policy.path={lerobot.checkpoint('short')}", *lora
     )
     assert "step:5" in lerobot.resume("lora", 5).replace(" ", "")
-
-
-def load_checkpoint_in(lerobot: LeRobot, folder: Path):
-    """What StateVLA makes of a policy of LeRobot's."""
-    return load_checkpoint(folder)

@@ -20,7 +20,7 @@ from statevla.config import PHASES, Config, load_config
 from statevla.errors import UserError
 from statevla.robots import ImageOrientation
 
-BOTH = "both"
+BOTH, AUTO = "both", "auto"
 ORIENTATIONS = tuple(orientation.value for orientation in ImageOrientation)
 KEPT, OF_DATASET = "kept", "dataset"
 
@@ -53,8 +53,8 @@ class StateVLAConfig(PreTrainedConfig):
     phase1_checkpoint: str | None = None
     config_file: str = "compact"
     overrides: list[str] = field(default_factory=list)
-    robot: str = "auto"
-    image_orientation: str = "auto"
+    robot: str = AUTO
+    image_orientation: str = AUTO
     chunk_size: int | None = None
     n_action_steps: int | None = None
     optimizer_lr: float | None = None
@@ -168,11 +168,11 @@ class StateVLAConfig(PreTrainedConfig):
     def _check_choices(self) -> None:
         """Raise a UserError where a setting is none of those that there are; earlier, LeRobot would hide which."""
         _check_choice("phase", self.phase, (BOTH, *PHASES))
-        _check_choice("image_orientation", self.image_orientation, ("auto", *ORIENTATIONS))
+        _check_choice("image_orientation", self.image_orientation, (AUTO, *ORIENTATIONS))
         _check_choice("statistics", self.statistics, (KEPT, OF_DATASET))
         if not 0 < self.phase1_share < 1:
             raise UserError(f"policy.phase1_share: expected more than 0 and less than 1, got {self.phase1_share}")
-        if self.phase1_checkpoint is not None and self.phase != "2":
+        if self.phase1_checkpoint is not None and self.phase != "2" and self.settings is None:
             raise UserError(
                 f"policy.phase1_checkpoint: phase {self.phase} takes none; leave it out, or say --policy.phase=2"
             )

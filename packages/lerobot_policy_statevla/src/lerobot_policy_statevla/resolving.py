@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from lerobot_policy_statevla.batches import same_names
-from lerobot_policy_statevla.configuration_statevla import OF_DATASET, StateVLAConfig
+from lerobot_policy_statevla.configuration_statevla import AUTO, OF_DATASET, StateVLAConfig
 from lerobot_policy_statevla.own_checkpoints import features_of
 from lerobot_policy_statevla.robot import robot_of_dataset, trained_on
 from lerobot_policy_statevla.statistics import statistics_of
 from statevla.checkpoints.checkpoint import load_checkpoint
 from statevla.checkpoints.lerobot_policy import PolicySettings
-from statevla.config import Config, config_from_dict, fit_to_robot
+from statevla.config import Config, config_from_dict, expand_path, fit_to_robot
 from statevla.errors import UserError
 from statevla.model.language import build_language_encoder
 from statevla.robots import ImageOrientation, RobotSpec, load_robot
@@ -61,6 +62,9 @@ def resolve(config: StateVLAConfig, meta: Any = None, stats: Mapping[str, Mappin
     config.settings = resolved.settings.to_json()
     config.chunk_size = resolved.settings.config.model.action_seq_len
     config.n_action_steps = config.n_action_steps or config.chunk_size
+    if meta is not None:
+        # Said of this data set, and kept with it; the next one that the policy is trained on is asked anew.
+        config.robot = config.image_orientation = AUTO
     return resolved
 
 
@@ -68,7 +72,7 @@ def _fresh(config: StateVLAConfig, meta: Any, stats: Mapping[str, Mapping[str, A
     robot = robot_of_dataset(meta.root, *_said(config))
     tree = config.statevla().model_dump(mode="json")
     tree["model"] |= dict.fromkeys(("cameras", "robot_state_dim", "action_dim"), "auto")
-    fitted, robot = fit_to_robot(_of_dataset(tree, meta), robot)
+    fitted, robot = fit_to_robot(_of_dataset(tree, config, meta), robot)
     statistics = statistics_of(meta.root, stats, fitted, robot)
     language = build_language_encoder(fitted.language, fitted.model.language_dim).info
     return Resolved(PolicySettings(fitted, robot, statistics, language), robot, {})
@@ -83,8 +87,10 @@ def _on_phase1(config: StateVLAConfig, meta: Any) -> Resolved:
         )
     source = f"policy.phase1_checkpoint {path}"
     loaded = load_checkpoint(path)
-    robot = trained_on(loaded.robot, meta.root, *_said(config), source, may_rename=False)
-    fitted, robot = fit_to_robot(_of_dataset(config.statevla().model_dump(mode="json"), meta), robot)
+    same_data = _is_data_of(loaded.config, meta)
+    robot = trained_on(loaded.robot, meta.root, *_said(config), source, may_rename=False, same_data=same_data)
+    tree = config.statevla().model_dump(mode="json")
+    fitted, robot = fit_to_robot(_of_dataset(tree, config, meta, same_data), robot)
     here, there = (relative_groups(robot, each.data.relative_actions) for each in (fitted, loaded.config))
     if here != there:
         raise UserError(
@@ -110,7 +116,8 @@ def _of_trained(config: StateVLAConfig, meta: Any, stats: Mapping[str, Mapping[s
     if meta is None:
         return Resolved(settings, settings.robot, {})
     source = f"policy {config.pretrained_path or ''}".strip()
-    robot = trained_on(settings.robot, meta.root, *_said(config), source, may_rename=True)
+    same_data = _is_data_of(settings.config, meta)
+    robot = trained_on(settings.robot, meta.root, *_said(config), source, may_rename=True, same_data=same_data)
     names = {camera.key for camera in robot.cameras}
     if config.input_features and names <= set(meta.features) and not names <= set(config.input_features):
         # The data set's cameras have other names; with --rename_map batches still come with the policy's.
@@ -118,16 +125,31 @@ def _of_trained(config: StateVLAConfig, meta: Any, stats: Mapping[str, Mapping[s
     statistics = settings.statistics
     if config.statistics == OF_DATASET:
         statistics = statistics_of(meta.root, stats, settings.config, robot)
-    return Resolved(replace(settings, robot=robot, statistics=statistics), robot, same_names(robot, settings.robot))
+    trained = _of_dataset(settings.config.model_dump(mode="json"), config, meta, same_data)
+    resolved = replace(settings, config=trained, robot=robot, statistics=statistics)
+    return Resolved(resolved, robot, same_names(robot, settings.robot))
 
 
 def _said(config: StateVLAConfig) -> tuple[RobotSpec | None, ImageOrientation | None]:
     """What the user says of the data set: its robot, and how its frames are stored."""
-    declared = None if config.robot == "auto" else load_robot(config.robot)
-    return declared, None if config.image_orientation == "auto" else ImageOrientation(config.image_orientation)
+    declared = None if config.robot == AUTO else load_robot(config.robot)
+    return declared, None if config.image_orientation == AUTO else ImageOrientation(config.image_orientation)
 
 
-def _of_dataset(tree: dict[str, Any], meta: Any) -> Config:
-    """The configuration `tree`, which notes what it is trained on."""
-    tree["data"] |= {"path": str(meta.root), "format": "lerobot"}
+def _is_data_of(trained: Config, meta: Any) -> bool:
+    """Whether a checkpoint was trained on this data set."""
+    return expand_path(trained.data.path).resolve() == Path(meta.root).resolve()
+
+
+def _of_dataset(tree: dict[str, Any], config: StateVLAConfig, meta: Any, same_data: bool = False) -> Config:
+    """The configuration `tree`, which notes what it is trained on and what the user says of it."""
+    said = {"robot": _whole_path(config.robot), "orientation": config.image_orientation}
+    if same_data:
+        said = {key: value for key, value in said.items() if value != AUTO}
+    tree["data"] |= {"path": str(meta.root), "format": "lerobot", "sources": [], **said}
     return config_from_dict(tree, "policy")
+
+
+def _whole_path(robot: str) -> str:
+    """A robot's name as it is; its file from everywhere."""
+    return str(Path(robot).resolve()) if Path(robot).is_file() else robot

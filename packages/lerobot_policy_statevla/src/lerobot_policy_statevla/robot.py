@@ -29,11 +29,18 @@ def robot_of_dataset(
         UserError: the data set does not fit the robot that it or the user declares.
     """
     notes: list[str] = []
+    robot = _bound(root, declared, orientation, notes)
+    for sentence in (*notes, *robot.assumed):
+        logger.info("robot '%s': %s", robot.name, sentence)
+    return robot
+
+
+def _bound(
+    root: str | Path, declared: RobotSpec | None, orientation: ImageOrientation | None, notes: list[str]
+) -> RobotSpec:
     meta = Metadata(Path(root))
     binding = bind_robot(meta, declared, orientation, notes)
     robot = binding.robot
-    for sentence in (*notes, *robot.assumed):
-        logger.info("robot '%s': %s", robot.name, sentence)
     if binding.action_key != ACTION:
         raise UserError(
             f"data {root}: actions are in '{binding.action_key}', LeRobot reads '{ACTION}'; rename the feature"
@@ -60,23 +67,40 @@ def trained_on(
     orientation: ImageOrientation | None,
     source: str,
     may_rename: bool,
+    same_data: bool,
 ) -> RobotSpec:
     """The robot of a checkpoint, with the keys and the cameras' orientations of a data set.
 
-    A data set that does not declare its robot is taken for the checkpoint's. Cameras are matched by name.
+    A data set that does not declare its robot is taken for the checkpoint's, but for how its frames are stored: what
+    was said of other frames says nothing of these. Cameras are matched by name.
 
     Args:
         trained: the checkpoint's.
         declared: what the user says of the data set, or None.
+        orientation: how all of its frames are stored, as the user said; or None.
         source: names the checkpoint in errors.
         may_rename: whether batches may come with the checkpoint's names after all (`--rename_map`).
+        same_data: whether the checkpoint was trained on this very data set, and so says how its frames are stored.
 
     Raises:
-        UserError: the data set is of another robot, or lacks a camera.
+        UserError: the data set is of another robot, lacks a camera, or nothing says how its frames are stored where
+            that cannot be taken by custom.
     """
-    data = robot_of_dataset(root, declared, orientation)
-    if declared is None and data.assumed:
-        data = _taken_for(trained, root, orientation)
+    notes: list[str] = []
+    if declared is None and same_data:
+        data = _taken_for(trained, root, orientation, notes)
+    else:
+        data = _bound(root, declared, orientation, notes)
+        if declared is None and data.assumed:
+            notes = []
+            data = _taken_for(_unsaid_orientation(trained), root, orientation, notes)
+            stored = ", ".join(f"{camera.name} {camera.orientation.value}" for camera in data.cameras)
+            notes.append(
+                f"the data set declares no robot and is taken for this one, its frames as stored: {stored} "
+                "(policy.robot and policy.image_orientation say otherwise)"
+            )
+    for sentence in notes:
+        logger.info("robot '%s': %s", data.name, sentence)
     if difference := trained.difference(data):
         raise UserError(
             f"{source}: of another robot than the data set ({difference}); use data of the same robot, or say by "
@@ -94,15 +118,24 @@ def trained_on(
     return trained.model_copy(update={"state": state, "cameras": tuple(cameras)})
 
 
-def _taken_for(trained: RobotSpec, root: str | Path, orientation: ImageOrientation | None) -> RobotSpec:
+def _taken_for(
+    trained: RobotSpec, root: str | Path, orientation: ImageOrientation | None, notes: list[str]
+) -> RobotSpec:
     """The data set's robot, if it is the checkpoint's: by its keys, else by its names."""
     seen = trained.model_copy(update={"state": trained.policy_fields})
     try:
-        return robot_of_dataset(root, seen, orientation)
+        return _bound(root, seen, orientation, notes)
     except UserError:
+        notes.clear()
         state = tuple(field.model_copy(update={"key": None}) for field in seen.state)
         cameras = tuple(camera.model_copy(update={"key": None}) for camera in seen.cameras)
-        return robot_of_dataset(root, seen.model_copy(update={"state": state, "cameras": cameras}), orientation)
+        return _bound(root, seen.model_copy(update={"state": state, "cameras": cameras}), orientation, notes)
+
+
+def _unsaid_orientation(robot: RobotSpec) -> RobotSpec:
+    """The robot without a word on how frames are stored."""
+    cameras = (Camera.model_validate(camera.model_dump(exclude={"orientation"})) for camera in robot.cameras)
+    return robot.model_copy(update={"cameras": tuple(cameras)})
 
 
 def _as_stored(camera: Camera, stored: Camera) -> Camera:
