@@ -15,6 +15,7 @@ from statevla.worlds.libero.placement import REACH_X_M, REACH_Y_M, wide_init_sta
 from statevla.worlds.libero.rollout import run_expert
 from statevla.worlds.libero.scene import Scene
 from statevla.worlds.libero.simulation import Simulation
+from statevla.worlds.libero.skills.insert import opening_of
 from statevla.worlds.libero.tasks import find_task, load_init_states
 
 pytestmark = pytest.mark.slow
@@ -76,6 +77,9 @@ def test_one_bowl_is_held_at_one_side(monkeypatch: pytest.MonkeyPatch) -> None:
         ("libero_90", 73),  # a book into a compartment that it just fits
         ("libero_90", 77),  # and into one that it must not be let go in
         ("libero_90", 3),  # into a drawer and close it
+        ("libero_90", 42),  # a pan into a low shelf
+        ("libero_10", 3),  # close a drawer beside a rack, from a turned hand
+        ("libero_10", 9),  # a mug into a microwave and close it
     ],
 )
 def test_expert_has_every_skill(suite: str, index: int) -> None:
@@ -83,6 +87,48 @@ def test_expert_has_every_skill(suite: str, index: int) -> None:
     simulation.reset(0, load_init_states(simulation.task)[0])
     rng = np.random.default_rng([0, index, 0])  # as in benchmarks/measure_expert.py
     assert run_expert(simulation, rng, noise=0.1, max_steps=simulation.task.max_steps).success
+    simulation.close()
+
+
+def test_hand_leans_beside_an_open_drawer_and_only_there() -> None:
+    """The bowl stands half under the drawer: with the hand upright nothing of its rim can be held."""
+    simulation = Simulation(find_task("libero_goal", 3))
+    bowl, drawer = "akita_black_bowl_1", "wooden_cabinet_1_top_region"
+    simulation.reset(0, load_init_states(simulation.task)[5])
+    scene = Scene(simulation)
+
+    def planned() -> grasp.Grasp:
+        place = scene.region(drawer)[0][:2]
+        found = plan_grasp(scene, bowl, scene.obstacles([bowl]), place=place)
+        assert found is not None
+        assert found.is_free
+        return found
+
+    assert planned().lean == 0.0
+    rollout = run_expert(simulation, np.random.default_rng([0, 3, 5]), noise=0.1, max_steps=120)
+    assert simulation.holds(["open", drawer])
+    assert len(rollout) == 120
+    assert planned().lean != 0.0
+    simulation.close()
+
+
+@pytest.mark.parametrize(
+    ("suite", "index", "region", "inward"),
+    [
+        ("libero_10", 9, "microwave_1_heating_region", (0.0, 1.0)),
+        ("libero_90", 42, "wooden_two_layer_shelf_1_bottom_region", (0.0, -1.0)),
+        ("libero_90", 33, "microwave_1_heating_region", (0.0, 1.0)),
+        ("libero_90", 2, "wooden_cabinet_1_top_region", None),
+        ("libero_90", 74, "desk_caddy_1_left_contain_region", None),
+    ],
+)
+def test_only_what_is_covered_and_open_at_one_side_has_an_opening(
+    suite: str, index: int, region: str, inward: tuple[float, float] | None
+) -> None:
+    simulation = Simulation(find_task(suite, index))
+    simulation.reset(0, load_init_states(simulation.task)[0])
+    found = opening_of(Scene(simulation), region)
+    assert (None if found is None else tuple(found)) == inward
     simulation.close()
 
 

@@ -10,6 +10,7 @@ from statevla.worlds.libero.scene import Scene
 from statevla.worlds.libero.simulation import Simulation
 from statevla.worlds.libero.skills.articulated import Drawer, Knob
 from statevla.worlds.libero.skills.door import Door
+from statevla.worlds.libero.skills.insert import Insert, opening_of
 from statevla.worlds.libero.skills.pick_place import Destination, PickPlace
 from statevla.worlds.libero.skills.push import Push, is_dish
 
@@ -18,6 +19,9 @@ MAX_ROUNDS = 3
 """How often the goals are gone through: what does not hold afterwards is tried again from where things are then."""
 _SLOT_SPACING_M = 0.10
 """Between the centres of objects that share a region."""
+_INSIDE_M = 0.03
+"""How far into a compartment an object's origin goes that is put there through its opening."""
+_WALL_CLEARANCE_M = 0.01
 _SNUG_M = 0.03
 """An object with less free space than this around it is aimed with care."""
 
@@ -84,6 +88,8 @@ def skill_for(arm: Arm, goal: list[str]) -> Motion | None:
         destination = destination_of(arm.scene, relation, name, goal[2])
         if is_dish(name):
             return Push(arm, name, destination.position, done).run()
+        if destination.inward is not None:
+            return Insert(arm, name, destination, done).run()
         return PickPlace(arm, name, destination, done).run()
     if relation in ("open", "close") and "cabinet" in name:
         drawer = Drawer(arm, name, done)
@@ -104,6 +110,9 @@ def destination_of(scene: Scene, relation: str, name: str, target: str) -> Desti
     if "basket" in target:
         floor = scene.points(scene.region_owner(target))[:, 2].min()
         return Destination(centre[:2], float(floor), 0.10)
+    inward = opening_of(scene, target) if relation == "in" else None
+    if inward is not None:
+        return _through_opening(scene, target, inward)
     if relation == "in":
         return _inside_region(scene, name, target)
     place = centre[:2] + _slot_offset(scene, relation, name, target)
@@ -121,6 +130,17 @@ def _slot_offset(scene: Scene, relation: str, name: str, target: str) -> np.ndar
     return rotation[:2, 0] * spacing * ((len(sharing) - 1) / 2 - sharing.index(name))
 
 
+def _through_opening(scene: Scene, target: str, inward: np.ndarray) -> Destination:
+    """Just inside a compartment, on its floor: no deeper, or the hand would have to follow."""
+    centre, rotation, half = scene.region(target)
+    depth = float((np.abs(rotation) @ half)[:2] @ np.abs(inward))
+    around = scene.points(scene.region_owner(target))
+    place = centre[:2] - inward * (depth - _INSIDE_M)
+    below = (np.linalg.norm(around[:, :2] - centre[:2], axis=1) < 0.06) & (around[:, 2] < centre[2])
+    floor = float(around[below, 2].max()) if below.any() else float(centre[2] - (np.abs(rotation) @ half)[2])
+    return Destination(place, floor, 0.008, 0.003, inward=inward, depth=_INSIDE_M)
+
+
 def _inside_region(scene: Scene, name: str, target: str) -> Destination:
     """Let go above a compartment's floor; turn what is too long for its shorter side."""
     centre, rotation, half = scene.region(target)
@@ -133,7 +153,8 @@ def _inside_region(scene: Scene, name: str, target: str) -> Destination:
     snug = length > 2 * min(extent[:2]) - _SNUG_M
     scatter = 0.002 if snug else 0.006
     keep = _rests_below(scene, name, target)
-    return Destination(centre[:2], float(centre[2]) - 0.03, 0.02, scatter, long_axis, snug, keep)
+    room = float(np.clip(min(extent[:2]) - length / 2 - _WALL_CLEARANCE_M, 0.006, 0.02))
+    return Destination(centre[:2], float(centre[2]) - 0.03, 0.02, scatter, long_axis, snug, keep, room)
 
 
 def _rests_below(scene: Scene, name: str, target: str) -> bool:

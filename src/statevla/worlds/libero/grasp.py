@@ -7,6 +7,7 @@ and its underside is 3 cm above the grip site; the finger tips reach 9.5 mm belo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -29,6 +30,14 @@ _HAND_HALF = (0.104, 0.034)  # along and across the jaw axis
 _FINGER_HALF_WIDTH_M = 0.0105
 _FINGER_INNER_M = 0.0375
 _MARGIN_M = 0.006
+_IN_THE_WAY = 0.3
+_LEANS = (0.3, -0.3, 0.5, -0.5)
+MAX_HANDLE_M = 0.05
+HANDLE_LEAN = 0.5
+_LEAST_HANDLE_M = 0.055
+"""From an object's origin to where its handle is held: nearer, and the hand would not stay outside of an opening."""
+_HAND_WIDEST_M = 0.07
+"""Height above the grip site of the middle of the hand, whose shift counts where it leans: it moves straight up."""
 
 JAW_AXES = {"milk": 2, "orange_juice": 2}
 """Cartons, closed along this axis of their own frame only: on the faces at the ends of the roof ridge, the pads sink
@@ -41,7 +50,7 @@ of a layout then decides, demonstrations give two answers to one picture."""
 
 @dataclass(frozen=True)
 class Grasp:
-    """A grasp that points down.
+    """A grasp that points down, or nearly so.
 
     Attributes:
         position: `[3]`, of the grip site.
@@ -49,8 +58,9 @@ class Grasp:
         width: of what will be between the fingers (m).
         low: height of the object's lowest point (m).
         high: height of its highest point (m).
-        cost: lower is better; over about 0.3 something is in the way.
+        cost: lower is better; from `_IN_THE_WAY` on something is in the way.
         turn: how far to turn the hand on the way (rad), so that it stays within reach over the destination.
+        lean: how far the hand leans about the jaw axis (rad), away from what overhangs the object.
     """
 
     position: np.ndarray
@@ -60,6 +70,12 @@ class Grasp:
     high: float
     cost: float
     turn: float = 0.0
+    lean: float = 0.0
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nothing is in the way."""
+        return self.cost < _IN_THE_WAY
 
 
 def is_rim_object(name: str) -> bool:
@@ -133,6 +149,49 @@ def plan_top_grasp(
     return best
 
 
+def plan_handle_grasp(scene: Scene, name: str, obstacles: np.ndarray, inward: np.ndarray) -> Grasp | None:
+    """Grasp what sticks out of an object, a handle, so that the object can go through an opening and the hand not.
+
+    Args:
+        scene: the scene.
+        name: the object.
+        obstacles: `[P, 3]`, points of everything else.
+        inward: `[2]`, unit vector into the opening; the object is turned until its handle points the other way.
+    """
+    points = scene.points(name)
+    low, high = float(points[:, 2].min()), float(points[:, 2].max())
+    origin = scene.position(name)[:2]
+    near = _near(obstacles, origin)
+    best: Grasp | None = None
+    for yaw in np.deg2rad(np.arange(-60, 120, 10.0)):  # the wrist turns further this way than the other
+        along, across = _axes(yaw)
+        u, v = (points[:, :2] - origin) @ along, (points[:, :2] - origin) @ across
+        for end in (-1.0, 1.0):
+            furthest = float((end * v).max()) - 0.012
+            for distance in np.arange(_LEAST_HANDLE_M, furthest + 0.01, 0.01):
+                slab = end * min(distance, furthest)
+                part = np.abs(v - slab) < 0.012
+                width = float(np.ptp(u[part])) if part.any() else np.inf
+                if width > MAX_HANDLE_M:
+                    continue
+                middle = float(u[part].max() + u[part].min()) / 2
+                spot = origin + along * middle + across * slab
+                outward = (spot - origin) / np.linalg.norm(spot - origin)
+                turn = float(np.arctan2(outward[1] * inward[0] - outward[0] * inward[1], -outward @ inward))
+                lean = end * HANDLE_LEAN
+                top, bottom = float(points[part, 2].max()), float(points[part, 2].min())
+                height = max(top - 0.6 * TOP_DEPTH_M, bottom + 0.004, low + FINGER_TIP_M + 0.002)
+                under = (np.abs(u - middle) < _HAND_HALF[0]) & (_beside_hand(v - slab, lean) < _HAND_HALF[1])
+                needed = float(points[under, 2].max()) - _HAND_UNDERSIDE_M + 0.002
+                cost = width + 0.1 * abs(turn) + 0.5 * abs(slab) + _beyond_reach(scene, spot)
+                cost += _IN_THE_WAY * (needed > top - 0.003)
+                height = min(max(height, needed), top - 0.003)
+                cost += _hits(spot, height, along, across, near, lean)
+                if best is None or cost < best.cost:
+                    best = Grasp(np.r_[spot, height], float(yaw), width, low, high, float(cost), turn, lean)
+    return best
+
+
 def plan_part_grasp(
     scene: Scene, name: str, obstacles: np.ndarray, deeper: float = 0.0, yaw_from: float = 0.0
 ) -> Grasp | None:
@@ -174,7 +233,27 @@ def plan_rim_grasp(
     yaw_from: float = 0.0,
     place: np.ndarray | None = None,
 ) -> Grasp | None:
-    """Grasp the rim, one finger inside and one outside, the jaws radial within 30°; keeps clear of handles."""
+    """Grasp the rim, one finger inside and one outside, the jaws radial within 30°; keeps clear of handles.
+
+    The hand points down; it leans only where it could not get at the rim otherwise, as beside an open drawer.
+    """
+    best = _best_rim_grasp(scene, name, obstacles, deeper, yaw_from, place, (0.0,))
+    if best is None or not best.is_free:
+        leaning = _best_rim_grasp(scene, name, obstacles, deeper, yaw_from, place, _LEANS)
+        if leaning is not None and (best is None or leaning.cost < best.cost):
+            return leaning
+    return best
+
+
+def _best_rim_grasp(
+    scene: Scene,
+    name: str,
+    obstacles: np.ndarray,
+    deeper: float,
+    yaw_from: float,
+    place: np.ndarray | None,
+    leans: tuple[float, ...],
+) -> Grasp | None:
     points = scene.points(name)
     low, high = float(points[:, 2].min()), float(points[:, 2].max())
     centre = scene.position(name)[:2]
@@ -197,17 +276,18 @@ def plan_rim_grasp(
             turns = [_carry_cost(scene, place, spot - centre, turn) for turn in _TURNS]
         for shallower in (0.0, 0.004):
             height = top - RIM_DEPTH_M - deeper + shallower
-            for skew in np.deg2rad((0, 15, -15, 30, -30)):
+            for skew, lean in product(np.deg2rad((0, 15, -15, 30, -30)), leans):
                 yaw = wrap_half_turn(angle - np.pi / 2 + skew)
                 stretched, turn = min(option for option in turns if abs(yaw + option[1]) < _MAX_YAW)
                 cost = 0.03 * abs(yaw - yaw_from) + 0.1 * abs(skew) + 6 * shallower + side
-                cost += stretched + _beyond_reach(scene, spot)
+                cost += stretched + _beyond_reach(scene, spot) + 0.1 * abs(lean)
                 if best is not None and cost >= best.cost:
                     continue
                 along, across = _axes(yaw)
-                cost += _hits(spot, height, along, across, near) + _own_hits(spot, height, along, across, points)
+                cost += _hits(spot, height, along, across, near, lean)
+                cost += _own_hits(spot, height, along, across, points)
                 if best is None or cost < best.cost:
-                    best = Grasp(np.r_[spot, height], yaw, 0.006, low, high, float(cost), turn)
+                    best = Grasp(np.r_[spot, height], yaw, 0.006, low, high, float(cost), turn, lean)
     return best
 
 
@@ -232,7 +312,9 @@ def _near(points: np.ndarray, centre: np.ndarray) -> np.ndarray:
     return points[np.linalg.norm(points[:, :2] - centre, axis=1) < 0.25]
 
 
-def _hits(centre: np.ndarray, height: float, along: np.ndarray, across: np.ndarray, obstacles: np.ndarray) -> float:
+def _hits(
+    centre: np.ndarray, height: float, along: np.ndarray, across: np.ndarray, obstacles: np.ndarray, lean: float = 0.0
+) -> float:
     """Penalty for neighbours in the spaces that the hand and the open fingers fill.
 
     What only touches the outside of a finger costs less than what would come between the fingers.
@@ -241,11 +323,14 @@ def _hits(centre: np.ndarray, height: float, along: np.ndarray, across: np.ndarr
         return 0.0
     offset = obstacles[:, :2] - centre
     u, v, z = np.abs(offset @ along), np.abs(offset @ across), obstacles[:, 2]
+    beside_hand = _beside_hand(offset @ across, lean)
+    reaches_to = np.inf if lean else height + 0.05  # the fingers go up and down beside what overhangs
     underside = height + _HAND_UNDERSIDE_M - _MARGIN_M
     tips = height - FINGER_TIP_M - _MARGIN_M
-    hand = (z > underside) & (z < height + 0.25) & (u < _HAND_HALF[0] + _MARGIN_M) & (v < _HAND_HALF[1] + _MARGIN_M)
+    hand = (z > underside) & (z < height + 0.25) & (u < _HAND_HALF[0] + _MARGIN_M)
+    hand &= beside_hand < _HAND_HALF[1] + _MARGIN_M
     outside = _finger_outside(z - height) + _MARGIN_M
-    fingers = (z > tips) & (z < height + 0.05) & (u < outside) & (v < _FINGER_HALF_WIDTH_M + _MARGIN_M)
+    fingers = (z > tips) & (z < reaches_to) & (u < outside) & (v < _FINGER_HALF_WIDTH_M + _MARGIN_M)
     penalty = 0.0
     if hand.any():
         overlap = z[hand].max() - underside
@@ -254,6 +339,12 @@ def _hits(centre: np.ndarray, height: float, along: np.ndarray, across: np.ndarr
     if fingers.any():
         penalty += 0.3 + 5 * (z[fingers].max() - tips) + 10 * (outside[fingers] - u[fingers]).max()
     return penalty
+
+
+def _beside_hand(across: np.ndarray, lean: float) -> np.ndarray:
+    """Distance from the middle plane of the hand, of points at `across` from the grip site across the jaw axis."""
+    shifts = np.sort(np.tan(lean) * np.array([_HAND_UNDERSIDE_M, _HAND_WIDEST_M]))
+    return np.abs(across - np.clip(across, *shifts))
 
 
 def _finger_outside(above: np.ndarray) -> np.ndarray:

@@ -18,6 +18,9 @@ POSITION_GAIN = 18.0
 """Action per metre of error; an action of 1 asks for 5 cm, the controller's lag makes 18 critically damped."""
 ROTATION_GAIN = 3.0
 MAX_ROTATION_ACTION = 0.5
+_LARGE_TURN = 0.8  # rad
+_TURNING_REACH_M = 0.52
+"""Distance from the base at which the elbow is well bent, whichever way the hand is turned."""
 _STILL_M = 6e-4  # fingers that move less than this per control step have met something
 _MIN_CLOSING_STEPS = 3
 _MAX_CLOSING_STEPS = 20
@@ -77,6 +80,11 @@ def about_axis(axis: np.ndarray, angle: float) -> np.ndarray:
 def facing_down(yaw: float) -> np.ndarray:
     """Rotation of the grip site: hand down, jaw axis at `yaw` from the world's y axis."""
     return rotation_about_z(yaw) @ DOWN
+
+
+def leaning(rotation: np.ndarray, angle: float) -> np.ndarray:
+    """The grip site's rotation with the hand leant about its jaw axis (rad)."""
+    return about_axis(rotation[:, 0], angle) @ rotation if angle else rotation
 
 
 def rotation_vector(rotation: np.ndarray) -> np.ndarray:
@@ -154,6 +162,20 @@ class Arm:
             if self.distance(position) < tolerance and self.turn_left(rotation) < turn_tolerance:
                 return
             yield self.toward(position, rotation, gripper, speed, free)
+
+    def turn_near_base(self, position: np.ndarray, rotation: np.ndarray, gripper: Gripper) -> Motion:
+        """Turn the hand on the way to `position`, where the arm is bent.
+
+        A large turn carries the hand along for some centimetres; further out that straightens the elbow, and a
+        straight elbow the controller does not bend again.
+        """
+        if self.turn_left(rotation) < _LARGE_TURN:
+            return
+        base = self.scene.base()
+        outward = position[:2] - base
+        outward *= min(1.0, _TURNING_REACH_M / float(np.linalg.norm(outward)))
+        wanted = np.r_[base + outward, max(position[2], min(self.scene.hand()[0][2], position[2] + 0.15))]
+        yield from self.go(wanted, rotation, gripper, tolerance=0.05, turn_tolerance=0.4, max_steps=60)
 
     def close(self, hold: Callable[[], tuple[np.ndarray, np.ndarray]], speed: float = 0.3) -> Motion:
         """Close the fingers at the pose that `hold()` gives, until they stop moving.

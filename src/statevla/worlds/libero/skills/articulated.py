@@ -23,6 +23,9 @@ _LONG_BAR_M = 0.025
 _THIN_BAR_M = 0.02
 _CLOSE_TO_BASE_M = 0.38
 _LEAN = 0.45  # rad
+_PUSHING_TILT = np.deg2rad(30.0)
+"""Of the hand that pushes a handle: enough to keep it off the handles above, and no more, or the wrist behind it would
+meet what stands in front of the cabinet."""
 
 
 def nearest_to_down(rotations: list[np.ndarray]) -> np.ndarray:
@@ -91,11 +94,14 @@ class Drawer:
     def close(self) -> Motion:
         """Push the handle with the closed finger tips, the hand tilted."""
         arm = self.arm
-        forward = (-self.outward - _UP) / np.sqrt(2.0)
+        forward = -np.sin(_PUSHING_TILT) * self.outward - np.cos(_PUSHING_TILT) * _UP
         rotation = nearest_to_down(
             [np.stack([s * self.sideways, np.cross(forward, s * self.sideways), forward], 1) for s in (1.0, -1.0)]
         )
-        yield from arm.go(self.grip() + self.outward * 0.10 + _UP * 0.02, rotation, Gripper.CLOSE, tolerance=0.03)
+        before = self.grip() + self.outward * 0.06
+        yield from arm.turn_near_base(before + _UP * 0.10, rotation, Gripper.CLOSE)
+        yield from arm.go(before + _UP * 0.10, rotation, Gripper.CLOSE, tolerance=0.04)
+        yield from arm.go(before + _UP * 0.02, rotation, Gripper.CLOSE, tolerance=0.03)
         for step in range(80):
             if self.done() and step > 2:
                 break

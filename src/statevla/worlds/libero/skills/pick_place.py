@@ -9,7 +9,7 @@ import numpy as np
 
 from statevla.robots.libero import Gripper
 from statevla.worlds.libero.grasp import FINGER_TIP_M, MAX_OPENING_M, Grasp, is_rim_object, plan_grasp
-from statevla.worlds.libero.motion import Arm, Motion, facing_down, rotation_about_z, wrap_half_turn
+from statevla.worlds.libero.motion import Arm, Motion, facing_down, leaning, rotation_about_z, wrap_half_turn
 from statevla.worlds.libero.scene import highest_along
 
 MAX_ATTEMPTS = 4
@@ -21,6 +21,9 @@ _TRAVEL_CLEARANCE_M = 0.02
 _SWING_RADIUS_M = 0.68
 _GENTLE_LIFT_M = 0.025
 _GENTLE_LIFT_SPEED = 0.4  # a thin rim slips out of a jerk
+_FUNNEL, _STEEP = 4.0, 30.0
+"""Height over the target for each metre beside it; steep where something overhangs the way down."""
+_LOST_M = 0.04
 _TIPPED = 0.06  # change of any entry of the object's rotation matrix that makes a plan stale
 
 
@@ -35,6 +38,9 @@ class Destination:
         scatter: standard deviation of this episode's aim (m).
         long_axis: direction that the object's longer side has to take, seen from above (rad); None if any will do.
         snug: whether the object only just fits: then its outline is centred, otherwise its body's origin.
+        inward: `[2]`, unit vector into what is open at one side only; None where the object comes from above.
+        depth: how far the object's origin goes inward of the opening (m).
+        room: how far the object may be off (m) when it goes down between walls; None where there are none.
         keep: whether to end with the object in the hand, where the goal would no longer hold once it lies.
     """
 
@@ -45,6 +51,9 @@ class Destination:
     long_axis: float | None = None
     snug: bool = False
     keep: bool = False
+    room: float | None = None
+    inward: np.ndarray | None = None
+    depth: float = 0.0
 
 
 class PickPlace:
@@ -80,14 +89,13 @@ class PickPlace:
             yield from self.arm.close(lambda: (self.target, self.rotation))
             yield from self._lift()
             if self._in_hand():
-                break
+                yield from self._carry()
+                if not self._is_lost():
+                    if not (self.destination.keep and self.done()):
+                        yield from self._release()
+                    return
             # Nothing in the hand: look again and grip a little deeper.
             self.deeper += 0.004 if is_rim_object(self.name) else 0.002
-        else:
-            return
-        yield from self._carry()
-        if not (self.destination.keep and self.done()):
-            yield from self._release()
 
     def reach_beside(self, error: np.ndarray) -> Motion:
         """Approach the grasp and miss it by `error` `[3]` (m), as who misjudges it does; the hand stays open."""
@@ -100,7 +108,7 @@ class PickPlace:
     def _plan(self) -> bool:
         scene, rng = self.scene, self.arm.rng
         obstacles = scene.obstacles([self.name])
-        grasp = plan_grasp(scene, self.name, obstacles, self.deeper, self.yaw, self.place)
+        grasp = self._grasp(obstacles)
         if grasp is None:
             return False
         scatter = np.clip(rng.standard_normal(4), -2, 2)
@@ -110,14 +118,18 @@ class PickPlace:
         lengthways = axes[:, 1] * scatter[1] * min(_GRASP_SCATTER_M, play / 5)
         self.target = grasp.position + np.r_[sideways + lengthways, abs(scatter[2]) * _GRASP_HEIGHT_SCATTER_M]
         self.yaw = grasp.yaw + scatter[3] * min(_YAW_SCATTER, play)
-        self.rotation = facing_down(self.yaw)
+        self.rotation = leaning(facing_down(self.yaw), grasp.lean)
         self.tolerance = float(np.clip(0.35 * play, 0.0025, 0.006))
+        self.lean, self.steepness = grasp.lean, _STEEP if grasp.lean else _FUNNEL
         self.turn = grasp.turn if self.destination.long_axis is None else self._aligning_turn(grasp.yaw)
         self.width = grasp.width
         self.offset = self.target - scene.position(self.name)
         self.planned_rotation = scene.rotation(self.name)
         self._plan_heights(grasp, obstacles)
         return True
+
+    def _grasp(self, obstacles: np.ndarray) -> Grasp | None:
+        return plan_grasp(self.scene, self.name, obstacles, self.deeper, self.yaw, self.place)
 
     def _plan_heights(self, grasp: Grasp, obstacles: np.ndarray) -> None:
         """Heights of the grip site that clear what lies below the ways to the object and to the destination."""
@@ -127,7 +139,7 @@ class PickPlace:
         over_object = grasp.high + FINGER_TIP_M + style.hover_m
         over_way = highest_along(obstacles, here[:2], self.target[:2], 0.07, skip_end=0.05) + FINGER_TIP_M + 0.02
         self.approach_height = max(over_object, over_way)
-        way = highest_along(obstacles, self.target[:2], self.place, 0.11)
+        self.way = way = highest_along(obstacles, self.target[:2], self.place, 0.11)
         at_goal = self.destination.surface + self.destination.drop + hang
         self.carry_height = max(way + hang + _TRAVEL_CLEARANCE_M, at_goal + 0.03) + style.lift_m
         self.release_height = at_goal
@@ -160,7 +172,8 @@ class PickPlace:
                 return
             if step > 60 and sideways < 0.012 and above < 0.01:
                 return
-            funnel = np.clip((sideways - self.tolerance) * 4.0, 0.0, max(self.approach_height - self.target[2], 0.0))
+            highest = max(self.approach_height - self.target[2], 0.0)
+            funnel = np.clip((sideways - self.tolerance) * self.steepness, 0.0, highest)
             far = sideways > 0.03
             wanted = np.r_[self.target[:2], self.target[2] + funnel]
             yield self.arm.toward(wanted, self.rotation, Gripper.OPEN, self._speed(far), far)
@@ -175,9 +188,12 @@ class PickPlace:
             left = self.carry_height - here[2]
             if left < 0.015 or (here[2] - self.lift_from[2] > 0.04 and not self._in_hand(0.1)):
                 return
+            started = here[2] - self.lift_from[2] > _GENTLE_LIFT_M
+            if started and self.destination.room is not None:  # a bowl held by its rim hangs lower than it stood
+                hang = here[2] - self.scene.points(self.name)[:, 2].min()
+                self.carry_height = max(self.carry_height, self.way + hang + _TRAVEL_CLEARANCE_M)
             sideways = self.lift_from[:2] if left > 0.03 else self._over_place()
             wanted = np.r_[sideways, self.carry_height + 0.01]
-            started = here[2] - self.lift_from[2] > _GENTLE_LIFT_M
             speed = self.arm.style.speed if started else _GENTLE_LIFT_SPEED
             yield self.arm.toward(wanted, self.rotation, Gripper.CLOSE, speed, started)
 
@@ -186,9 +202,17 @@ class PickPlace:
         risen = self.scene.position(self.name)[2] - self.object_from
         return bool(risen > share * (self.scene.hand()[0][2] - self.lift_from[2]))
 
+    def _from_hand(self) -> float:
+        """From the grip site to the object's origin (m), which does not change while the object is held."""
+        return float(np.linalg.norm(self.scene.position(self.name) - self.scene.hand()[0]))
+
+    def _is_lost(self) -> bool:
+        """Whether what was lifted is no longer in the hand."""
+        return self._from_hand() > self.held_at + _LOST_M
+
     def _carry(self) -> Motion:
-        """To the destination and down to the release height, or until the object stands on something."""
-        here = self.scene.hand()[0]
+        """To the destination and down to the release height, or until the object stands on something or is lost."""
+        here, self.held_at = self.scene.hand()[0], self._from_hand()
         hang = here[2] - self.scene.points(self.name)[:, 2].min()
         self.release_height = self.destination.surface + self.destination.drop + hang
         self.rotation = facing_down(self.yaw + self.turn)
@@ -200,8 +224,13 @@ class PickPlace:
             funnel = np.clip((sideways - 0.02) * 3.0, 0.0, max(self.carry_height - self.release_height, 0.0))
             blocked = blocked + 1 if np.linalg.norm(here - before) < 8e-4 else 0
             before = here
-            if self.destination.long_axis is not None:  # a tight fit: stay above until the object is just over it
-                fits = sideways < 0.006 and self.arm.turn_left(self.rotation) < 0.06
+            if self._is_lost():
+                return
+            if self.destination.long_axis is not None or self.destination.room is not None:
+                # Stay above until the object is just over where it fits in.
+                tight = self.destination.long_axis is not None
+                room = 0.006 if tight or self.destination.room is None else self.destination.room
+                fits = sideways < room and (not tight or self.arm.turn_left(self.rotation) < 0.06)
                 entered = here[2] < self.carry_height - 0.03
                 funnel = 0.0 if fits or entered else max(self.carry_height - self.release_height, 0.0)
             if sideways < 0.012 and here[2] - self.release_height < 0.008:
