@@ -22,7 +22,7 @@ from statevla.worlds.registry import is_libero
 from statevla.worlds.task_indices import parse_indices
 
 LIBERO_NOISE = 0.1
-_LIBERO_FLAGS = ("noise", "wide", "play", "reaches", "reach_tasks")
+_LIBERO_FLAGS = ("noise", "wide", "play", "reaches", "reach_tasks", "dagger", "replan_steps", "frame_stride")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class CollectArgs:
     """Who shows the tasks, `module:function` (see docs/worlds.md); by default the world's own scripted expert."""
     out: Path | None = None
     """Folder for `<task>_demo.hdf5`, where an interrupted run goes on; $STATEVLA_HOME/datasets/<world> by default, and
-    .../<world>_play for `--play`, .../<world>_reach for `--reaches`."""
+    .../<world>_play for `--play`, .../<world>_reach for `--reaches`, .../<world>_correction for `--dagger`."""
     tasks: str = "all"
     """Task indices: `all`, `0,3,5` or `0-4`."""
     demos: int = 50
@@ -66,6 +66,15 @@ class CollectArgs:
     grasp was missed; `missed`: from such a place up to the grasp."""
     reach_tasks: str = "all"
     """LIBERO: task indices of the objects that reaches may go to, beside the scene's own: fewer are learned sooner."""
+    dagger: str | None = None
+    """LIBERO: a checkpoint, whose mistakes are corrected: it acts, and from a moment that it has reached, of a failure
+    where there is one in four tries, the expert shows the way on, which is the episode. Frames at its start and some
+    places after; for a folder beside the demonstrations' below `data.path`."""
+    replan_steps: int | None = None
+    """LIBERO, with `--dagger`: actions that the checkpoint executes before it looks again, 8 by default."""
+    frame_stride: int = 1
+    """LIBERO: draw every so many-th frame alone, from the first on: 4, the recipe's `frame_skip`, takes half the time.
+    Such episodes are trained on and not measured by, so collect a few with all frames beside them."""
 
 
 def collect(args: CollectArgs) -> int:
@@ -142,13 +151,26 @@ def _libero_recipe(args: CollectArgs) -> Recipe:
         raise UserError("--play and --reaches: expected one of them; collect each into a folder of its own")
     if args.reaches and args.format == "lerobot":
         raise UserError("--reaches: lack frames, which LeRobotDataset cannot say; leave out --format")
+    if args.dagger is not None and (args.play or args.reaches):
+        raise UserError("--dagger: corrects demonstrations; collect play and reaches into folders of their own")
+    if args.frame_stride < 1 or (args.frame_stride > 1 and (args.reaches or args.dagger is not None)):
+        raise UserError(
+            f"--frame-stride: expected at least 1, and 1 with --reaches and --dagger, which choose their frames, got "
+            f"{args.frame_stride}; leave it out"
+        )
+    if args.frame_stride > 1 and args.format == "lerobot":
+        raise UserError("--frame-stride: leaves out frames, which LeRobotDataset cannot say; leave out --format")
+    if args.dagger is not None and args.format == "lerobot":
+        raise UserError("--dagger: lacks frames, which LeRobotDataset cannot say; leave out --format")
+    if args.replan_steps is not None and args.dagger is None:
+        raise UserError("--replan-steps: is for --dagger, and none was asked for; give a checkpoint, or leave it out")
     if args.reach_tasks != "all" and not args.reaches:
         raise UserError(
             "--reach-tasks: says where reaches go, and none were asked for; give --reaches, or leave it out"
         )
     # In one spelling: files of one folder are collected with the same settings.
     among = parse_task_indices(args.world, args.reach_tasks)
-    return CollectSettings(
+    settings = CollectSettings(
         args.world,
         args.seed,
         noise,
@@ -158,4 +180,10 @@ def _libero_recipe(args: CollectArgs) -> Recipe:
         "all" if args.reach_tasks == "all" else ",".join(map(str, sorted(among))),
         args.image_size,
         args.rendering or "fast",
+        args.frame_stride,
     )
+    if args.dagger is None:
+        return settings
+    from statevla.worlds.libero.corrections import REPLAN_STEPS, correcting
+
+    return correcting(settings, args.dagger, args.replan_steps or REPLAN_STEPS)

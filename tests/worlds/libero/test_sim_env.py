@@ -41,6 +41,17 @@ def simulation(request: pytest.FixtureRequest) -> Iterator[Simulation]:
     simulation.close()
 
 
+def test_the_first_look_leaves_the_physics_alone() -> None:
+    simulation = Simulation(find_task("libero_object", 6))
+    simulation.reset(3)
+    before = simulation.snapshot()
+    simulation.render("agentview", 32)  # makes the context, in which robosuite evaluates the dynamics
+    after = simulation.snapshot()
+    np.testing.assert_array_equal(before.state, after.state)
+    np.testing.assert_array_equal(before.hidden, after.hidden)
+    simulation.close()
+
+
 def test_fast_step_equals_robosuite(simulation: Simulation) -> None:
     start = load_init_states(simulation.task)[0]
     actions = random_actions(40)

@@ -27,7 +27,8 @@ from statevla.worlds.libero.tasks import TaskSpec, find_task, parse_task_indices
 
 START_POSTURE_NOISE = 0.02
 """Standard deviation (rad) of the arm's joints at the start, as in LIBERO's demonstrations."""
-_STEPS_BEYOND_LIMIT = 1.3  # demonstrations may take a little longer than a policy may
+STEPS_BEYOND_LIMIT = 1.3
+"""Demonstrations may take a little longer than a policy may."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class CollectSettings:
         reach_tasks: whose goals reaches go for, where the scene affords them: `all`, or indices such as "0,1,2".
         image_size: of the frames (pixels).
         rendering: how frames are drawn.
+        frame_stride: of demonstrations and play, frames at every so many control steps alone, from the first on.
     """
 
     suite: str
@@ -55,6 +57,7 @@ class CollectSettings:
     reach_tasks: str = "all"
     image_size: int = 128
     rendering: Rendering = "fast"
+    frame_stride: int = 1
 
     @property
     def kind(self) -> str:
@@ -108,16 +111,25 @@ def run_episode(simulation: Simulation, settings: CollectSettings, index: int) -
     """The physics of episode number `index`."""
     task = simulation.task
     rng = np.random.default_rng([settings.seed, zlib.crc32(f"{task.suite}/{task.name}".encode()), index])
-    seed = int(rng.integers(2**31))
-    simulation.reset(seed, wide_init_state(simulation, seed) if settings.wide else None)
+    draw_start(simulation, settings, int(rng.integers(2**31)))
     if settings.reaches:
         among = parse_task_indices(settings.suite, settings.reach_tasks)
         return run_reach(simulation, afforded_tasks(simulation, among), settings.reaches, rng, settings.noise)
     if settings.play:
         rollout = run_play(simulation, rng, settings.noise)
-        return Episode(rollout, PLAY_INSTRUCTION, None, len(rollout) > 0)
-    rollout = run_expert(simulation, rng, settings.noise, int(task.max_steps * _STEPS_BEYOND_LIMIT))
-    return Episode(rollout, task.instruction, None, rollout.success and len(rollout) > 0)
+        return Episode(rollout, PLAY_INSTRUCTION, _every(settings.frame_stride, len(rollout)), len(rollout) > 0)
+    rollout = run_expert(simulation, rng, settings.noise, int(task.max_steps * STEPS_BEYOND_LIMIT))
+    seen = _every(settings.frame_stride, len(rollout))
+    return Episode(rollout, task.instruction, seen, rollout.success and len(rollout) > 0)
+
+
+def draw_start(simulation: Simulation, settings: CollectSettings, seed: int) -> None:
+    """Draw where things stand: a pure function of task, settings and seed."""
+    simulation.reset(seed, wide_init_state(simulation, seed) if settings.wide else None)
+
+
+def _every(stride: int, count: int) -> tuple[int, ...] | None:
+    return None if stride == 1 else tuple(range(0, count, stride))
 
 
 def record_episode(simulation: Simulation, episode: Episode, settings: CollectSettings, index: int) -> EpisodeRecord:

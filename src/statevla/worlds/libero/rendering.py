@@ -87,7 +87,13 @@ class Renderer:
             return
         from robosuite.utils.binding_utils import MjRenderContextOffscreen
 
+        # robosuite evaluates the dynamics here, and the solver's next step would start from that: a first look would
+        # change what happens, in the last bits at first.
+        everything = mujoco.mjtState.mjSTATE_INTEGRATION
+        before = np.zeros(mujoco.mj_stateSize(self._model, everything))
+        mujoco.mj_getState(self._model, self._data, before, everything)
         self._context = MjRenderContextOffscreen(self._sim, device_id=-1)
+        mujoco.mj_setState(self._model, self._data, before, everything)
         # Registered after EGL's own clean-up, so that it runs before: contexts outliving the display complain.
         atexit.register(_release, weakref.ref(self))
         self._context.con.free()  # its textures would be held twice

@@ -6,6 +6,7 @@ hold positions and velocities, and the poses of fixtures inside `model_file`; th
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def task_of_file(file: Path, data: h5py.Group, suite: str | None) -> TaskSpec:
         if SETTINGS_ATTRIBUTE not in data.attrs:
             raise UserError(f"data {file}: does not say its suite; pass --suite, such as --suite libero_object")
         suite = str(stored_settings(file)["suite"])
-    name = file.stem.removesuffix("_demo").removesuffix("_play").removesuffix("_reach")
+    name = re.sub(r"_(demo|play|reach|correction)$", "", file.stem)
     found = next((task for task in suite_tasks(suite) if task.name == name), None)
     if found is None:
         raise UserError(f"data {file}: suite '{suite}' has no task '{name}'; pass the --suite that it belongs to")
