@@ -1,13 +1,14 @@
-"""LeRobot from end to end on data of several robots: train, resume, act, and back to StateVLA's own tools.
+"""LeRobot from end to end on data of several robots: train, resume, act, evaluate, and back to StateVLA's own tools.
 
-python scripts/lerobot_integration.py PYTHON NAME=FOLDER...
+python scripts/lerobot_integration.py PYTHON NAME=FOLDER[=WORLD]...
 
-PYTHON is an interpreter with LeRobot and the plugin, each FOLDER a LeRobotDataset. Prints a table for docs/lerobot.md;
-a step that fails ends it with what that printed.
+PYTHON is an interpreter with LeRobot and the plugin, each FOLDER a LeRobotDataset, WORLD one of StateVLA's worlds with
+its robot, where there is one. Prints a table for docs/lerobot.md; a step that fails ends it with what that printed.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -26,9 +27,10 @@ from statevla.data import open_reader  # noqa: E402
 from statevla_client import PolicyClient  # noqa: E402
 
 STEPS, PHASE_1 = 6, 4
+EPISODE_STEPS = 20
 HEADER = (
-    "| data | robot | cameras | actions, state | loss of 6 steps | resumed, 6 more | answers | served |",
-    "|---|---|---|---|---|---|---|---|",
+    "| data | robot | cameras | actions, state | loss of 6 steps | resumed, 6 more | answers | served | lerobot-eval |",
+    "|---|---|---|---|---|---|---|---|---|",
 )
 VERSIONS = (
     "import importlib.metadata as m, platform; "
@@ -41,12 +43,13 @@ def main() -> None:
     print(subprocess.run([python, "-c", VERSIONS], check=True, capture_output=True, text=True).stdout)
     print(*HEADER, sep="\n")
     for item in data:
-        name, _, folder = item.partition("=")
+        name, folder, *world = item.split("=")
         with tempfile.TemporaryDirectory() as work:
-            print(row(LeRobot(python, Path(work)), name, Path(folder).resolve()), flush=True)
+            lerobot = LeRobot(python, Path(work))
+            print(row(lerobot, name, Path(folder).resolve(), world[0] if world else None), flush=True)
 
 
-def row(lerobot: LeRobot, name: str, data: Path) -> str:
+def row(lerobot: LeRobot, name: str, data: Path, world: str | None) -> str:
     """All steps on one data set, as a line of the table."""
     _, text = lerobot.train(data, "run", STEPS, "--policy.type=statevla")
     losses = losses_of(text, STEPS)
@@ -69,6 +72,7 @@ def row(lerobot: LeRobot, name: str, data: Path) -> str:
         resumed,
         "equal",
         served,
+        "no world of it" if world is None else evaluate(lerobot, policy, world),
     )
     return f"| {' | '.join(cells)} |"
 
@@ -84,6 +88,27 @@ def losses_of(text: str, count: int) -> list[float]:
 
 def span(losses: list[float]) -> str:
     return f"{losses[0]:.2f} to {losses[-1]:.2f}"
+
+
+def evaluate(lerobot: LeRobot, policy: Path, world: str) -> str:
+    """`lerobot-eval` in a world of StateVLA's; so young a policy succeeds by chance at most."""
+    output = lerobot.folder / "evaluated"
+    lerobot.run(
+        "lerobot.scripts.lerobot_eval",
+        f"--policy.path={policy}",
+        "--policy.device=cpu",
+        "--env.type=statevla",
+        f"--env.task={world}",
+        "--env.task_ids=[0]",
+        f"--env.episode_length={EPISODE_STEPS}",
+        "--eval.batch_size=1",
+        "--eval.n_episodes=1",
+        f"--output_dir={output}",
+    )
+    overall = json.loads((output / "eval_info.json").read_text())["overall"]
+    assert overall["n_episodes"] == 1, overall
+    assert Path(overall["video_paths"][0]).stat().st_size > 0, overall
+    return f"{world}, {EPISODE_STEPS} steps"
 
 
 def serve(policy: Path, instruction: str, folder: Path) -> str:

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from eval_world import INSTRUCTION, MAX_STEPS
 from lerobot_commands import HERE, LeRobot, logged
 from safetensors.torch import load_file
 
 from lerobot_files import undeclare
+from statevla.acting.policy import load_policy
 from statevla.checkpoints.checkpoint import load_checkpoint
 from statevla.data.lerobot_checksums import CHECKSUMS_PATH
+from statevla.types import Observation
 
 KEYFRAMES = "training.phase1.loss.keyframe_weight=1.0"
 ALONE = "--policy.type=statevla"
@@ -29,6 +32,7 @@ def check_citizen(lerobot: LeRobot) -> None:
     check_fine_tuning(lerobot)
     check_other_frames(lerobot)
     check_adapters(lerobot)
+    check_eval(lerobot)
 
 
 def check_preset(lerobot: LeRobot) -> None:
@@ -194,3 +198,34 @@ def check_adapters(lerobot: LeRobot) -> None:
         lerobot.folder / "libero", f"--policy.path={lerobot.checkpoint('short')}", *lora
     )
     assert "step:5" in lerobot.resume("lora", 5).replace(" ", "")
+
+
+def check_eval(lerobot: LeRobot) -> None:
+    """lerobot-eval on a world of StateVLA's: the policy sees what the world shows, and the world gets its answers."""
+    policy, record = lerobot.checkpoint("phase2"), lerobot.folder / "noted.npz"
+    given = (
+        f"--policy.path={policy}",
+        "--policy.device=cpu",
+        "--env.type=statevla",
+        "--env.task=eval_world:EvalWorld",
+        "--eval.batch_size=1",
+        "--eval.n_episodes=2",
+    )
+    command = ("lerobot.scripts.lerobot_eval", *given, f"--output_dir={lerobot.folder / 'evaluated'}")
+    lerobot.run(*command, f"--env.options={{record: {record}}}")
+    overall = json.loads((lerobot.folder / "evaluated" / "eval_info.json").read_text())["overall"]
+    assert (overall["pc_success"], overall["n_episodes"]) == (100, 2)
+    noted, acting = np.load(record), load_policy(policy, device="cpu")
+    assert len(noted["action"]) == MAX_STEPS > acting.horizon  # over the end of a chunk
+    robot = acting.robot
+    acting.reset(1)  # LeRobot resets what it has just made
+    for step, action in enumerate(noted["action"]):
+        images = {name: noted[name][step] for name in robot.camera_names}
+        state = {field.name: noted[field.name][step].astype(np.float32) for field in robot.policy_fields}
+        np.testing.assert_array_equal(action, acting.act(Observation(images, state, INSTRUCTION)))
+    for arguments, expected in (
+        (("--env.options={}",), "record"),
+        ((f"--env.options={{record: {record}}}", "--env.task_ids=[1]"), "it has tasks 0 to 0"),
+        (("--env.task=nowhere",), "there is no such world"),
+    ):
+        assert expected in lerobot.refused(*command, *arguments)

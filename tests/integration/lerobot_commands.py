@@ -16,10 +16,11 @@ class LeRobot:
     Args:
         python: interpreter with LeRobot and the plugin.
         folder: of data sets and runs.
+        timeout_s: of one command; None waits for as long as it takes.
     """
 
-    def __init__(self, python: str, folder: Path) -> None:
-        self._python, self.folder = python, folder
+    def __init__(self, python: str, folder: Path, timeout_s: float | None = 1800.0) -> None:
+        self._python, self.folder, self._timeout_s = python, folder, timeout_s
         offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "hf")}
         self.environment = {**os.environ, **offline, "OMP_NUM_THREADS": "1", "STATEVLA_HOME": str(folder / "home")}
 
@@ -76,7 +77,7 @@ class LeRobot:
             cwd=self.folder,
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=self._timeout_s,
         )
 
 

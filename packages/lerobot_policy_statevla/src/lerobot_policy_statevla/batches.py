@@ -13,6 +13,7 @@ from torch import Tensor
 from lerobot_policy_statevla.recorded import Recorded
 from statevla.config import Config
 from statevla.data.keys import split_key
+from statevla.data.lerobot_robot import FIELD_PREFIX
 from statevla.data.pixels import frames_to_float, num_draws
 from statevla.errors import UserError
 from statevla.model.language import LanguageEncoder
@@ -93,7 +94,7 @@ class BatchReader:
         Raises:
             UserError: a feature is missing or has too few numbers, or there is no task in words.
         """
-        present = self._present(batch)
+        present = self._present(_unnested(batch))
         states = self._state(present)[:, 0].cpu().numpy()
         views = {
             camera.name: self._upright(present, camera)[:, 0].movedim(-3, -1).contiguous().cpu().numpy()
@@ -172,7 +173,7 @@ class BatchReader:
                     f"'{key}': expected state field '{field.name}' of {field.size} numbers ({', '.join(field.dims)}) "
                     f"in {field.key}, got {values.shape[-1]}; send what robot '{self.robot.name}' declares"
                 )
-            parts.append(values.float())
+            parts.append(values.to(images.device).float())
         return torch.cat(parts, dim=-1) if parts else torch.zeros(*leading, 0, device=images.device)
 
     def _model_input(self, batch: Mapping[str, Any]) -> ModelInput:
@@ -227,6 +228,14 @@ class BatchReader:
             f"observation: expected '{key}' of robot '{self.robot.name}', got {present}; send it, or say which it is "
             "(--rename_map)"
         )
+
+
+def _unnested(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The batch with the parts of `observation.robot_state`, as environments send it, under data sets' names."""
+    nested = batch.get(f"{OBS_STR}.robot_state")
+    if not isinstance(nested, Mapping):
+        return batch
+    return {**{FIELD_PREFIX + name: value for name, value in nested.items()}, **batch}
 
 
 def same_names(robot: RobotSpec, other: RobotSpec) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from lerobot.configs import parser
@@ -45,7 +46,8 @@ def as_policy(path: str | Path) -> Path:
         UserError: the checkpoint is damaged, or the disk does not take it.
     """
     folder = resolve_checkpoint(path)
-    identity = f"{_FORM} {sha256(folder / VERSION_FILE)}"
+    # Every LeRobot writes its own fields into a configuration, and refuses those that it does not know.
+    identity = f"{_FORM} {version('lerobot')} {sha256(folder / VERSION_FILE)}"
     target = home_dir() / "policies_for_lerobot" / hashlib.sha256(identity.encode()).hexdigest()[:16]
     if not (target / MODEL_FILE).exists():
         with only_writer_of(target), writing(target):
