@@ -28,6 +28,8 @@ class Scene:
         self._local_points: dict[int, np.ndarray] = {}
         model = self.model
         self._solid = (model.geom_contype | model.geom_conaffinity).astype(bool)
+        names = [model.geom(geom).name for geom in range(model.ngeom)]
+        self._fingers = {geom: side for side in (1, 2) for geom, name in enumerate(names) if f"_finger{side}_" in name}
         self._roots = np.array([self._root(body) for body in model.geom_bodyid])
 
     # The hand ---------------------------------------------------------------------------------------------------------
@@ -44,6 +46,16 @@ class Scene:
         """Distance between the fingers (m)."""
         first, second = self.simulation.finger_positions()
         return float(first - second)
+
+    def holds(self, name: str) -> bool:
+        """Whether both fingers touch an object."""
+        root = self._root(self._body(name))
+        touching = set()
+        for contact in self.data.contact:
+            for geom, other in (contact.geom, contact.geom[::-1]):
+                if self._roots[other] == root:
+                    touching.add(self._fingers.get(int(geom)))
+        return {1, 2} <= touching
 
     # Objects ----------------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import numpy as np
 from statevla.robots.libero import Gripper
 from statevla.worlds.libero.grasp import FINGER_TIP_M, MAX_OPENING_M, Grasp, is_rim_object, plan_grasp
 from statevla.worlds.libero.motion import Arm, Motion, facing_down, leaning, rotation_about_z, wrap_half_turn
+from statevla.worlds.libero.overhang import way_out
 from statevla.worlds.libero.scene import highest_along
 
 MAX_ATTEMPTS = 4
@@ -21,6 +22,7 @@ _TRAVEL_CLEARANCE_M = 0.02
 _SWING_RADIUS_M = 0.68
 _GENTLE_LIFT_M = 0.025
 _GENTLE_LIFT_SPEED = 0.4  # a thin rim slips out of a jerk
+_OUT_M = 0.015
 _FUNNEL, _STEEP = 4.0, 30.0
 """Height over the target for each metre beside it; steep where something overhangs the way down."""
 _LOST_M = 0.04
@@ -82,13 +84,17 @@ class PickPlace:
 
     def run(self) -> Motion:
         """The whole skill."""
-        for _ in range(MAX_ATTEMPTS):
+        for attempt in range(MAX_ATTEMPTS):
             if not self._plan():
                 return
-            yield from self._reach()
+            held = attempt == 0 and self.scene.holds(self.name)
+            if held:
+                self._take_over()
+            else:
+                yield from self._reach()
             yield from self.arm.close(lambda: (self.target, self.rotation))
             yield from self._lift()
-            if self._in_hand():
+            if self._in_hand() or (held and self.scene.holds(self.name)):  # it may be high enough already
                 yield from self._carry()
                 if not self._is_lost():
                     if not (self.destination.keep and self.done()):
@@ -126,10 +132,19 @@ class PickPlace:
         self.offset = self.target - scene.position(self.name)
         self.planned_rotation = scene.rotation(self.name)
         self._plan_heights(grasp, obstacles)
+        self.escape = way_out(scene.points(self.name), obstacles)
         return True
 
     def _grasp(self, obstacles: np.ndarray) -> Grasp | None:
         return plan_grasp(self.scene, self.name, obstacles, self.deeper, self.yaw, self.place)
+
+    def _take_over(self) -> None:
+        """The grasp is the one that the hand has already, as where a policy's way is gone on with."""
+        self.target, self.rotation = self.scene.hand()
+        jaw_axis = self.rotation[:, 0]
+        self.yaw = float(np.arctan2(-jaw_axis[0], jaw_axis[1]))
+        self.turn = 0.0 if self.destination.long_axis is None else self._aligning_turn(self.yaw)
+        self.offset = self.target - self.scene.position(self.name)
 
     def _plan_heights(self, grasp: Grasp, obstacles: np.ndarray) -> None:
         """Heights of the grip site that clear what lies below the ways to the object and to the destination."""
@@ -183,6 +198,7 @@ class PickPlace:
         here = self.scene.hand()[0]
         self.lift_from, self.object_from = here.copy(), self.scene.position(self.name)[2]
         self.carried = here[:2] - self._centre()
+        is_out = not self.escape.any()
         for _ in range(60):
             here = self.scene.hand()[0]
             left = self.carry_height - here[2]
@@ -192,8 +208,11 @@ class PickPlace:
             if started and self.destination.room is not None:  # a bowl held by its rim hangs lower than it stood
                 hang = here[2] - self.scene.points(self.name)[:, 2].min()
                 self.carry_height = max(self.carry_height, self.way + hang + _TRAVEL_CLEARANCE_M)
-            sideways = self.lift_from[:2] if left > 0.03 else self._over_place()
+            sideways = self.lift_from[:2] + self.escape if left > 0.03 else self._over_place()
             wanted = np.r_[sideways, self.carry_height + 0.01]
+            is_out = is_out or float(np.linalg.norm(here[:2] - sideways)) < _OUT_M
+            if not is_out:
+                wanted[2] = self.lift_from[2] + _GENTLE_LIFT_M + 0.01
             speed = self.arm.style.speed if started else _GENTLE_LIFT_SPEED
             yield self.arm.toward(wanted, self.rotation, Gripper.CLOSE, speed, started)
 
