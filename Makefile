@@ -17,7 +17,7 @@ $(VENV)/.done: pyproject.toml packages/statevla_client/pyproject.toml constraint
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed $$(grep '^torch==' constraints.txt)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e packages/statevla_client \
-		-e '.[language,sim,so101,lerobot-data,serve,plots,tensorboard,bench,dev]'
+		-e '.[language,sim,so101,lerobot-data,serve,vla-eval,plots,tensorboard,bench,dev]'
 	touch $@
 
 system:

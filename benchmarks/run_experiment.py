@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,9 @@ class Data(_Entry):
     play: bool = False
     reaches: ReachKind | None = None
     reach_tasks: str | None = None
+    frame_stride: int = 1
+    dagger: str | None = None
+    """The experiment whose policy, of seed 0, is corrected (`statevla collect --dagger`)."""
     seed: int = 0
 
 
@@ -146,6 +149,12 @@ def read_experiments(file: Path) -> Experiments:
         for wanted in filter(None, (experiment.data, experiment.play)):
             if not collections(known, wanted):
                 raise UserError(f"{file}: experiments.{name}: data '{wanted}' is none of {', '.join(known.data)}")
+        for part, data in collections(known, experiment.data).items():
+            before = None if data.dagger is None else known.experiments.get(data.dagger)
+            if data.dagger is not None and (before is None or part in collections(known, before.data)):
+                raise UserError(
+                    f"{file}: data.{part}.dagger: '{data.dagger}' is no experiment that is trained without this data"
+                )
         source = experiment.phase1_of
         if source is not None and "1" not in (known.experiments[source].phases if source in known.experiments else []):
             raise UserError(f"{file}: experiments.{name}.phase1_of: '{source}' is no experiment that trains phase 1")
@@ -164,6 +173,7 @@ def run(name: str, known: Experiments, args: Args, console: Console) -> None:
         folder = experiment_folder(source, args.seed)
         console.rule(f"{folder.name}, phase 1")
         run_stages(phase1_stages(known, source, args), folder, console)
+    train_corrected(name, known, args, console)
     for part, data in collections(known, experiment.data).items():
         if data.elsewhere is not None and not data_folder(part).is_dir():
             raise UserError(f"data {data_folder(part)}: not there; get it from {data.elsewhere} and put it there")
@@ -172,6 +182,21 @@ def run(name: str, known: Experiments, args: Args, console: Console) -> None:
     run_stages(list(stages(known, name, args, folder)), folder, console)
     if subprocess.run(record_command(name, experiment, folder, args.seed), check=False).returncode:
         raise UserError(f"experiment '{name}': ran, but could not be recorded; see above")
+
+
+def train_corrected(name: str, known: Experiments, args: Args, console: Console) -> None:
+    """Train the policies whose corrections an experiment's data hold."""
+    for source in corrected(known, name):
+        folder = experiment_folder(source, 0)
+        console.rule(f"{folder.name}, training")
+        run_stages(training_stages(known, source, replace(args, seed=0)), folder, console)
+
+
+def corrected(known: Experiments, name: str) -> list[str]:
+    """The experiments whose policies' corrections an experiment's data hold, those before them first."""
+    parts = collections(known, known.experiments[name].data).values()
+    own = [data.dagger for data in parts if data.dagger is not None]
+    return list(dict.fromkeys(each for source in own for each in [*corrected(known, source), source]))
 
 
 def record_command(name: str, experiment: Experiment, folder: Path, seed: int) -> list[str]:
@@ -206,6 +231,13 @@ def phase1_stages(known: Experiments, name: str, args: Args) -> list[Stage]:
     return found[: [stage.name for stage in found].index("phase_1") + 1]
 
 
+def training_stages(known: Experiments, name: str, args: Args) -> list[Stage]:
+    """An experiment's stages up to its last phase."""
+    found = list(stages(known, name, args, experiment_folder(name, args.seed)))
+    last = max(i for i, stage in enumerate(found) if stage.name.startswith("phase_"))
+    return found[: last + 1]
+
+
 def run_folder(folder: Path, experiment: Experiment) -> Path:
     """Where the checkpoint to evaluate lies."""
     return folder / "checkpoints" / PHASES[experiment.phases[-1]].folder
@@ -217,7 +249,7 @@ def stages(known: Experiments, name: str, args: Args, folder: Path) -> Iterator[
     config = load_config(ROOT / experiment.config, [f"{key}={value}" for key, value in experiment.overrides.items()])
     for wanted in (experiment.data, *([experiment.play] if experiment.play else [])):
         for part, data in collections(known, wanted).items():
-            yield collection(data, part, config.model.image_size, args.workers)
+            yield collection(known, data, part, config.model.image_size, args.workers)
     places = ["--data.path", str(data_folder(experiment.data))]
     if experiment.play:
         places += ["--data.sources", f"[{{path: '{data_folder(experiment.play)}', labelled: false}}]"]
@@ -255,7 +287,7 @@ def data_folder(name: str) -> Path:
     return home_dir() / "datasets" / name
 
 
-def collection(data: Data, name: str, image_size: int, workers: int) -> Stage:
+def collection(known: Experiments, data: Data, name: str, image_size: int, workers: int) -> Stage:
     """The stage that collects a data set, or looks at one from elsewhere."""
     folder, label = data_folder(name), f"collect_{name.replace('/', '_')}"
     if data.human is not None:
@@ -268,6 +300,9 @@ def collection(data: Data, name: str, image_size: int, workers: int) -> Stage:
     words += [*(["--wide"] if data.wide else []), *(["--play"] if data.play else [])]
     words += ["--reaches", data.reaches] if data.reaches else []
     words += ["--reach-tasks", data.reach_tasks] if data.reach_tasks else []
+    words += ["--frame-stride", str(data.frame_stride)] if data.frame_stride > 1 else []
+    if data.dagger is not None:
+        words += ["--dagger", str(run_folder(experiment_folder(data.dagger, 0), known.experiments[data.dagger]))]
     words += ["--seed", str(data.seed)] if data.seed else []
     return Stage(label, "collect", words, resources=("--workers", str(workers)))
 

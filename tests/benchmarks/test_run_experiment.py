@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 import tyro
 import yaml
+from rich.console import Console
 
 from command_lines import check
 from statevla.commands.stages import mark_path
@@ -98,6 +99,33 @@ def test_phase_2_can_build_on_another_experiments_phase_1(tmp_path: Path, monkey
     assert phase2.arguments[phase2.arguments.index("--data.path") + 1] == str(tmp_path / "datasets" / "all")
     file.write_text(file.read_text().replace("phase1_of: base", "phase1_of: bass"))
     with pytest.raises(UserError, match=r"experiments\.late\.phase1_of: 'bass' is no experiment"):
+        script.read_experiments(file)
+
+
+def test_corrections_are_of_a_policy_that_was_trained_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATEVLA_HOME", str(tmp_path))
+    file = tmp_path / "list.yaml"
+    file.write_text(
+        "data:\n"
+        "  all/one/demos: {suite: libero_object, frame_stride: 4}\n"
+        "  all/one/corrections: {suite: libero_object, wide: true, dagger: first}\n"
+        "  all/corrections: {suite: libero_object, dagger: second}\n"
+        "experiments:\n"
+        "  first: {about: x, data: all/one/demos}\n"
+        "  second: {about: y, data: all/one}\n"
+        "  third: {about: z, data: all}\n"
+    )
+    known, ran = script.read_experiments(file), []
+    monkeypatch.setattr(script, "run_stages", lambda stages, folder, console: ran.append((folder.name, stages)))
+    script.train_corrected("third", known, script.Args(seed=2), Console())
+    assert [name for name, _ in ran] == ["first-s0", "second-s0"]  # whatever the seed of what is trained on them
+    collected = ["collect_all_one_demos", "collect_all_one_corrections"]
+    assert [stage.name for stage in ran[1][1]] == [*collected, "phase_1", "phase_2"]
+    words = ran[1][1][1].arguments
+    checkpoint = tmp_path / "experiments" / "first-s0" / "checkpoints" / "phase2_flow_matching"
+    assert words[words.index("--dagger") + 1] == str(checkpoint)
+    file.write_text(file.read_text().replace("dagger: second", "dagger: third"))
+    with pytest.raises(UserError, match=r"data\.all/corrections\.dagger: 'third' is no experiment that"):
         script.read_experiments(file)
 
 

@@ -6,8 +6,8 @@ import asyncio
 import ipaddress
 import logging
 import signal
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal
 
 from statevla.acting.policy import StateVLAPolicy
 from statevla.checkpoints.checkpoint import BEST, LAST, resolve_checkpoint
@@ -18,6 +18,17 @@ if TYPE_CHECKING:
     from statevla.serving.server import PolicyServer
 
 logger = logging.getLogger(__name__)
+_OPENPI_FLAGS = (
+    "api_key_file",
+    "default_prompt",
+    "temporal_ensembling",
+    "max_clients",
+    "max_message_mib",
+    "max_batch_size",
+    "batch_window_ms",
+    "heavy_share",
+    "idle_timeout_s",
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,8 @@ class ServeArgs:
     """A checkpoint's folder, or an alias such as checkpoints/phase2_flow_matching/checkpoint_best.pt."""
     host: str = "127.0.0.1"
     """Address to listen on; others than this machine can reach the server only if it is not a loopback one."""
+    protocol: Literal["openpi", "vla-eval"] = "openpi"
+    """`vla-eval`: that of AI2's evaluation harness, for its LIBERO (docs/vla-eval.md)."""
     port: int = 8000
     """0 takes a free one, which is printed."""
     api_key_file: str | None = None
@@ -39,7 +52,7 @@ class ServeArgs:
     sampling_temperature: float | None = None
     """Scale of the flow's noise, 0 for none; the configuration's by default."""
     execute_steps: int | None = None
-    """Actions executed per look in mode `act`; the whole chunk by default."""
+    """Actions executed per look in mode `act` and in vla-eval; the whole chunk by default."""
     temporal_ensembling: float | None = None
     """Decay of the blending weights in mode `act`, such as 0.01; none by default."""
     precision: str = "auto"
@@ -62,8 +75,8 @@ class ServeArgs:
 
 
 def serve(args: ServeArgs) -> None:
-    """Serve a checkpoint to robots and simulators over openpi's websocket protocol."""
-    require("serve", "serve")
+    """Serve a checkpoint to robots and simulators over a websocket, in openpi's protocol."""
+    require("serve", "serve", *(["vla-eval"] if args.protocol == "vla-eval" else []))
     from statevla.serving.auth import read_api_key
     from statevla.serving.server import PolicyServer, ServerSettings
 
@@ -84,6 +97,11 @@ def serve(args: ServeArgs) -> None:
         precision=args.precision,
     )
     policy.name = _name_of(args.checkpoint)  # clients are told names, never paths
+    if args.protocol == "vla-eval":
+        from statevla.serving.vla_eval import run
+
+        run(policy, args.host, args.port)
+        return
     settings = ServerSettings(
         host=args.host,
         port=args.port,
@@ -121,6 +139,12 @@ async def _run(server: PolicyServer) -> None:
 
 
 def _check(args: ServeArgs) -> None:
+    if args.protocol == "vla-eval":
+        for field in fields(ServeArgs):
+            if field.name in _OPENPI_FLAGS and getattr(args, field.name) != field.default:
+                raise UserError(
+                    f"--{field.name.replace('_', '-')}: vla-eval's protocol has no such thing; leave it out"
+                )
     if not 0 <= args.port <= 65535:
         raise UserError(f"--port: expected 0 to 65535, got {args.port}")
     for name in ("max_clients", "max_batch_size", "max_message_mib", "heavy_share", "idle_timeout_s"):

