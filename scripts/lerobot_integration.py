@@ -9,6 +9,7 @@ its robot, where there is one. Prints a table for docs/lerobot.md; a step that f
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import tempfile
@@ -113,15 +114,13 @@ def evaluate(lerobot: LeRobot, policy: Path, world: str) -> str:
 
 def serve(policy: Path, instruction: str, folder: Path) -> str:
     """`statevla serve` on what lerobot-train wrote, and a request to it."""
-    import numpy as np
-
-    robot, port = load_checkpoint(policy).robot, 8765
+    robot, port = load_checkpoint(policy).robot, free_port()
     log = folder / "serve.log"
     with log.open("w") as file:
         command = [sys.executable, "-m", "statevla", "serve", "--checkpoint", str(policy), "--port", str(port)]
         server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         try:
-            with PolicyClient("127.0.0.1", port=port, timeout_s=60, wait_s=120) as client:
+            with PolicyClient("127.0.0.1", port=port, timeout_s=300, wait_s=900) as client:
                 frames = {f"images/{name}": np.zeros((96, 96, 3), np.uint8) for name in robot.camera_names}
                 state = np.zeros(robot.state_dim, np.float32)
                 action = client.act({**frames, "robot_state": state, "instruction": instruction})
@@ -130,6 +129,13 @@ def serve(policy: Path, instruction: str, folder: Path) -> str:
             server.terminate()
             server.wait()
     return "yes"
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

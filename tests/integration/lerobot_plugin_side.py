@@ -14,6 +14,7 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.utils.import_utils import register_third_party_plugins
 
 from statevla.data.keys import split_key
+from statevla.errors import UserError
 from statevla.robots import LIBERO_HAND
 
 NUM_STEPS = 3
@@ -48,6 +49,7 @@ def main():
         actions = [policy.select_action(batch, noise=noise if i == 0 else None) for i in range(chunk.shape[1])]
         torch.testing.assert_close(torch.stack(actions, dim=1), chunk)
         torch.testing.assert_close(policy.select_action(batch, noise=noise), chunk[:, 0])
+    check_unsaid_task(config, checkpoint, before({**seen, "task": ""}), sample["task"], noise, chunk)
     orientations = {f"orientation/{camera.name}": camera.orientation.value for camera in robot.cameras}
     np.savez(answers, task=sample["task"], **orientations, **stored)
     # The plugin is known since `register_third_party_plugins`.
@@ -59,6 +61,21 @@ def main():
         # This data set holds the fingers twice; LeRobot's simulator sends only the state.
         hand = robot_of_dataset(data, LIBERO_HAND)
         assert [field.key for field in hand.policy_fields] == [f"observation.state[{n}]" for n in ("0:3", "3:6", "6:8")]
+
+
+def check_unsaid_task(config, checkpoint, unsaid, task, noise, chunk):
+    """Environments that say no task are refused, or told by `--policy.default_task`."""
+    config.default_task = task
+    told = get_policy_class(config.type).from_pretrained(checkpoint, config=config)
+    torch.testing.assert_close(told.predict_action_chunk(unsaid, noise=noise), chunk)
+    config.default_task = ""
+    untold = get_policy_class(config.type).from_pretrained(checkpoint, config=config)
+    try:
+        untold.predict_action_chunk(unsaid, noise=noise)
+        said = "nothing"
+    except UserError as error:
+        said = str(error)
+    assert "--policy.default_task" in said, said
 
 
 if __name__ == "__main__":

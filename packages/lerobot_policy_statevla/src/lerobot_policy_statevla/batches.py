@@ -33,6 +33,7 @@ class BatchReader:
         language: embeds tasks.
         aliases: feature → what it may be called instead: a data set and a robot may use different names.
         recorded: what phase 1 needs of whole episodes, or None.
+        default_task: for environments that say none.
     """
 
     def __init__(
@@ -42,9 +43,11 @@ class BatchReader:
         language: LanguageEncoder,
         aliases: Mapping[str, str],
         recorded: Recorded | None = None,
+        default_task: str = "",
     ) -> None:
         self.transform, self.robot, self.config = transform, transform.robot, config
         self._language, self._aliases, self.recorded = language, aliases, recorded
+        self._default_task = default_task
         self._is_delta = torch.from_numpy(self.robot.is_delta)
 
     def windows(self, batch: Mapping[str, Any]) -> TransitionBatch:
@@ -100,7 +103,13 @@ class BatchReader:
             camera.name: self._upright(present, camera)[:, 0].movedim(-3, -1).contiguous().cpu().numpy()
             for camera in self.robot.cameras
         }
-        tasks = self._tasks(batch.get("task"), len(states))
+        said = batch.get("task") or ""
+        tasks = [task or self._default_task for task in self._tasks(said, len(states))]
+        if not all(tasks):
+            raise UserError(
+                "observation: the environment says no task; say what to do, as in the training data, by "
+                "--policy.default_task"
+            )
         return [
             Observation(
                 {name: frames[row] for name, frames in views.items()},

@@ -45,6 +45,7 @@ class StateVLAConfig(PreTrainedConfig):
         optimizer_lr: peak of the learning rate; None takes the configuration's, of each phase.
         statistics: what a trained policy normalises by when it is trained on: its own (`kept`), or the new data set's
             (`dataset`).
+        default_task: in words, for environments that say none, such as LeRobot's `aloha` and `pusht`.
         settings: what was resolved (`PolicySettings`), as JSON; written by the policy, not by hand.
     """
 
@@ -59,6 +60,7 @@ class StateVLAConfig(PreTrainedConfig):
     n_action_steps: int | None = None
     optimizer_lr: float | None = None
     statistics: str = KEPT
+    default_task: str = ""
     settings: str | None = None
 
     # Everything passes through LeRobot's normaliser: what a trained encoder was fed with is part of its weights, while

@@ -79,7 +79,9 @@ class StateVLAPolicy(PreTrainedPolicy):
         transform = Transform(settings.model, self.settings.statistics, self.settings.robot, settings.data.augmentation)
         trains = dataset_meta is not None and "1" in config.phases
         recorded = record(dataset_meta, resolved.robot_of_data, settings, transform) if trains else None
-        self._batches = BatchReader(transform, settings, self._language, resolved.aliases, recorded)
+        self._batches = BatchReader(
+            transform, settings, self._language, resolved.aliases, recorded, config.default_task
+        )
         self._progress = Progress(config.phase1_share)
         self._average: WeightAverage | None = None
         self._shown = contextlib.ExitStack()
