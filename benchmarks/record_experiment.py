@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class Args:
     note: str = ""
     """What was learnt, in a sentence."""
     headline: tuple[str, ...] = ()
-    """Keys of summary.json for the success rates of the first rollouts, in their order."""
+    """For summary.json, `KEY=ROLLOUT,…`: the mean success rate of some of the rollouts, named as their folders are."""
     out: Path = FOLDER
     """Where the JSON goes."""
 
@@ -89,11 +90,30 @@ def record(args: Args) -> int:
     write_json(target, json.loads(portable_text(json.dumps(tree))))
     for folder in args.rollout:
         write_episodes(args.out / f"{args.name}-{folder.name}.csv", folder)
-    for key, rollout in zip(args.headline, tree["simulated"]):
-        per_h = 3600 * rollout["episodes_in_this_run"] / rollout["wall_s"]
-        update_summary({key: rollout["total"]["success_rate"], f"{key}_episodes_per_h": per_h})
+    update_summary(headlines(args.headline, dict(zip((folder.name for folder in args.rollout), tree["simulated"]))))
     print(f"{target}; now run python benchmarks/render_tables.py")
     return 0
+
+
+def headlines(wanted: Sequence[str], rollouts: Mapping[str, dict[str, Any]]) -> dict[str, float]:
+    """Numbers of summary.json: each `KEY=ROLLOUT,…` is the mean success rate of these rollouts, and how many episodes
+    an hour they were.
+
+    Raises:
+        UserError: there is no such rollout, or one of them has not been simulated to its end.
+    """
+    found: dict[str, float] = {}
+    for entry in wanted:
+        key, _, names = entry.partition("=")
+        if missing := [name for name in names.split(",") if name not in rollouts]:
+            raise UserError(f"--headline {entry}: no rollout '{missing[0]}'; expected some of {', '.join(rollouts)}")
+        chosen = [rollouts[name] for name in names.split(",")]
+        if unfinished := [name for name, each in zip(names.split(","), chosen) if not each["complete"]]:
+            raise UserError(f"--headline {entry}: rollout '{unfinished[0]}' is not complete; run it again to go on")
+        found[key] = sum(each["total"]["success_rate"] for each in chosen) / len(chosen)
+        wall_s = sum(each["wall_s"] for each in chosen)
+        found[f"{key}_episodes_per_h"] = 3600 * sum(each["episodes_in_this_run"] for each in chosen) / wall_s
+    return found
 
 
 def _read(path: Path, flag: str) -> dict[str, Any]:

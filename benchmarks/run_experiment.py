@@ -84,8 +84,8 @@ class Experiment(_Entry):
     """Dotted keys of the configuration."""
     rollouts: dict[str, dict[str, Any]] = {}
     """Name → flags of `statevla rollout`, beside the checkpoint and the folder."""
-    headline: list[str] = []
-    """Keys of summary.json for the success rates of the first rollouts, with seed 0."""
+    headline: dict[str, list[str]] = {}
+    """Key of summary.json → the rollouts whose mean success rate it is, with seed 0."""
 
 
 class Experiments(_Entry):
@@ -155,6 +155,10 @@ def read_experiments(file: Path) -> Experiments:
                 raise UserError(
                     f"{file}: data.{part}.dagger: '{data.dagger}' is no experiment that is trained without this data"
                 )
+        for key, names in experiment.headline.items():
+            if not names or not set(names) <= experiment.rollouts.keys():
+                known_ones, got = ", ".join(experiment.rollouts), ", ".join(names) or "none"
+                raise UserError(f"{file}: experiments.{name}.headline.{key}: expected some of {known_ones}, got {got}")
         source = experiment.phase1_of
         if source is not None and "1" not in (known.experiments[source].phases if source in known.experiments else []):
             raise UserError(f"{file}: experiments.{name}.phase1_of: '{source}' is no experiment that trains phase 1")
@@ -208,7 +212,7 @@ def record_command(name: str, experiment: Experiment, folder: Path, seed: int) -
     if experiment.rollouts:
         record += ["--rollout", *(str(folder / "rollouts" / rollout) for rollout in experiment.rollouts)]
     if seed == 0 and experiment.headline:
-        record += ["--headline", *experiment.headline]
+        record += ["--headline", *(f"{key}={','.join(names)}" for key, names in experiment.headline.items())]
     return record
 
 

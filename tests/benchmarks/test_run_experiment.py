@@ -75,6 +75,9 @@ def test_mistakes_in_the_list_are_one_line(tmp_path: Path) -> None:
     file.write_text(data + "experiments: {e: {about: x, data: d, overides: {}}}\n")
     with pytest.raises(UserError, match=r"experiments\.e\.overides"):
         script.read_experiments(file)
+    file.write_text(data + "experiments: {e: {about: x, data: d, rollouts: {a: {}}, headline: {k: [a, b]}}}\n")
+    with pytest.raises(UserError, match=r"headline\.k: expected some of a, got a, b"):
+        script.read_experiments(file)
     with pytest.raises(UserError, match="experiment 'absent'"):
         script.main(script.Args(names=("absent",)))
 
@@ -149,8 +152,24 @@ def test_the_record_is_of_all_rollouts_in_their_order(tmp_path: Path, monkeypatc
     args = tyro.cli(Args, args=words[2:])
     assert [folder.name for folder in args.rollout] == list(experiment.rollouts)
     assert [folder.name for folder in args.rollout[:2]] == ["wide", "official"]
-    assert args.headline == ("libero_object_wide_success", "libero_object_success")
+    assert args.headline == ("libero_object_wide_success=wide", "libero_object_success=official")
     assert args.command == "python benchmarks/run_experiment.py object-keypoints --seed 0"
     assert "--headline" not in script.record_command(
         "object-keypoints", experiment, tmp_path / "object-keypoints-s1", 1
     )
+
+
+def test_headlines_are_means_of_whole_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from record_experiment import headlines
+
+    def rollout(rate: float, complete: bool = True) -> dict[str, object]:
+        return {"complete": complete, "total": {"success_rate": rate}, "episodes_in_this_run": 10, "wall_s": 60.0}
+
+    rollouts = {"a": rollout(0.5), "b": rollout(1.0), "c": rollout(0.9, complete=False)}
+    numbers = headlines(["one=a", "both=a,b"], rollouts)
+    assert numbers == {"one": 0.5, "one_episodes_per_h": 600.0, "both": 0.75, "both_episodes_per_h": 600.0}
+    with pytest.raises(UserError, match="rollout 'c' is not complete"):
+        headlines(["all=a,c"], rollouts)
+    with pytest.raises(UserError, match="no rollout 'd'"):
+        headlines(["all=d"], rollouts)
