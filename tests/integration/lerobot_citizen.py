@@ -215,6 +215,7 @@ def check_eval(lerobot: LeRobot) -> None:
     lerobot.run(*command, f"--env.options={{record: {record}}}")
     overall = json.loads((lerobot.folder / "evaluated" / "eval_info.json").read_text())["overall"]
     assert (overall["pc_success"], overall["n_episodes"]) == (100, 2)
+    assert [Path(video).stat().st_size > 0 for video in overall["video_paths"]] == [True, True]
     noted, acting = np.load(record), load_policy(policy, device="cpu")
     assert len(noted["action"]) == MAX_STEPS > acting.horizon  # over the end of a chunk
     robot = acting.robot

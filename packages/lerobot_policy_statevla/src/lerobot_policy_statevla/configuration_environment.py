@@ -45,7 +45,7 @@ class StateVLAEnvConfig(EnvConfig):
 
     def __post_init__(self) -> None:
         suite = self._suite()
-        self.fps = round(suite.robot.control_freq_hz)
+        self.fps = max(round(suite.robot.control_freq_hz), 1)
         layout = layout_of(suite.robot)
         shape = (self.image_size, self.image_size, 3)
         self._add(ACTION, ACTION, FeatureType.ACTION, (suite.robot.action_dim,))

@@ -47,6 +47,8 @@ class LeRobotWorld(NamedEnv):
         self._num_init_states = open_suite(world, **options).tasks[task].num_init_states
         if max_steps is not None:
             self.max_steps = max_steps
+        # LeRobot writes its videos at a whole number of frames a second.
+        self.metadata = {**self.metadata, "render_fps": max(round(self.robot.control_freq_hz), 1)}
         # What LeRobot asks by name.
         self.task = self.task_description = self.instruction
         self._max_episode_steps = self.max_steps
