@@ -15,6 +15,7 @@ server=
 trap '[ -z "$server" ] || kill "$server" 2>/dev/null; rm -rf "$work"' EXIT
 mkdir "$work/empty"
 export STATEVLA_HOME="$work/home"
+export PYTHONFAULTHANDLER=1  # a process that dies by a signal says where it was, also while it ends
 run() (cd "$work/empty" && "$work/$1/bin/$2" "${@:3}")  # in an environment, from the empty folder
 environment() { "$python" -m venv "$work/$1"; }
 install() { "$work/$1/bin/python" -m pip --quiet --disable-pip-version-check install "${constraints[@]}" "${@:2}"; }
