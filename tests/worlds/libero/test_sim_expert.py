@@ -77,7 +77,10 @@ def test_one_bowl_is_held_at_one_side(monkeypatch: pytest.MonkeyPatch) -> None:
         ("libero_90", 73),  # a book into a compartment that it just fits
         ("libero_90", 77),  # and into one that it must not be let go in
         ("libero_90", 3),  # into a drawer and close it
+        ("libero_90", 23),  # pull a drawer out in front of a rack
+        ("libero_90", 30),  # a bowl beside an open drawer, which the forearm has to clear
         ("libero_90", 42),  # a pan into a low shelf
+        ("libero_90", 75),  # a book into a compartment whose region is off its middle
         ("libero_10", 3),  # close a drawer beside a rack, from a turned hand
         ("libero_10", 9),  # a mug into a microwave and close it
     ],

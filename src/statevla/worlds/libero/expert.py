@@ -154,7 +154,23 @@ def _inside_region(scene: Scene, name: str, target: str) -> Destination:
     scatter = 0.002 if snug else 0.006
     keep = _rests_below(scene, name, target)
     room = float(np.clip(min(extent[:2]) - length / 2 - _WALL_CLEARANCE_M, 0.006, 0.02))
-    return Destination(centre[:2], float(centre[2]) - 0.03, 0.02, scatter, long_axis, snug, keep, room)
+    place = centre[:2] + (_between_walls(scene, target) if snug else 0.0)
+    return Destination(place, float(centre[2]) - 0.03, 0.02, scatter, long_axis, snug, keep, room)
+
+
+def _between_walls(scene: Scene, target: str) -> np.ndarray:
+    """From a region's centre to the middle between the walls around it `[2]`: LIBERO's regions are some mm off."""
+    centre, rotation, half = scene.region(target)
+    extent = np.abs(rotation) @ half
+    offset = scene.points(scene.region_owner(target)) - centre
+    middle = np.zeros(2)
+    for axis in (0, 1):
+        level = (np.abs(offset[:, 1 - axis]) < 0.5 * extent[1 - axis]) & (np.abs(offset[:, 2]) < 0.8 * extent[2])
+        along = offset[level, axis]
+        before, behind = along[along < -0.5 * extent[axis]], along[along > 0.5 * extent[axis]]
+        if len(before) and len(behind):
+            middle[axis] = (before.max() + behind.min()) / 2
+    return middle
 
 
 def _rests_below(scene: Scene, name: str, target: str) -> bool:

@@ -29,6 +29,8 @@ _HAND_UNDERSIDE_M = 0.030
 _HAND_HALF = (0.104, 0.034)  # along and across the jaw axis
 _FINGER_HALF_WIDTH_M = 0.0105
 _FINGER_INNER_M = 0.0375
+_FOREARM_BEHIND_M, _FOREARM_LEFT_M, _FOREARM_ABOVE_M = (0.035, 0.145), 0.135, 0.145
+"""Where the end of the forearm is, from the grip site: nearer the base, beside, above."""
 _MARGIN_M = 0.006
 _IN_THE_WAY = 0.3
 _LEANS = (0.3, -0.3, 0.5, -0.5)
@@ -286,6 +288,7 @@ def _best_rim_grasp(
                 along, across = _axes(yaw)
                 cost += _hits(spot, height, along, across, near, lean)
                 cost += _own_hits(spot, height, along, across, points)
+                cost += _forearm_hits(scene, spot, height, across * np.tan(lean) * _FOREARM_ABOVE_M, near)
                 if best is None or cost < best.cost:
                     best = Grasp(np.r_[spot, height], yaw, 0.006, low, high, float(cost), turn, lean)
     return best
@@ -299,6 +302,19 @@ def _carry_cost(scene: Scene, place: np.ndarray, offset: np.ndarray, turn: float
 
 def _beyond_reach(scene: Scene, spot: np.ndarray) -> float:
     return max(float(np.linalg.norm(spot - scene.base())) - REACH_M, 0.0)
+
+
+def _forearm_hits(scene: Scene, spot: np.ndarray, height: float, shift: np.ndarray, obstacles: np.ndarray) -> float:
+    """Penalty for what the lower end of the forearm would meet, which hangs beside the hand, to the robot's left.
+
+    A hand that leans takes it along, by `shift` `[2]`.
+    """
+    outward = (spot - scene.base()) / np.linalg.norm(spot - scene.base())
+    offset = obstacles[:, :2] - spot - shift
+    ahead, left = offset @ outward, offset @ np.array([-outward[1], outward[0]])
+    hits = (ahead > -_FOREARM_BEHIND_M[1]) & (ahead < -_FOREARM_BEHIND_M[0]) & (left > 0.0) & (left < _FOREARM_LEFT_M)
+    hits &= obstacles[:, 2] > height + _FOREARM_ABOVE_M
+    return _IN_THE_WAY + 5.0 * float(_FOREARM_LEFT_M - left[hits].min()) if hits.any() else 0.0
 
 
 def _axes(yaw: float) -> tuple[np.ndarray, np.ndarray]:

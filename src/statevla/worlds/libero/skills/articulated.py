@@ -23,6 +23,9 @@ _LONG_BAR_M = 0.025
 _THIN_BAR_M = 0.02
 _CLOSE_TO_BASE_M = 0.38
 _LEAN = 0.45  # rad
+_GRIPPING_TILTS = (0.0, 0.2, 0.35, 0.5, 0.7)  # rad
+_WRIST_M = 0.06
+_SLIPPED_M = 0.04
 _PUSHING_TILT = np.deg2rad(30.0)
 """Of the hand that pushes a handle: enough to keep it off the handles above, and no more, or the wrist behind it would
 meet what stands in front of the cabinet."""
@@ -68,9 +71,7 @@ class Drawer:
     def open(self) -> Motion:
         """Grip the handle from the front, jaws upright, and pull."""
         arm = self.arm
-        rotation = nearest_to_down(
-            [np.stack([s * _UP, np.cross(-self.outward, s * _UP), -self.outward], 1) for s in (1.0, -1.0)]
-        )
+        rotation = self._gripping()
         yield from arm.go(self.grip() + self.outward * 0.13 + _UP * 0.03, rotation, Gripper.OPEN, tolerance=0.03)
         for _ in range(60):
             offset = self.grip() - arm.scene.hand()[0]
@@ -84,12 +85,35 @@ class Drawer:
             if self.done():
                 break
             left = abs(self.fully_open - self.scene.joint_position(self.joint))
+            if arm.distance(self.grip()) > _SLIPPED_M:
+                break
             pulled = arm.scene.hand()[0] + self.outward * min(left + 0.02, 0.1)
             yield arm.toward(pulled, rotation, Gripper.CLOSE, 0.7)
-        yield from arm.open(arm.scene.hand()[0], rotation)
+        yield from arm.open(arm.scene.hand()[0], rotation, num_steps=6)
         away = self.grip() + self.outward * 0.10 + _UP * 0.15
         yield from arm.go(away, rotation, Gripper.OPEN, max_steps=8)
-        yield from arm.go(away, DOWN, Gripper.OPEN, max_steps=22)
+        yield from arm.go(away, DOWN, Gripper.OPEN, max_steps=12)
+
+    def _gripping(self) -> np.ndarray:
+        """How to hold the handle: the hand level, or tilted down as far as it takes to clear what stands in front."""
+        obstacles = self.scene.obstacles() - self.grip()
+        obstacles = obstacles[(np.linalg.norm(obstacles, axis=1) < 0.5) & (obstacles @ self.outward > 0.0)]
+        pulled_out = obstacles - self.outward * abs(self.fully_open - self.scene.joint_position(self.joint))
+
+        def rotation(tilt: float) -> np.ndarray:
+            forward = -np.cos(tilt) * self.outward - np.sin(tilt) * _UP
+            jaws = np.cos(tilt) * _UP - np.sin(tilt) * self.outward
+            return nearest_to_down([np.stack([s * jaws, np.cross(forward, s * jaws), forward], 1) for s in (1.0, -1.0)])
+
+        def hits(held: np.ndarray) -> int:
+            hand = np.abs(obstacles @ held) < (0.11, 0.04, np.inf)
+            hand[:, 2] = (obstacles @ held[:, 2] < -0.03) & (obstacles @ held[:, 2] > -0.12)
+            wrist = np.abs(pulled_out @ held) < (_WRIST_M, _WRIST_M, np.inf)
+            wrist[:, 2] = (pulled_out @ held[:, 2] < -0.12) & (pulled_out @ held[:, 2] > -0.25)
+            return int(hand.all(1).sum() + wrist.all(1).sum())
+
+        ways = [rotation(tilt) for tilt in _GRIPPING_TILTS]
+        return next((way for way in ways if not hits(way)), min(ways, key=hits))
 
     def close(self) -> Motion:
         """Push the handle with the closed finger tips, the hand tilted."""

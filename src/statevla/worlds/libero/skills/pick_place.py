@@ -23,6 +23,8 @@ _SWING_RADIUS_M = 0.68
 _GENTLE_LIFT_M = 0.025
 _GENTLE_LIFT_SPEED = 0.4  # a thin rim slips out of a jerk
 _OUT_M = 0.015
+_AT_REST_M = 0.004
+"""In a control step."""
 _FUNNEL, _STEEP = 4.0, 30.0
 """Height over the target for each metre beside it; steep where something overhangs the way down."""
 _LOST_M = 0.04
@@ -241,7 +243,8 @@ class PickPlace:
             wanted = self._over_place()
             sideways = float(np.linalg.norm(here[:2] - wanted))
             funnel = np.clip((sideways - 0.02) * 3.0, 0.0, max(self.carry_height - self.release_height, 0.0))
-            blocked = blocked + 1 if np.linalg.norm(here - before) < 8e-4 else 0
+            moved = float(np.linalg.norm(here - before))
+            blocked = blocked + 1 if moved < 8e-4 else 0
             before = here
             if self._is_lost():
                 return
@@ -249,7 +252,9 @@ class PickPlace:
                 # Stay above until the object is just over where it fits in.
                 tight = self.destination.long_axis is not None
                 room = 0.006 if tight or self.destination.room is None else self.destination.room
-                fits = sideways < room and (not tight or self.arm.turn_left(self.rotation) < 0.06)
+                fits = sideways < room
+                if tight:  # and has come to rest: what swings past does not go in
+                    fits = fits and self.arm.turn_left(self.rotation) < 0.06 and moved < _AT_REST_M
                 entered = here[2] < self.carry_height - 0.03
                 funnel = 0.0 if fits or entered else max(self.carry_height - self.release_height, 0.0)
             if sideways < 0.012 and here[2] - self.release_height < 0.008:
