@@ -16,6 +16,7 @@ _LEAD = 0.25
 """How far ahead of the door the hand aims while pushing (rad)."""
 _PULLED = 0.75
 """How far the handle is pulled before the arm is stretched (rad)."""
+_STILL_M = 1e-3
 _GRIP_BELOW_TOP_M = 0.02
 
 
@@ -99,8 +100,14 @@ class Door:
                 break
             yield arm.toward(grip() + outward3 * np.clip((aside - 0.006) * 5, 0.0, 0.1), rotation, Gripper.OPEN, 0.6)
         yield from arm.close(lambda: (grip(), rotation), 0.2)
+        before, still = np.zeros(3), 0
         for _ in range(60):
             if self.done() or abs(self.scene.joint_position(self.joint) - start_angle) > _PULLED:
+                break
+            here = arm.scene.hand()[0]
+            still = still + 1 if np.linalg.norm(here - before) < _STILL_M else 0
+            before = here
+            if still > 5:  # the arm is stretched
                 break
             ahead = rotation_about_z(-self.closing * _LEAD)
             hinge = np.r_[self.hinge, 0.0]
@@ -113,8 +120,10 @@ class Door:
         away = arm.scene.hand()[0] - facing[:, 2] * 0.12
         yield from arm.go(away, facing, Gripper.OPEN, max_steps=12)
         if not self.done():
-            # Up and back to the middle of the workspace, where the arm can turn its hand down.
+            # Up and back to the middle of the workspace, where the arm can turn its hand down: turned on the way, the
+            # stretched arm would straighten its elbow, which the controller does not bend again.
             middle = np.r_[self.scene.base() + np.array([0.45, 0.0]), self.top + 0.15]
             yield from arm.go(away + _UP * 0.12, facing, Gripper.CLOSE, max_steps=10)
+            yield from arm.go(middle, arm.scene.hand()[1], Gripper.CLOSE, tolerance=0.15, max_steps=30)
             yield from arm.go(middle, DOWN, Gripper.CLOSE, tolerance=0.05, max_steps=60)
             yield from self._sweep(-self.closing)
