@@ -1,7 +1,6 @@
-"""Where to grasp: top grasps across an object, and rim grasps of bowls and mugs.
+"""Where to grasp: top grasps across an object, rim grasps of bowls and mugs, and handles.
 
-All grasps point down. Facts of the Panda's hand, measured on its collision shapes: it is 20 cm wide along the jaw axis
-and its underside is 3 cm above the grip site; the finger tips reach 9.5 mm below the site; the jaws open 7.7 cm.
+All grasps point down, but for those that lean from what overhangs an object or out of an opening.
 """
 
 from __future__ import annotations
@@ -11,12 +10,23 @@ from itertools import product
 
 import numpy as np
 
+from statevla.worlds.libero.clearance import (
+    FINGER_TIP_M,
+    FOREARM_ABOVE_M,
+    HAND_HALF_M,
+    HAND_UNDERSIDE_M,
+    IN_THE_WAY,
+    MAX_OPENING_M,
+    axes_of,
+    beside_hand,
+    forearm_hits,
+    hand_hits,
+    near,
+    own_hits,
+)
 from statevla.worlds.libero.motion import rotation_about_z, wrap_half_turn
 from statevla.worlds.libero.scene import Scene
 
-MAX_OPENING_M = 0.077
-FINGER_TIP_M = 0.0095
-"""How far the finger tips reach below the grip site."""
 TOP_DEPTH_M = 0.027
 """How far below an object's top the grip site goes: deeper, and the hand would meet the object."""
 RIM_DEPTH_M = 0.018
@@ -25,21 +35,13 @@ REACH_M = 0.72
 is straight: there the controller can no longer pull the hand back."""
 _TURNS = tuple(np.deg2rad((0.0, 30.0, -30.0, 60.0, -60.0, 90.0, -90.0)))
 _MAX_YAW = np.deg2rad(110)
-_HAND_UNDERSIDE_M = 0.030
-_HAND_HALF = (0.104, 0.034)  # along and across the jaw axis
-_FINGER_HALF_WIDTH_M = 0.0105
-_FINGER_INNER_M = 0.0375
-_FOREARM_BEHIND_M, _FOREARM_LEFT_M, _FOREARM_ABOVE_M = (0.035, 0.145), 0.135, 0.145
-"""Where the end of the forearm is, from the grip site: nearer the base, beside, above."""
-_MARGIN_M = 0.006
-_IN_THE_WAY = 0.3
-_LEANS = (0.3, -0.3, 0.5, -0.5)
+_LEANS = (0.3, -0.3, 0.5, -0.5)  # rad
 MAX_HANDLE_M = 0.05
+"""What is wider is no handle."""
 HANDLE_LEAN = 0.5
+"""Of a hand that holds a handle (rad): away from the object and so from the opening that the object goes through."""
 _LEAST_HANDLE_M = 0.055
 """From an object's origin to where its handle is held: nearer, and the hand would not stay outside of an opening."""
-_HAND_WIDEST_M = 0.07
-"""Height above the grip site of the middle of the hand, whose shift counts where it leans: it moves straight up."""
 
 JAW_AXES = {"milk": 2, "orange_juice": 2}
 """Cartons, closed along this axis of their own frame only: on the faces at the ends of the roof ridge, the pads sink
@@ -60,7 +62,7 @@ class Grasp:
         width: of what will be between the fingers (m).
         low: height of the object's lowest point (m).
         high: height of its highest point (m).
-        cost: lower is better; from `_IN_THE_WAY` on something is in the way.
+        cost: lower is better; from `IN_THE_WAY` on something is in the way.
         turn: how far to turn the hand on the way (rad), so that it stays within reach over the destination.
         lean: how far the hand leans about the jaw axis (rad), away from what overhangs the object.
     """
@@ -77,7 +79,7 @@ class Grasp:
     @property
     def is_free(self) -> bool:
         """Whether nothing is in the way."""
-        return self.cost < _IN_THE_WAY
+        return self.cost < IN_THE_WAY
 
 
 def is_rim_object(name: str) -> bool:
@@ -128,10 +130,10 @@ def plan_top_grasp(
         band = points
     jaw_axis = JAW_AXES.get(name.rsplit("_", 1)[0])
     required = None if jaw_axis is None else scene.rotation(name)[:2, jaw_axis]
-    near = _near(obstacles, points[:, :2].mean(0))
+    neighbours = near(obstacles, points[:, :2].mean(0))
     best: Grasp | None = None
     for yaw in np.deg2rad(np.arange(-90, 90, 5.0)):
-        along, across = _axes(yaw)
+        along, across = axes_of(yaw)
         if required is not None and abs(along @ required) < 0.9 * np.linalg.norm(required):
             continue
         u, v = band[:, :2] @ along, band[:, :2] @ across
@@ -145,7 +147,7 @@ def plan_top_grasp(
             cost = width + 20 * too_wide + 0.02 * abs(yaw - yaw_from) + 0.3 * abs(shift)
             if best is not None and cost >= best.cost:
                 continue
-            cost += _hits(centre, height, along, across, near)
+            cost += hand_hits(centre, height, along, across, neighbours)
             if best is None or cost < best.cost:
                 best = Grasp(np.r_[centre, height], float(yaw), float(width), low, high, float(cost))
     return best
@@ -163,10 +165,10 @@ def plan_handle_grasp(scene: Scene, name: str, obstacles: np.ndarray, inward: np
     points = scene.points(name)
     low, high = float(points[:, 2].min()), float(points[:, 2].max())
     origin = scene.position(name)[:2]
-    near = _near(obstacles, origin)
+    neighbours = near(obstacles, origin)
     best: Grasp | None = None
     for yaw in np.deg2rad(np.arange(-60, 120, 10.0)):  # the wrist turns further this way than the other
-        along, across = _axes(yaw)
+        along, across = axes_of(yaw)
         u, v = (points[:, :2] - origin) @ along, (points[:, :2] - origin) @ across
         for end in (-1.0, 1.0):
             furthest = float((end * v).max()) - 0.012
@@ -183,12 +185,12 @@ def plan_handle_grasp(scene: Scene, name: str, obstacles: np.ndarray, inward: np
                 lean = end * HANDLE_LEAN
                 top, bottom = float(points[part, 2].max()), float(points[part, 2].min())
                 height = max(top - 0.6 * TOP_DEPTH_M, bottom + 0.004, low + FINGER_TIP_M + 0.002)
-                under = (np.abs(u - middle) < _HAND_HALF[0]) & (_beside_hand(v - slab, lean) < _HAND_HALF[1])
-                needed = float(points[under, 2].max()) - _HAND_UNDERSIDE_M + 0.002
+                under = (np.abs(u - middle) < HAND_HALF_M[0]) & (beside_hand(v - slab, lean) < HAND_HALF_M[1])
+                needed = float(points[under, 2].max()) - HAND_UNDERSIDE_M + 0.002
                 cost = width + 0.1 * abs(turn) + 0.5 * abs(slab) + _beyond_reach(scene, spot)
-                cost += _IN_THE_WAY * (needed > top - 0.003)
+                cost += IN_THE_WAY * (needed > top - 0.003)
                 height = min(max(height, needed), top - 0.003)
-                cost += _hits(spot, height, along, across, near, lean)
+                cost += hand_hits(spot, height, along, across, neighbours, lean)
                 if best is None or cost < best.cost:
                     best = Grasp(np.r_[spot, height], float(yaw), width, low, high, float(cost), turn, lean)
     return best
@@ -201,10 +203,10 @@ def plan_part_grasp(
     points = scene.points(name)
     low, high = float(points[:, 2].min()), float(points[:, 2].max())
     centre = points[:, :2].mean(0)
-    near = _near(obstacles, centre)
+    neighbours = near(obstacles, centre)
     best: Grasp | None = None
     for yaw in np.deg2rad(np.arange(-90, 90, 10.0)):
-        along, across = _axes(yaw)
+        along, across = axes_of(yaw)
         u, v = points[:, :2] @ along, points[:, :2] @ across
         for slab in np.arange(v.min() + 0.012, v.max() - 0.01, 0.01):
             part = np.abs(v - slab) < 0.012
@@ -221,7 +223,7 @@ def plan_part_grasp(
             cost += _beyond_reach(scene, spot)
             if best is not None and cost >= best.cost:
                 continue
-            cost += _hits(spot, height, along, across, near) + _own_hits(spot, height, along, across, points)
+            cost += hand_hits(spot, height, along, across, neighbours) + own_hits(spot, height, along, across, points)
             if best is None or cost < best.cost:
                 best = Grasp(np.r_[spot, height], float(yaw), width, low, high, float(cost))
     return best
@@ -259,7 +261,7 @@ def _best_rim_grasp(
     points = scene.points(name)
     low, high = float(points[:, 2].min()), float(points[:, 2].max())
     centre = scene.position(name)[:2]
-    near = _near(obstacles, centre)
+    neighbours = near(obstacles, centre)
     relative = points[:, :2] - centre
     best: Grasp | None = None
     for angle in np.deg2rad(np.arange(0, 360, 10.0)):
@@ -285,10 +287,10 @@ def _best_rim_grasp(
                 cost += stretched + _beyond_reach(scene, spot) + 0.1 * abs(lean)
                 if best is not None and cost >= best.cost:
                     continue
-                along, across = _axes(yaw)
-                cost += _hits(spot, height, along, across, near, lean)
-                cost += _own_hits(spot, height, along, across, points)
-                cost += _forearm_hits(scene, spot, height, across * np.tan(lean) * _FOREARM_ABOVE_M, near)
+                along, across = axes_of(yaw)
+                cost += hand_hits(spot, height, along, across, neighbours, lean)
+                cost += own_hits(spot, height, along, across, points)
+                cost += forearm_hits(scene, spot, height, across * np.tan(lean) * FOREARM_ABOVE_M, neighbours)
                 if best is None or cost < best.cost:
                     best = Grasp(np.r_[spot, height], yaw, 0.006, low, high, float(cost), turn, lean)
     return best
@@ -302,76 +304,3 @@ def _carry_cost(scene: Scene, place: np.ndarray, offset: np.ndarray, turn: float
 
 def _beyond_reach(scene: Scene, spot: np.ndarray) -> float:
     return max(float(np.linalg.norm(spot - scene.base())) - REACH_M, 0.0)
-
-
-def _forearm_hits(scene: Scene, spot: np.ndarray, height: float, shift: np.ndarray, obstacles: np.ndarray) -> float:
-    """Penalty for what the lower end of the forearm would meet, which hangs beside the hand, to the robot's left.
-
-    A hand that leans takes it along, by `shift` `[2]`.
-    """
-    outward = (spot - scene.base()) / np.linalg.norm(spot - scene.base())
-    offset = obstacles[:, :2] - spot - shift
-    ahead, left = offset @ outward, offset @ np.array([-outward[1], outward[0]])
-    hits = (ahead > -_FOREARM_BEHIND_M[1]) & (ahead < -_FOREARM_BEHIND_M[0]) & (left > 0.0) & (left < _FOREARM_LEFT_M)
-    hits &= obstacles[:, 2] > height + _FOREARM_ABOVE_M
-    return _IN_THE_WAY + 5.0 * float(_FOREARM_LEFT_M - left[hits].min()) if hits.any() else 0.0
-
-
-def _axes(yaw: float) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors `[2]` along and across the jaw axis."""
-    rotation = rotation_about_z(yaw)
-    return rotation[:2, 1], rotation[:2, 0]
-
-
-def _near(points: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Points that a hand over `centre` could meet."""
-    return points[np.linalg.norm(points[:, :2] - centre, axis=1) < 0.25]
-
-
-def _hits(
-    centre: np.ndarray, height: float, along: np.ndarray, across: np.ndarray, obstacles: np.ndarray, lean: float = 0.0
-) -> float:
-    """Penalty for neighbours in the spaces that the hand and the open fingers fill.
-
-    What only touches the outside of a finger costs less than what would come between the fingers.
-    """
-    if not len(obstacles):
-        return 0.0
-    offset = obstacles[:, :2] - centre
-    u, v, z = np.abs(offset @ along), np.abs(offset @ across), obstacles[:, 2]
-    beside_hand = _beside_hand(offset @ across, lean)
-    reaches_to = np.inf if lean else height + 0.05  # the fingers go up and down beside what overhangs
-    underside = height + _HAND_UNDERSIDE_M - _MARGIN_M
-    tips = height - FINGER_TIP_M - _MARGIN_M
-    hand = (z > underside) & (z < height + 0.25) & (u < _HAND_HALF[0] + _MARGIN_M)
-    hand &= beside_hand < _HAND_HALF[1] + _MARGIN_M
-    outside = _finger_outside(z - height) + _MARGIN_M
-    fingers = (z > tips) & (z < reaches_to) & (u < outside) & (v < _FINGER_HALF_WIDTH_M + _MARGIN_M)
-    penalty = 0.0
-    if hand.any():
-        overlap = z[hand].max() - underside
-        penalty += 25 * min(overlap, _MARGIN_M)  # near is not yet in the way
-        penalty += 0.3 + 10 * (overlap - _MARGIN_M) if overlap > _MARGIN_M else 0.0
-    if fingers.any():
-        penalty += 0.3 + 5 * (z[fingers].max() - tips) + 10 * (outside[fingers] - u[fingers]).max()
-    return penalty
-
-
-def _beside_hand(across: np.ndarray, lean: float) -> np.ndarray:
-    """Distance from the middle plane of the hand, of points at `across` from the grip site across the jaw axis."""
-    shifts = np.sort(np.tan(lean) * np.array([_HAND_UNDERSIDE_M, _HAND_WIDEST_M]))
-    return np.abs(across - np.clip(across, *shifts))
-
-
-def _finger_outside(above: np.ndarray) -> np.ndarray:
-    """Distance from the jaws' middle to the outside of an open finger, at heights above the grip site: a wedge."""
-    return 0.053 + 0.011 * np.clip((above + 0.0056) / 0.0318, 0.0, 1.0)
-
-
-def _own_hits(centre: np.ndarray, height: float, along: np.ndarray, across: np.ndarray, points: np.ndarray) -> float:
-    """Penalty for the object's own points under the hand or under the fingers' outer halves."""
-    offset = points[:, :2] - centre
-    u, v, z = np.abs(offset @ along), np.abs(offset @ across), points[:, 2]
-    hand = (z > height + _HAND_UNDERSIDE_M + 0.001) & (u < _HAND_HALF[0]) & (v < _HAND_HALF[1])
-    fingers = (z > height - FINGER_TIP_M) & (u > _FINGER_INNER_M) & (u < 0.066) & (v < _FINGER_HALF_WIDTH_M)
-    return 0.3 * float(hand.any()) + 0.4 * float(fingers.any())

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from statevla.robots.libero import Gripper
-from statevla.worlds.libero.grasp import FINGER_TIP_M, MAX_OPENING_M, Grasp, is_rim_object, plan_grasp
+from statevla.worlds.libero.clearance import FINGER_TIP_M, MAX_OPENING_M
+from statevla.worlds.libero.grasp import Grasp, is_rim_object, plan_grasp
 from statevla.worlds.libero.motion import Arm, Motion, facing_down, leaning, rotation_about_z, wrap_half_turn
 from statevla.worlds.libero.overhang import way_out
 from statevla.worlds.libero.scene import highest_along

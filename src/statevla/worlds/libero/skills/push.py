@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from statevla.robots.libero import Gripper
-from statevla.worlds.libero.grasp import FINGER_TIP_M
+from statevla.worlds.libero.clearance import FINGER_TIP_M
 from statevla.worlds.libero.motion import Arm, Motion, facing_down
 
 _START = 0.2  # of the dish's radius, on the side it is pushed to
