@@ -317,7 +317,8 @@ class Transform:
         Raises:
             UserError: a state field is missing or has another size.
         """
-        states = [self.robot.policy_state(each.robot_state, "observation") for each in observations]
+        mean = self.statistics.robot_state.mean  # of a way that is not sent: zero, once it is normalised
+        states = [self.robot.policy_state(each.robot_state, "observation", mean) for each in observations]
         with np.errstate(over="ignore"):
             return torch.from_numpy(np.stack(states).astype(np.float32))
 

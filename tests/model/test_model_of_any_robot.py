@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from statevla.config import Config, load_config
 from statevla.errors import UserError
 from statevla.model.statevla_model import StateVLA
-from statevla.robots import KNOWN_ROBOTS, ActionGroup, Camera, RobotSpec, StateField
+from statevla.robots import KNOWN_ROBOTS, LIBERO_EITHER, ActionGroup, Camera, RobotSpec, StateField
 from statevla.transforms import FieldStatistics, Statistics, Transform
 from statevla.types import ChunkBatch, ModelInput, TransitionBatch
 
@@ -172,7 +173,8 @@ def test_prepared_models_answer_alike(robot: RobotSpec) -> None:
 @pytest.mark.parametrize("name", KNOWN_ROBOTS)
 def test_every_known_robot_has_a_model(name: str) -> None:
     robot = KNOWN_ROBOTS[name]
-    model = build(robot, "training.phase1.loss.keyframe_weight=1.0")
+    token = f"model.robot_token_dropout={1.0 if robot.state_ways else 0.0}"
+    model = build(robot, "training.phase1.loss.keyframe_weight=1.0", token)
     model.action_loss(random_chunks(model, 2)).total.backward()
     assert model.state_encoder.keyframe.out_features == robot.keyframe_dim
     assert model.sample_actions(random_input(model.config, 2)).shape == (2, 4, robot.action_dim)
@@ -203,3 +205,23 @@ def test_dimensions_of_another_robot_are_refused(changes: dict[str, Any], words:
     with pytest.raises(UserError, match=words) as error:
         StateVLA(config, VARIANTS["no_binary"])
     assert "\n" not in str(error.value)
+
+
+def test_training_hides_ways_of_saying_the_state() -> None:
+    hidden = ("model.robot_token_dropout=1", "model.policy.condition.robot_state=true")
+    model = build(LIBERO_EITHER, *hidden)
+    batch, draws = random_chunks(model, 3), model.draw_flow(3, generator=torch.Generator().manual_seed(1))
+    draws = draws._replace(way=torch.tensor([0, 1, 2]))
+    assert batch.observation is not None
+    shown = batch.observation.robot_state * torch.from_numpy(LIBERO_EITHER.way_masks())
+    as_sent = replace(batch, observation=replace(batch.observation, robot_state=shown))
+    model.state_encoder.eval()
+    trained, plain = model.action_loss(batch, draws), model.eval().action_loss(batch, draws)
+    assert trained.flow != plain.flow
+    assert trained.gripper != plain.gripper
+    assert trained == model.action_loss(as_sent, draws)
+    drawn = model.draw_flow(3000, generator=torch.Generator().manual_seed(2)).way
+    assert drawn is not None
+    assert drawn.bincount().min() > 900  # evenly
+    with pytest.raises(UserError, match=r"model\.robot_token_dropout: expected 1.0 for robot 'libero_either'"):
+        build(LIBERO_EITHER, "model.robot_token_dropout=0")

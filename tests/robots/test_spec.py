@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from statevla.errors import UserError
-from statevla.robots import KNOWN_ROBOTS, LIBERO, LIBERO_HAND, RobotSpec, load_robot, save_robot
+from statevla.robots import KNOWN_ROBOTS, LIBERO, LIBERO_EITHER, LIBERO_HAND, RobotSpec, load_robot, save_robot
 
 ARM: dict[str, Any] = {
     "name": "my_arm",
@@ -54,6 +54,10 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     [
         ("name", None, "name: field required; add it"),
         ("name", "../arm", "name: string should match pattern"),
+        ("state_ways", [["arm"], ["gripper"]], "'arm' measures an action group, so it cannot be left out"),
+        ("state_ways", [["gripper"]], "expected two ways or more"),
+        ("state_ways", [["gripper"], ["tip"]], "the policy sees no state field 'tip'"),
+        ("state_ways", [["gripper"], ["gripper"]], "'gripper' stands twice"),
         ("control_freq_hz", None, "control_freq_hz: field required; add it"),
         ("control_freq_hz", 0, "control_freq_hz: input should be greater than 0, got 0"),
         ("control_freq_hz", "often", "control_freq_hz: input should be a valid number"),
@@ -234,3 +238,31 @@ def test_written_declarations_are_short(tmp_path: Path) -> None:
         "values": [0.0, 1.0],
         "role": "gripper",
     }
+
+
+def test_one_of_several_ways_of_saying_the_state_is_enough() -> None:
+    joints, hand, turn, fingers = np.arange(7.0), np.arange(3.0), np.arange(3.0) + 10, np.array([1.0, 2.0])
+    mean = np.full(15, 0.5)
+    by_joints = {"joint_positions": joints, "finger_positions": fingers}
+    by_hand = {"hand_position": hand, "hand_orientation": turn, "finger_positions": fingers}
+    state = LIBERO_EITHER.policy_state(by_joints, "test", mean)
+    np.testing.assert_array_equal(state, [*joints, *[0.5] * 6, *fingers])
+    state = LIBERO_EITHER.policy_state(by_hand, "test", mean)
+    np.testing.assert_array_equal(state, [*[0.5] * 7, *hand, *turn, *fingers])
+    both = by_joints | by_hand
+    np.testing.assert_array_equal(LIBERO_EITHER.policy_state(both, "test", mean), [*joints, *hand, *turn, *fingers])
+    with pytest.raises(UserError, match="no state field 'hand_orientation'"):  # half a way is none
+        LIBERO_EITHER.policy_state(by_joints | {"hand_position": hand}, "test", mean)
+    with pytest.raises(UserError, match="no state field 'joint_positions'"):
+        LIBERO_EITHER.policy_state({"finger_positions": fingers}, "test", mean)
+    with pytest.raises(UserError, match="no state field 'finger_positions'"):
+        LIBERO_EITHER.policy_state({"joint_positions": joints}, "test", mean)
+    with pytest.raises(UserError, match="no state field 'hand_position'"):  # data have all of them
+        LIBERO_EITHER.policy_state(by_joints, "test")
+    assert LIBERO_EITHER.with_ways(by_hand).difference(LIBERO_HAND) is None
+    assert LIBERO_EITHER.with_ways(by_joints).difference(LIBERO) is None
+    assert LIBERO_EITHER.with_ways(both) == LIBERO_EITHER == LIBERO_EITHER.with_ways(())
+    np.testing.assert_array_equal(
+        LIBERO_EITHER.way_masks(), [[1] * 15, [1] * 7 + [0] * 6 + [1] * 2, [0] * 7 + [1] * 6 + [1] * 2]
+    )
+    assert RobotSpec.from_dict(json.loads(json.dumps(LIBERO_EITHER.to_dict())), "test") == LIBERO_EITHER

@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 
 from statevla.errors import UserError
-from statevla.robots import ALOHA, DROID, KNOWN_ROBOTS, LIBERO, LIBERO_HAND, ActionGroup, Camera, RobotSpec, StateField
+from statevla.robots import (
+    ALOHA,
+    DROID,
+    KNOWN_ROBOTS,
+    LIBERO,
+    LIBERO_EITHER,
+    LIBERO_HAND,
+    ActionGroup,
+    Camera,
+    RobotSpec,
+    StateField,
+)
 from statevla.serving.formats import ORIENTATIONS, read_request
 from statevla.serving.openpi import OPENPI_LIBERO
 from statevla.types import Observation
@@ -53,6 +64,19 @@ def test_openpis_frames_become_upright(upright: np.ndarray) -> None:
     assert LIBERO_HAND.policy_state(observation.robot_state, "test").tolist() == list(range(8))
     assert observation.robot_state["hand_orientation"].tolist() == [3, 4, 5]
     assert observation.instruction == "push the red block"
+
+
+def test_one_way_of_saying_the_state_is_enough(upright: np.ndarray, observe: Callable[..., Observation]) -> None:
+    sent = read_request(openpi_request(upright), LIBERO_EITHER).observation
+    assert sent is not None
+    assert set(sent.robot_state) == {"hand_position", "hand_orientation", "finger_positions"}
+    own = read_request(request_of(observe(0, LIBERO)), LIBERO_EITHER).observation
+    assert own is not None
+    assert set(own.robot_state) == {"joint_positions", "finger_positions"}
+    message = request_of(observe(0, LIBERO_HAND))
+    del message["robot_state/hand_orientation"]
+    with pytest.raises(UserError, match=r"robot_state/hand_orientation: expected 3 numbers"):
+        read_request(message, LIBERO_EITHER)
 
 
 @pytest.mark.parametrize(

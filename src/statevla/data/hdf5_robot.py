@@ -93,7 +93,7 @@ def joined_robot(robots: Sequence[RobotSpec], files: Sequence[Path], path: Path)
                 f"data {path}: files declare different orientations of camera '{camera.name}' "
                 f"({', '.join(sorted(stored))}); set data.orientation, or keep them in separate folders"
             )
-    return first.model_copy(update={"state": fields, "cameras": cameras})
+    return first.with_state(fields).model_copy(update={"cameras": cameras})
 
 
 def json_attribute(data: h5py.Group, key: str, file: Path) -> Any:

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from statevla.config import ModelConfig
+from statevla.errors import UserError
 from statevla.model.mamba import MambaStack
+from statevla.robots import RobotSpec
 
 
 class SinusoidalTimeEmbedding(nn.Module):
@@ -46,6 +48,37 @@ class PolicyStateLayout:
         """`[B, P]` → z `[B, Z]`, robot state `[B, S or 0]`, language `[B, E or 0]`."""
         z, robot, language = state.split(self.widths, dim=-1)
         return z, robot, language
+
+
+class StateWays(nn.Module):
+    """Hides some of the ways in which a robot's state is said (`RobotSpec.state_ways`), as if they had not been sent.
+
+    Raises:
+        UserError: the encoder would see what is hidden from the policy.
+    """
+
+    masks: Tensor
+
+    def __init__(self, config: ModelConfig, robot: RobotSpec) -> None:
+        super().__init__()
+        if config.robot_token_dropout < 1:
+            raise UserError(
+                f"model.robot_token_dropout: expected 1.0 for robot '{robot.name}', whose state is said in several "
+                f"ways (state_ways), got {config.robot_token_dropout}; set it to 1.0, or declare one way"
+            )
+        layout, masks = PolicyStateLayout(config), torch.from_numpy(robot.way_masks())
+        seen = masks if layout.widths[1] else masks[:, :0]
+        z, language = (torch.ones(len(masks), layout.widths[part]) for part in (0, 2))
+        self.register_buffer("masks", torch.cat([z, seen, language], dim=1), persistent=False)
+
+    def draw(self, leading: torch.Size, device: torch.device, generator: torch.Generator | None) -> Tensor:
+        """Which way each sample's state is said in, evenly: int64 of shape `leading`."""
+        place = generator.device if generator else device
+        return torch.randint(len(self.masks), leading, generator=generator, device=place).to(device)
+
+    def forward(self, state: Tensor, way: Tensor) -> Tensor:
+        """Policy state `[B, P]` → the same with zeros, the mean, for what `way` `[B]` does not say."""
+        return state * self.masks[way]
 
 
 class PolicyCondition(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from statevla.config import Config, fit_to_robot, phase_of
 from statevla.errors import UserError
-from statevla.model.action_policy import FlowMatchingPolicy, GripperClassifier, gripper_command, gripper_loss
+from statevla.model.action_policy import FlowMatchingPolicy, GripperClassifier, StateWays, gripper_command, gripper_loss
 from statevla.model.flow import FlowDraws, check_steps, flow_matching_loss, interpolate, sample_flow_time, solve
 from statevla.model.jepa import (
     JepaLosses,
@@ -64,6 +64,7 @@ class StateVLA(nn.Module):
         self._continuous, self._binary = (~is_binary).nonzero().flatten(), is_binary.nonzero().flatten()
         self.policy = FlowMatchingPolicy(config.model, robot.num_continuous) if robot.num_continuous else None
         self.gripper = GripperClassifier(config.model, robot.num_binary) if robot.num_binary else None
+        self._state_ways = StateWays(config.model, robot) if robot.state_ways else None
         self._encoder_is_frozen = False
         self._programs: ActingPrograms | None = None
 
@@ -156,15 +157,16 @@ class StateVLA(nn.Module):
         shape = torch.Size((*leading, model.action_seq_len, self.robot.num_continuous))
         noise = _randn(shape, place, generator)
         time = sample_flow_time(math.prod(leading), model.policy.flow_time, place, generator)
-        return FlowDraws(noise, time.view(leading))
+        way = None if self._state_ways is None else self._state_ways.draw(torch.Size(leading), place, generator)
+        return FlowDraws(noise, time.view(leading), way)
 
     def action_loss(self, batch: ChunkBatch, draws: FlowDraws | None = None) -> ActionLosses:
         """Phase 2: flow matching on the continuous numbers, cross-entropy on the binary ones.
 
         Args:
             batch: with `state` when `encode_for_policy` ran already, else the observation is encoded here.
-            draws: noise and flow time of each sample, as from `draw_flow`; None draws them here, from the global
-                generator. Given from outside, the loss does not depend on how a batch is cut into micro-batches.
+            draws: of each sample, as from `draw_flow`; None draws them here, from the global generator. Given from
+                outside, the loss does not depend on how a batch is cut into micro-batches.
         """
         if batch.state is not None:
             state = batch.state
@@ -172,6 +174,9 @@ class StateVLA(nn.Module):
             state = self.encode_for_policy(batch.observation)
         else:
             raise ValueError("ChunkBatch needs an observation or a state")
+        draws = draws or self.draw_flow(len(state), device=state.device)
+        if self._state_ways is not None and draws.way is not None and self.training:
+            state = self._state_ways(state, draws.way)
         mask = ~batch.is_pad
         continuous = self._continuous_loss(state, batch.actions[..., self._continuous], mask, draws)
         if self.gripper is None:
@@ -179,12 +184,12 @@ class StateVLA(nn.Module):
         gripper = gripper_loss(self.gripper(state), batch.actions[..., self._binary], mask)
         return ActionLosses(continuous + gripper, continuous, gripper)
 
-    def _continuous_loss(self, state: Tensor, x_0: Tensor, mask: Tensor, draws: FlowDraws | None) -> Tensor:
+    def _continuous_loss(self, state: Tensor, x_0: Tensor, mask: Tensor, draws: FlowDraws) -> Tensor:
         """Flow-matching loss of the continuous numbers `x_0` `[B, H, C]` given `state` `[B, P]`."""
         if self.policy is None:
             return state.new_zeros(())
         condition = self.policy.condition(state)
-        x_1, t = self.draw_flow(x_0.shape[0], device=x_0.device) if draws is None else draws
+        x_1, t, _ = draws
         velocity = self.policy(interpolate(x_0, x_1, t[:, None, None]), t, condition)
         return flow_matching_loss(velocity, x_0, x_1, mask)
 

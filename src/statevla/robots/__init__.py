@@ -2,7 +2,7 @@
 
 from statevla.robots.aloha import ALOHA
 from statevla.robots.droid import DROID
-from statevla.robots.libero import LIBERO, LIBERO_HAND, LIBERO_HUB, LIBERO_OPENPI
+from statevla.robots.libero import LIBERO, LIBERO_EITHER, LIBERO_HAND, LIBERO_HUB, LIBERO_OPENPI
 from statevla.robots.registry import KNOWN_ROBOTS, ROBOT_TYPES, load_robot, save_robot
 from statevla.robots.spec import ActionGroup, Camera, ImageFit, ImageOrientation, RobotSpec, StateField
 
@@ -11,6 +11,7 @@ __all__ = [
     "DROID",
     "KNOWN_ROBOTS",
     "LIBERO",
+    "LIBERO_EITHER",
     "LIBERO_HAND",
     "LIBERO_HUB",
     "LIBERO_OPENPI",

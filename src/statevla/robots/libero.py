@@ -41,6 +41,15 @@ LIBERO = RobotSpec(
 LIBERO_HAND = LIBERO.model_copy(update={"name": "libero_hand", "state": (_HAND, _TURN, _FINGERS, _unseen(_JOINTS))})
 """The same arm by its hand's pose and its fingers, 8 numbers, as openpi and most published VLA models see it."""
 
+LIBERO_EITHER = LIBERO.model_copy(
+    update={
+        "name": "libero_either",
+        "state": (_JOINTS, _HAND, _TURN, _FINGERS),
+        "state_ways": ((_JOINTS.name,), (_HAND.name, _TURN.name)),
+    }
+)
+"""The same arm by its joints, or by its hand's pose, or by both: for a policy that serves clients of either kind."""
+
 LIBERO_HUB = LIBERO_HAND.model_copy(
     update={
         "name": "libero_hub",

@@ -12,16 +12,17 @@ from statevla.machine.storage import write_text
 from statevla.machine.yaml_text import read_yaml
 from statevla.robots.aloha import ALOHA
 from statevla.robots.droid import DROID
-from statevla.robots.libero import LIBERO, LIBERO_HAND, LIBERO_HUB, LIBERO_OPENPI
+from statevla.robots.libero import LIBERO, LIBERO_EITHER, LIBERO_HAND, LIBERO_HUB, LIBERO_OPENPI
 from statevla.robots.metaworld import METAWORLD
 from statevla.robots.so101 import SO101
 from statevla.robots.spec import RobotSpec
 from statevla.robots.unitree_g1 import UNITREE_G1
 
-KNOWN_ROBOTS: dict[str, RobotSpec] = {
-    robot.name: robot
-    for robot in (LIBERO, LIBERO_HAND, LIBERO_HUB, LIBERO_OPENPI, METAWORLD, SO101, ALOHA, DROID, UNITREE_G1)
-}
+_ALL = (
+    *(LIBERO, LIBERO_HAND, LIBERO_EITHER, LIBERO_HUB, LIBERO_OPENPI),
+    *(METAWORLD, SO101, ALOHA, DROID, UNITREE_G1),
+)
+KNOWN_ROBOTS: dict[str, RobotSpec] = {robot.name: robot for robot in _ALL}
 ROBOT_TYPES = {"Unitree_G1_Inspire": "unitree_g1"}
 """`robot_type` of a LeRobot data set → the known robot whose features it has."""
 

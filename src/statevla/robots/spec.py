@@ -132,6 +132,9 @@ class RobotSpec(_Declared):
     state: tuple[StateField, ...] = ()
     """In the order of the state's numbers."""
     cameras: tuple[Camera, ...] = ()
+    state_ways: tuple[tuple[str, ...], ...] = ()
+    """Ways of saying the same, of which one is enough for the policy: names of state fields, a list each, such as
+    `[[joint_positions], [hand_position, hand_orientation]]`. Training hides some of them at times."""
     assumed: tuple[str, ...] = ()
     """What the declaration did not say and was taken by custom, a sentence each."""
 
@@ -142,6 +145,7 @@ class RobotSpec(_Declared):
             for name in names:
                 if names.count(name) > 1:
                     raise ValueError(f"two {what}s are called '{name}'; names must differ")
+        self._check_ways()
         for group in self.actions:
             if group.state is None:
                 continue
@@ -153,6 +157,20 @@ class RobotSpec(_Declared):
                     f"{found}; name a field that measures its dims one by one"
                 )
         return self
+
+    def _check_ways(self) -> None:
+        seen = {field.name for field in self.policy_fields}
+        named = [name for way in self.state_ways for name in way]
+        measured = {group.state for group in self.actions}
+        if len(self.state_ways) == 1 or not all(self.state_ways):
+            raise ValueError("state_ways: expected two ways or more, each with a field; or none at all")
+        for name in named:
+            if name not in seen:
+                raise ValueError(f"state_ways: the policy sees no state field '{name}'; name one, or leave it out")
+            if named.count(name) > 1:
+                raise ValueError(f"state_ways: '{name}' stands twice; a field belongs to one way")
+            if name in measured:
+                raise ValueError(f"state_ways: '{name}' measures an action group, so it cannot be left out")
 
     # Actions ----------------------------------------------------------------------------------------------------------
 
@@ -242,13 +260,39 @@ class RobotSpec(_Declared):
         """The first state field of that role."""
         return next((field for field in self.state if field.role == role), None)
 
-    def policy_state(self, fields: Mapping[str, np.ndarray], source: str) -> np.ndarray:
+    def with_ways(self, names: Iterable[str]) -> RobotSpec:
+        """The same robot for a sender of the state fields `names`: without the ways that it says nothing of, unless
+        it says nothing of any."""
+        present = set(names)
+        ways = [way for way in self.state_ways if not present.isdisjoint(way)]
+        hidden = {name for way in self.state_ways if ways and way not in ways for name in way}
+        if not hidden:
+            return self
+        state = tuple(
+            field.model_copy(update={"policy": field.policy and field.name not in hidden}) for field in self.state
+        )
+        return self.model_copy(update={"state": state, "state_ways": tuple(ways) if len(ways) > 1 else ()})
+
+    def policy_state(
+        self, fields: Mapping[str, np.ndarray], source: str, instead: np.ndarray | None = None
+    ) -> np.ndarray:
         """Named fields, `[..., n]` each → the state that the policy sees, `[..., S]`.
 
+        Args:
+            fields: by name; more than these may be there.
+            source: begins messages.
+            instead: `[S]`, stands for the ways (`state_ways`) that `fields` says nothing of; None: all are needed.
+
         Raises:
-            UserError: a field is missing or has another size; `source` begins the message.
+            UserError: a field is missing or has another size.
         """
-        for field in self.policy_fields:
+        needed = {field.name for field in (self if instead is None else self.with_ways(fields)).policy_fields}
+        parts = []
+        for field, part in zip(self.policy_fields, self.state_slices().values()):
+            if field.name not in needed:
+                assert instead is not None
+                parts.append(np.asarray(instead)[part])
+                continue
             if field.name not in fields:
                 raise UserError(
                     f"{source}: no state field '{field.name}', it has {', '.join(sorted(fields)) or 'none'}; robot "
@@ -260,8 +304,16 @@ class RobotSpec(_Declared):
                     f"{source}: state field '{field.name}' of robot '{self.name}' has {field.size} numbers "
                     f"({', '.join(field.dims)}), got shape {list(shape)}; send these"
                 )
-        parts = [np.asarray(fields[field.name]) for field in self.policy_fields]
+            parts.append(np.asarray(fields[field.name]))
         return np.concatenate(parts, axis=-1) if parts else np.zeros(0, np.float32)
+
+    def way_masks(self) -> np.ndarray:
+        """What may be seen of the state, float32 `[W, S]` of 0 and 1: all of it, and each of the W - 1 ways alone."""
+        masks = np.ones((1 + len(self.state_ways), self.state_dim), np.float32)
+        for mask, shown in zip(masks[1:], self.state_ways):
+            for name in (name for way in self.state_ways if way != shown for name in way):
+                mask[self.state_slices()[name]] = 0.0
+        return masks
 
     def named_state(self, values: np.ndarray, source: str) -> dict[str, np.ndarray]:
         """The flat state that the policy sees, `[..., S]` → its fields by name.
@@ -280,10 +332,12 @@ class RobotSpec(_Declared):
         """The same robot with these state fields; what named one that is not among them names none."""
         state = tuple(fields)
         names = {field.name for field in state}
+        seen = {field.name for field in state if field.policy}
+        ways = tuple(way for way in self.state_ways if seen.issuperset(way))
         actions = tuple(
             group if group.state in names else group.model_copy(update={"state": None}) for group in self.actions
         )
-        return self.model_copy(update={"state": state, "actions": actions})
+        return self.model_copy(update={"state": state, "actions": actions, "state_ways": ways if len(ways) > 1 else ()})
 
     def describe_state(self) -> str:
         """The state that the policy sees, for people: `arm (5), gripper (1)`."""
@@ -347,6 +401,7 @@ class RobotSpec(_Declared):
             ("action dims", list(self.action_names), list(other.action_names)),
             ("binary commands", _binary_commands(self), _binary_commands(other)),
             ("state", self.describe_state(), other.describe_state()),
+            ("state ways", self.state_ways, other.state_ways),
             ("state dims", list(self.state_names), list(other.state_names)),
             ("state units", [f.units for f in self.policy_fields], [f.units for f in other.policy_fields]),
             ("control_freq_hz", self.control_freq_hz, other.control_freq_hz),

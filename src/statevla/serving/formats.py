@@ -228,7 +228,7 @@ def _read_own_state(message: Mapping[str, Any], fields: list[str], robot: RobotS
             f"{protocol.STATE_PREFIX}... out"
         )
     state = {}
-    for field in robot.policy_fields:
+    for field in robot.with_ways(key.removeprefix(protocol.STATE_PREFIX) for key in fields).policy_fields:
         key = protocol.STATE_PREFIX + field.name
         if key not in message:
             raise UserError(

@@ -75,6 +75,7 @@ def flattened(message: Mapping[str, object]) -> dict[str, object]:
 
 
 def _misfit(own: RobotSpec, robot: RobotSpec) -> str | None:
+    robot = robot.with_ways(field.name for field in own.policy_fields)
     sent = {field.name: field for field in own.policy_fields}
     if not all(_is_alike(field, sent.get(field.name)) for field in robot.policy_fields):
         return f"expected state {_describe_fields(robot)}, got {_describe_fields(own)}"

@@ -10,7 +10,8 @@ from statevla.worlds.protocol import Suite
 def check_fit(robot: RobotSpec, policy: str, suite: Suite) -> None:
     """Check that a policy can act in the worlds of a suite.
 
-    The world reports all its state fields and the policy picks its own, so that a world may have more of them.
+    The world reports all its state fields and the policy picks its own, so that a world may have more of them; of
+    several ways of saying the same one is enough.
 
     Args:
         robot: the policy's; its cameras are those that the policy looks through.
@@ -20,6 +21,7 @@ def check_fit(robot: RobotSpec, policy: str, suite: Suite) -> None:
     Raises:
         UserError: it cannot.
     """
+    robot = robot.with_ways(field.name for field in suite.robot.state)
     difference = robot.difference(_as_seen(suite.robot, robot))
     if difference is not None:
         raise UserError(
@@ -39,4 +41,4 @@ def _as_seen(world: RobotSpec, by: RobotSpec) -> RobotSpec:
     """The world's robot as the other's policy would see it: with its fields, in its order; as it is if one lacks."""
     fields = [world.find_field(field.name) for field in by.policy_fields]
     seen = tuple(field.model_copy(update={"policy": True}) for field in fields if field is not None)
-    return world if len(seen) < len(fields) else world.model_copy(update={"state": seen})
+    return world if len(seen) < len(fields) else world.model_copy(update={"state": seen, "state_ways": by.state_ways})

@@ -15,17 +15,20 @@ BETA_SHAPE = 1.5
 
 
 class FlowDraws(NamedTuple):
-    """What training draws for every chunk: `noise` x_1 `[..., H, A]` and its flow `time` `[...]`."""
+    """What training draws for every chunk: `noise` x_1 `[..., H, A]`, its flow `time` `[...]`, and the `way` `[...]` in
+    which the robot's state is said (a row of `RobotSpec.way_masks`; None where there is one way alone)."""
 
     noise: Tensor
     time: Tensor
+    way: Tensor | None = None
 
     def at(self, index: int | slice | tuple[slice, ...]) -> FlowDraws:
-        """Index the leading dims of both alike."""
-        return FlowDraws(self.noise[index], self.time[index])
+        """Index the leading dims of all alike."""
+        return FlowDraws(self.noise[index], self.time[index], None if self.way is None else self.way[index])
 
     def to(self, device: torch.device) -> FlowDraws:
-        return FlowDraws(self.noise.to(device), self.time.to(device))
+        way = None if self.way is None else self.way.to(device)
+        return FlowDraws(self.noise.to(device), self.time.to(device), way)
 
 
 def interpolate(x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
