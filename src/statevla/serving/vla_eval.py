@@ -47,7 +47,7 @@ class HarnessServer(PredictModelServer):
         if misfit is not None:
             raise UserError(
                 f"policy '{policy.name}': vla-eval's LIBERO: {misfit}; serve a policy that was trained with data.robot "
-                "libero_hand"
+                "libero_hand or libero_either"
             )
         super().__init__(chunk_size=policy.execute_steps)
         self._policy = policy
