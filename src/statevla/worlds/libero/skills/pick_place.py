@@ -237,7 +237,7 @@ class PickPlace:
         here, self.held_at = self.scene.hand()[0], self._from_hand()
         hang = here[2] - self.scene.points(self.name)[:, 2].min()
         self.release_height = self.destination.surface + self.destination.drop + hang
-        self.rotation = facing_down(self.yaw + self.turn)
+        self.rotation = leaning(facing_down(self.yaw + self.turn), self.lean)
         before, blocked, raised, push = np.zeros(3), 0, 0, np.zeros(2)
         for _ in range(120):
             here = self.scene.hand()[0]
