@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 SCRIPTS = ("bench_selective_scan", "bench_encoder", "bench_model", "bench_phase2_latents", "bench_loader")
 ELSEWHERE = {
     "bench_collect": "needs the simulators",
+    "bench_lerobot": "needs an environment with LeRobot and the plugin, and a data set of a world's robot",
     "bench_peers": "needs an environment with LeRobot, and a machine that does nothing else for half an hour",
     "bench_processes": "needs demonstrations",
     "bench_rollout": "needs the simulator and a checkpoint",
