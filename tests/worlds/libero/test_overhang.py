@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from statevla.worlds.libero.overhang import way_out
+from statevla.worlds.libero.overhang import way_in, way_out
 
 
 def _block(low: tuple[float, float, float], high: tuple[float, float, float]) -> np.ndarray:
@@ -33,3 +33,13 @@ def test_what_stands_beside_or_lower_is_no_overhang() -> None:
 
 def test_under_a_roof_there_is_no_way_out() -> None:
     np.testing.assert_array_equal(way_out(BOWL, _block((-0.5, -0.5, 0.2), (0.5, 0.5, 0.2))), np.zeros(2))
+
+
+def test_an_object_comes_down_where_least_is_over_it() -> None:
+    walls = np.concatenate([_block((-0.1, -0.09, 0.0), (0.1, -0.08, 0.1)), _block((-0.1, 0.08, 0.0), (0.1, 0.09, 0.1))])
+    handle = _block((-0.02, 0.04, 0.2), (0.02, 0.2, 0.22))
+    way = way_in(BOWL, walls, handle)
+    assert abs(way[0]) > 0.03  # beside the handle
+    assert -0.02 <= way[1] <= 0.0  # and off it, as far as the walls let it
+    np.testing.assert_array_equal(way_in(BOWL, walls, np.zeros((0, 3))), np.zeros(2))
+    np.testing.assert_array_equal(way_in(BOWL, walls, handle + np.array([0.0, 0.1, 0.0])), np.zeros(2))

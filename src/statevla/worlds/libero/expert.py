@@ -6,6 +6,7 @@ import numpy as np
 
 from statevla.robots import LIBERO
 from statevla.worlds.libero.motion import Arm, Command, Motion, Style
+from statevla.worlds.libero.overhang import way_in
 from statevla.worlds.libero.scene import Scene
 from statevla.worlds.libero.simulation import Simulation
 from statevla.worlds.libero.skills.articulated import Drawer, Knob
@@ -154,8 +155,19 @@ def _inside_region(scene: Scene, name: str, target: str) -> Destination:
     scatter = 0.002 if snug else 0.006
     keep = _rests_below(scene, name, target)
     room = float(np.clip(min(extent[:2]) - length / 2 - _WALL_CLEARANCE_M, 0.006, 0.02))
-    place = centre[:2] + (_between_walls(scene, target) if snug else 0.0)
+    place = centre[:2] + (_between_walls(scene, target) if snug else _past_overhang(scene, name, target))
     return Destination(place, float(centre[2]) - 0.03, 0.02, scatter, long_axis, snug, keep, room)
+
+
+def _past_overhang(scene: Scene, name: str, target: str) -> np.ndarray:
+    """From a region's centre to where an object comes down clear of what is over the region's edge `[2]`."""
+    centre, rotation, half = scene.region(target)
+    extent = np.abs(rotation) @ half
+    around = scene.points(scene.region_owner(target))
+    near = around[(np.abs(around[:, :2] - centre[:2]) < extent[:2] + 0.1).all(1)]
+    points = scene.points(name) - np.r_[scene.position(name)[:2] - centre[:2], 0.0]
+    walls = near[np.abs(near[:, 2] - centre[2]) < 0.5 * extent[2]]
+    return way_in(points, walls, near[near[:, 2] > centre[2] + extent[2] + 0.01])
 
 
 def _between_walls(scene: Scene, target: str) -> np.ndarray:
