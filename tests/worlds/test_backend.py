@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes.util
+import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
@@ -147,3 +150,33 @@ def test_robosuite_opens_no_log_file() -> None:
 
     assert num_files(quiet + count) == "0"
     assert num_files(count) == "1"  # the control
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux, as is Mesa in its way")
+@pytest.mark.parametrize("real", [False, True])
+def test_tritons_library_is_there_before_mesas(real: bool, tmp_path: Path) -> None:
+    """PyTorch's CUDA builds bring Triton: loaded after Mesa it kills the process."""
+    pytest.importorskip("mujoco")
+    if real:
+        pytest.importorskip("triton")
+    else:  # any library will do to see when it is loaded
+        folder = tmp_path / "triton" / "_C"
+        folder.mkdir(parents=True)
+        (tmp_path / "triton" / "__init__.py").touch()
+        name = ctypes.util.find_library("m")
+        loaded = next(
+            line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if str(name) in line
+        )
+        shutil.copy(loaded, folder / "libtriton.so")
+    script = (
+        "from pathlib import Path\n"
+        "from statevla.worlds.backend import prepare\n"
+        "prepare('sim')\n"
+        "maps = Path('/proc/self/maps').read_text()\n"
+        "assert 'libtriton.so' in maps and 'OSMesa' not in maps and 'libEGL' not in maps, maps\n"
+        "import mujoco\n"
+        f"{'import torch._dynamo' if real else ''}\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

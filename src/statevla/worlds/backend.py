@@ -8,6 +8,7 @@ per machine.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import ctypes.util
 import json
 import logging
@@ -104,6 +105,7 @@ def prepare(extra: Extra) -> str:
     """
     versions(extra)
     keep_robosuite_quiet()
+    load_triton_first()
     if chosen := users_choice():
         return chosen
     if platform.system() != "Linux":
@@ -166,6 +168,20 @@ def keep_robosuite_quiet() -> None:
     settings: Any = ModuleType("robosuite.macros_private")
     settings.FILE_LOGGING_LEVEL = None
     sys.modules.setdefault(settings.__name__, settings)
+
+
+def load_triton_first() -> None:
+    """Load Triton's library where there is one, as beside PyTorch's CUDA builds, before Mesa's.
+
+    PyOpenGL loads Mesa, and with it an LLVM of its own, for the whole process to see. Triton's library exports its LLVM
+    too: loaded after that (PyTorch does so when a training or a compiled function begins), it would run into Mesa's and
+    the process would die.
+    """
+    found = find_spec("triton") if platform.system() == "Linux" else None
+    for folder in (found and found.submodule_search_locations) or ():
+        library = Path(folder, "_C", "libtriton.so")
+        if library.is_file():
+            ctypes.CDLL(str(library))
 
 
 def choose_backend() -> str:
