@@ -20,7 +20,7 @@ from statevla.config import load_config
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {"train.py": "train", "eval.py": "eval", "run_libero_eval.py": "rollout"}
 # What belongs to other programs, of which nothing here could say whether its flags exist.
-FOREIGN = {"export", "lerobot-train", "lerobot-eval", "rerun"}
+FOREIGN = {"export", "lerobot-train", "lerobot-eval", "rerun", "vla-eval"}
 
 
 def check(words: list[str]) -> str | None:
