@@ -153,8 +153,9 @@ def test_robosuite_opens_no_log_file() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux, as is Mesa in its way")
+@pytest.mark.parametrize("module", ["libero.motion", "so101.world", "robosuite.scene"])
 @pytest.mark.parametrize("real", [False, True])
-def test_tritons_library_is_there_before_mesas(real: bool, tmp_path: Path) -> None:
+def test_tritons_library_is_there_before_mesas(real: bool, module: str, tmp_path: Path) -> None:
     """PyTorch's CUDA builds bring Triton: loaded after Mesa it kills the process."""
     pytest.importorskip("mujoco")
     if real:
@@ -163,20 +164,22 @@ def test_tritons_library_is_there_before_mesas(real: bool, tmp_path: Path) -> No
         folder = tmp_path / "triton" / "_C"
         folder.mkdir(parents=True)
         (tmp_path / "triton" / "__init__.py").touch()
-        name = ctypes.util.find_library("m")
-        loaded = next(
-            line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if str(name) in line
-        )
-        shutil.copy(loaded, folder / "libtriton.so")
-    script = (
-        "from pathlib import Path\n"
-        "from statevla.worlds.backend import prepare\n"
-        "prepare('sim')\n"
-        "maps = Path('/proc/self/maps').read_text()\n"
-        "assert 'libtriton.so' in maps and 'OSMesa' not in maps and 'libEGL' not in maps, maps\n"
-        "import mujoco\n"
-        f"{'import torch._dynamo' if real else ''}\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+        name, maps = str(ctypes.util.find_library("m")), Path("/proc/self/maps").read_text()
+        shutil.copy(next(line.split()[-1] for line in maps.splitlines() if name in line), folder / "libtriton.so")
+    script = f"""
+import ctypes
+loaded, load = [], ctypes.CDLL.__init__
+def note(self, name, *more, **named):
+    loaded.append(str(name))
+    load(self, name, *more, **named)
+ctypes.CDLL.__init__ = note
+import statevla.worlds.{module}
+triton, mesa = ([i for i, name in enumerate(loaded) if part in name] for part in ("libtriton.so", "libOSMesa"))
+assert triton and mesa and triton[0] < mesa[0], loaded
+{"import torch._dynamo" if real else ""}
+"""
+    # As a worker finds it, whose parent has chosen.
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    environment = {**os.environ, "MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "osmesa", "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

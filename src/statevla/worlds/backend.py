@@ -105,7 +105,6 @@ def prepare(extra: Extra) -> str:
     """
     versions(extra)
     keep_robosuite_quiet()
-    load_triton_first()
     if chosen := users_choice():
         return chosen
     if platform.system() != "Linux":
@@ -170,14 +169,21 @@ def keep_robosuite_quiet() -> None:
     sys.modules.setdefault(settings.__name__, settings)
 
 
-def load_triton_first() -> None:
-    """Load Triton's library where there is one, as beside PyTorch's CUDA builds, before Mesa's.
+def before_mujoco() -> None:
+    """What has to be done before MuJoCo is imported; the packages of worlds call it when they are.
 
-    PyOpenGL loads Mesa, and with it an LLVM of its own, for the whole process to see. Triton's library exports its LLVM
-    too: loaded after that (PyTorch does so when a training or a compiled function begins), it would run into Mesa's and
-    the process would die.
+    Triton's library, which PyTorch's CUDA builds bring, is loaded before Mesa's. `import mujoco` may load Mesa, with an
+    LLVM of its own, for the whole process to see (PyOpenGL does so). Triton's library exports its LLVM too: loaded
+    after that, as PyTorch does when a training or a compiled function begins, it would run into Mesa's, and the
+    process would die.
+
+    Raises:
+        UserError: MuJoCo does not know the user's choice of a backend.
     """
-    found = find_spec("triton") if platform.system() == "Linux" else None
+    users_choice()
+    if platform.system() != "Linux" or "OpenGL.platform" in sys.modules:  # too late
+        return
+    found = find_spec("triton")
     for folder in (found and found.submodule_search_locations) or ():
         library = Path(folder, "_C", "libtriton.so")
         if library.is_file():

@@ -4,6 +4,6 @@ Nothing outside this package imports LIBERO, robosuite or MuJoCo. Importing this
 simulator, after `backend.prepare` has chosen how to render.
 """
 
-from statevla.worlds.backend import users_choice
+from statevla.worlds.backend import before_mujoco
 
-users_choice()  # some modules import MuJoCo alone, which raises what is no UserError
+before_mujoco()

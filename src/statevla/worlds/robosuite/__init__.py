@@ -2,3 +2,7 @@
 
 Importing this package is cheap: `replay.replay_demonstrations` loads the simulator when it is called.
 """
+
+from statevla.worlds.backend import before_mujoco
+
+before_mujoco()

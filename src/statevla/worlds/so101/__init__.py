@@ -2,3 +2,7 @@
 
 Importing this package is cheap: `scene.py` loads the simulator, after `backend.prepare` has chosen how to render.
 """
+
+from statevla.worlds.backend import before_mujoco
+
+before_mujoco()
