@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import yaml
 
 from lerobot_files import Dataset, Episode, level, rewrite_info, write_dataset
 from statevla.data import EpisodeReader, open_reader
+from statevla.data.convert import convert
 from statevla.errors import UserError
 from statevla.robots import KNOWN_ROBOTS, ImageOrientation
 
@@ -26,8 +28,8 @@ def episodes(action_dim: int, state_dim: int, keys: tuple[str, str] = (STATE, AC
     ]
 
 
-def check_numbers(reader: EpisodeReader, data: Dataset) -> None:
-    """Actions, states and frames are those that were written."""
+def check_numbers(reader: EpisodeReader, data: Dataset, levels: float = 1.5) -> None:
+    """Actions, states and frames are those that were written, but for `levels` of grey; frames are 4 apart."""
     state_key, action_key = list(data.episodes[0].columns)
     for number, episode in enumerate(data.episodes):
         arrays = reader.read(number)
@@ -36,7 +38,7 @@ def check_numbers(reader: EpisodeReader, data: Dataset) -> None:
         np.testing.assert_array_equal(state, episode.columns[state_key].astype(np.float32))
         for frames in arrays.images.values():
             wanted = [level(number, step) for step in range(len(episode))]
-            np.testing.assert_allclose(frames.mean(axis=(1, 2, 3)), wanted, atol=1.5)
+            np.testing.assert_allclose(frames.mean(axis=(1, 2, 3)), wanted, atol=levels)
 
 
 @both_versions
@@ -218,3 +220,19 @@ def test_depth_is_left_out_and_said(tmp_path: Path) -> None:
     assert reader.cameras == ("top",)
     assert "hold depth and not colours: observation.images.far, observation.images.near" in reader.notes[0]
     check_numbers(reader, data)
+
+
+@both_versions
+def test_what_is_older_or_declares_nothing_is_converted_to_its_own_format(tmp_path: Path, version: str) -> None:
+    """LeRobot reads the version that we write, and the robot that was derived is declared from then on."""
+    data = Dataset({STATE: JOINTS, ACTION: JOINTS}, episodes(7, 7), ("observation.images.top",), version, "arm")
+    source = write_dataset(tmp_path / "old", data)
+    folder = convert(source, tmp_path / "new", "lerobot")
+    info = json.loads((folder / "meta/info.json").read_text())
+    assert (info["codebase_version"], info["robot_type"]) == ("v3.0", "arm")
+    with open_reader(source) as was, open_reader(folder) as reader:
+        assert reader.notes == was.notes  # what was assumed is still said
+        assert reader.robot.difference(was.robot) is None
+        check_numbers(reader, data, levels=2.5)  # encoded twice
+    with pytest.raises(UserError, match="is in format 'lerobot' already"):
+        convert(folder, tmp_path / "newer", "lerobot")

@@ -1,4 +1,4 @@
-"""From one format to the other, episode by episode."""
+"""From one format to the other, or to a later version of the same, episode by episode."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def convert(
         robot: whose episodes they are, where what the source says should be overruled.
 
     Raises:
-        UserError: unknown or same format, target exists, source damaged.
+        UserError: unknown format, target exists, source damaged, or all that `to` says is said in the source.
     """
     if to not in WRITERS:
         raise UserError(f"convert: format '{to}', expected one of {', '.join(WRITERS)}")
     folder = expand_path(target)
     with open_reader(source, "auto", orientation, robot) as reader:
-        if reader.format == to:
+        if reader.format == to and not reader.is_renewable:
             raise UserError(f"convert: {reader.path} is in format '{to}' already; nothing to do")
         WRITERS[to](folder, reader.robot, _episodes(reader, progress))
     return folder

@@ -86,9 +86,11 @@ class EpisodeReader(ABC):
         episodes: what there is to read.
         robot: as declared by the user, the data set or its format; its cameras are those that every episode has.
         notes: what was assumed or mended in reading, a sentence each.
+        is_renewable: whether converting it to its own format adds something: a later version, or the declared robot.
     """
 
     format: ClassVar[str]
+    is_renewable: bool = False
     path: Path
     episodes: list[EpisodeInfo]
     robot: RobotSpec

@@ -49,6 +49,7 @@ class LeRobotReader(EpisodeReader):
         self._meta = Metadata(path)
         self._binding = bind_robot(self._meta, robot, orientation, self.notes)
         self.robot = self._binding.robot
+        self.is_renewable = self._meta.is_v2 or not self._binding.is_declared
         self.notes += self.robot.assumed
         self.episodes = []
         self._places: list[_Place] = []

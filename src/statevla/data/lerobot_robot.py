@@ -35,12 +35,14 @@ class Binding:
         action_key: feature of the actions.
         fields: state field → feature, and which of its numbers.
         cameras: camera → feature.
+        is_declared: whether the data set itself declares a robot.
     """
 
     robot: RobotSpec
     action_key: str
     fields: Mapping[str, tuple[str, slice]]
     cameras: Mapping[str, str]
+    is_declared: bool = False
 
 
 def bind_robot(
@@ -74,7 +76,7 @@ def bind_robot(
         robot = own.robot
     else:
         robot = _oriented(binding, explicit or known, _stored(binding, declared, own), features, notes)
-    return Binding(robot, binding.action_key, binding.fields, binding.cameras)
+    return Binding(robot, binding.action_key, binding.fields, binding.cameras, is_declared=own is not None)
 
 
 class _Features:
