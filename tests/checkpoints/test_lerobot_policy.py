@@ -33,7 +33,7 @@ def own(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Loaded
 
 def write_policy(folder: Path, own: LoadedCheckpoint, phase: str = "2", switched_at: int = 3) -> Path:
     """The same as LeRobot's `save_pretrained` writes it with the plugin."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     settings = PolicySettings(own.config, own.robot, own.statistics, own.language)
     tree = {"type": "statevla", "phase": phase, "settings": settings.to_json(), "n_action_steps": 8}
     (folder / "config.json").write_text(json.dumps(tree))
@@ -77,10 +77,22 @@ def test_its_card_names_the_data_it_was_trained_on(own: LoadedCheckpoint, tmp_pa
     assert "libero_object" not in text
 
 
+def test_is_called_as_its_run(own: LoadedCheckpoint, tmp_path: Path) -> None:
+    """By the name that the user chose, where LeRobot puts the policy, `last` included, or where it was copied to."""
+    checkpoints = tmp_path / "cups" / "checkpoints"
+    folder = write_policy(checkpoints / "000100" / "pretrained_model", own)
+    (checkpoints / "last").symlink_to("000100")
+    made = resolve_checkpoint(folder)
+    assert made.name.startswith("cups_")
+    assert resolve_checkpoint(checkpoints / "last" / "pretrained_model") == made
+    assert resolve_checkpoint(folder.rename(tmp_path / "mine")).name.startswith("mine_")
+
+
 def test_other_weights_are_another_checkpoint(own: LoadedCheckpoint, tmp_path: Path) -> None:
-    first = resolve_checkpoint(write_policy(tmp_path / "first", own))
-    again = resolve_checkpoint(write_policy(tmp_path / "again", own))
-    later = resolve_checkpoint(write_policy(tmp_path / "later", own, switched_at=4))
+    first, again, later = (
+        resolve_checkpoint(write_policy(tmp_path / place / "cups", own, switched_at=step))
+        for place, step in (("first", 3), ("again", 3), ("later", 4))
+    )
     assert first == again != later
 
 

@@ -1,7 +1,7 @@
 """Policies that LeRobot trained with this repository's plugin, as checkpoints that every command takes.
 
 LeRobot keeps a policy as `config.json`, with the policy's type, and `model.safetensors`. Both are read here without
-LeRobot; the checkpoint made of them lies in `$STATEVLA_HOME/lerobot_policies`, by what it was made from.
+LeRobot; the checkpoint made of them lies in `$STATEVLA_HOME/lerobot_policies`, by its run and what it was made from.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ PREFIX = "model."
 """Of the model's tensors; others are the plugin's own."""
 NUM_UPDATES, SWITCHED_AT = "num_updates", "switched_at"
 """Optimizer steps so far; the step at which a run of both phases began its second one, or -1."""
+_MAX_NAME = 40
 _VERSION = 1
 """Of the checkpoints made here; raise it when the same policy would give another one."""
 
@@ -109,13 +110,20 @@ def as_checkpoint(folder: Path) -> Path:
         raise UserError(f"policy {folder}: its config.json has no settings; it was not trained")
     identity = [str(_VERSION), sha256(folder / MODEL_FILE), text, str(tree.get("phase"))]
     key = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
-    target = home_dir() / LEROBOT_POLICIES / key
+    target = home_dir() / LEROBOT_POLICIES / f"{_run_name(folder)}_{key}"
     if not (target / MODEL_FILE).exists():
         with only_writer_of(target), writing(target):
             if not (target / MODEL_FILE).exists():
                 with replacing_folder(target) as part:
                     _write(part, folder, tree, PolicySettings.from_json(text, f"policy {folder / 'config.json'}"))
     return target
+
+
+def _run_name(folder: Path) -> str:
+    """What results and servers call the policy: its run, in which it is `checkpoints/000100/pretrained_model`."""
+    policy = folder.resolve()
+    run = policy.parents[2] if policy.parent.parent.name == "checkpoints" else policy
+    return run.name[:_MAX_NAME]
 
 
 def _write(target: Path, folder: Path, tree: Mapping[str, Any], settings: PolicySettings) -> None:
