@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,6 @@ import pytest
 
 pytest.importorskip("vla_eval")
 
-from vla_eval.benchmarks.libero.benchmark import LIBEROBenchmark
 from vla_eval.connection import Connection
 from vla_eval.model_servers.serve import serve_async
 from vla_eval.specs import check_specs
@@ -59,6 +59,11 @@ def test_the_harness_gets_the_policys_actions(hand_checkpoint: Any, observe: Cal
 
 
 def test_both_sides_mean_the_same(hand_policy: StateVLAPolicy) -> None:
+    before = dict(os.environ)
+    from vla_eval.benchmarks.libero.benchmark import LIBEROBenchmark  # sets PYOPENGL_PLATFORM, for others' tests too
+
+    os.environ.clear()
+    os.environ.update(before)
     server = HarnessServer(hand_policy)
     benchmark = LIBEROBenchmark(**server.get_observation_params())
     assert not check_specs(

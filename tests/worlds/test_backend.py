@@ -118,6 +118,21 @@ def test_a_choice_that_there_is_not_is_one_line(monkeypatch: pytest.MonkeyPatch)
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems render natively")
+def test_pyopengls_own_variable_agrees_or_is_set(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LIBERO's users set it, and MuJoCo refuses to be imported where the two differ."""
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    monkeypatch.setenv("PYOPENGL_PLATFORM", "egl")
+    with pytest.raises(UserError, match="PYOPENGL_PLATFORM=egl: expected osmesa, as MUJOCO_GL says, or none; unset it"):
+        backend.prepare("sim")
+    script = "import os; from statevla.worlds.so101 import world; print(os.environ['MUJOCO_GL'])"
+    environment = {key: value for key, value in os.environ.items() if key != "MUJOCO_GL"}
+    for other in ("egl", "osmesa"):  # one of them is not what is chosen
+        environment["PYOPENGL_PLATFORM"] = other
+        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems render natively")

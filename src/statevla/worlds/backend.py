@@ -114,7 +114,8 @@ def prepare(extra: Extra) -> str:
             f"{_BINDS[extra]} was imported before the rendering backend was chosen; set MUJOCO_GL=egl or "
             "MUJOCO_GL=osmesa in the environment, or make the world (statevla.make_world) before importing it"
         )
-    os.environ["MUJOCO_GL"] = choose_backend()
+    # PyOpenGL has a variable of its own, which other packages set; MuJoCo refuses to be imported where they differ.
+    os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = choose_backend()
     return os.environ["MUJOCO_GL"]
 
 
@@ -148,6 +149,12 @@ def users_choice() -> str | None:
         raise UserError(
             f"MUJOCO_GL={chosen}: expected {' or '.join(BACKENDS)}, or glfw with a display; correct it, or unset it to "
             "have one chosen"
+        )
+    beside = os.environ.get("PYOPENGL_PLATFORM", "").strip().lower()
+    if chosen in BACKENDS and beside not in ("", chosen):
+        raise UserError(
+            f"PYOPENGL_PLATFORM={beside}: expected {chosen}, as MUJOCO_GL says, or none; unset it, or both to have one "
+            "chosen"
         )
     return chosen
 
