@@ -78,7 +78,7 @@ def inspect(args: InspectArgs) -> int:
 
 @dataclass(frozen=True)
 class ConvertArgs:
-    """Convert a data set between LIBERO's HDF5 and LeRobotDataset v3."""
+    """Convert a data set between LIBERO's HDF5 and LeRobotDataset v3, or a LeRobotDataset v2.1 to v3."""
 
     source: tyro.conf.Positional[Path]
     """HDF5 file or folder of LIBERO or robomimic, or the folder of a LeRobotDataset."""
@@ -93,7 +93,7 @@ class ConvertArgs:
 
 
 def convert(args: ConvertArgs) -> int:
-    """Convert a data set between LIBERO's HDF5 and LeRobotDataset v3."""
+    """Convert a data set between LIBERO's HDF5 and LeRobotDataset v3, or a LeRobotDataset v2.1 to v3."""
     from statevla.data.convert import convert as run
 
     folder = run(args.source, args.target, args.to, args.orientation, sys.stderr.isatty(), args.robot)

@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "replay": ("statevla.commands.replay:replay", "recorded actions in the simulator: do they succeed?"),
     "data inspect": ("statevla.commands.data:inspect", "what is in a data set, and what is likely wrong"),
-    "data convert": ("statevla.commands.data:convert", "LIBERO HDF5 to LeRobotDataset v3 and back"),
+    "data convert": ("statevla.commands.data:convert", "LIBERO HDF5 to LeRobotDataset v3 and back, v2.1 to v3"),
     "data draw": (
         "statevla.commands.data:draw",
         "robosuite's human demonstrations, which have no pictures, drawn",
