@@ -121,7 +121,7 @@ def documented() -> dict[str, str]:
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a clone has, as links, with data and checkpoints where the pages have them."""
     where = tmp_path_factory.mktemp("clone")
-    for name in ("conf", "models", "train.py", "eval.py", "run_libero_eval.py"):
+    for name in ("conf", "models", "tests", "train.py", "eval.py", "run_libero_eval.py"):
         (where / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "benchmarks", where / "benchmarks")  # they write results beside themselves
     make_libero_dir(where / "DATA")
