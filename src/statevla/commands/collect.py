@@ -73,8 +73,8 @@ class CollectArgs:
     replan_steps: int | None = None
     """LIBERO, with `--dagger`: actions that the checkpoint executes before it looks again, 8 by default."""
     frame_stride: int = 1
-    """LIBERO: draw every so many-th frame alone, from the first on: 4, the recipe's `frame_skip`, takes half the time.
-    Such episodes are trained on and not measured by, so collect a few with all frames beside them."""
+    """LIBERO: draw every so many-th frame alone, from the first on, which is most of the work: 4 is the recipe's
+    `frame_skip`. Such episodes are trained on and not measured by, so collect a few with all frames beside them."""
 
 
 def collect(args: CollectArgs) -> int:
@@ -186,4 +186,5 @@ def _libero_recipe(args: CollectArgs) -> Recipe:
         return settings
     from statevla.worlds.libero.corrections import REPLAN_STEPS, correcting
 
-    return correcting(settings, args.dagger, args.replan_steps or REPLAN_STEPS)
+    replan_steps = REPLAN_STEPS if args.replan_steps is None else args.replan_steps
+    return correcting(settings, args.dagger, replan_steps)

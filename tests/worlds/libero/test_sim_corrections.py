@@ -39,8 +39,9 @@ def test_what_corrections_do_not_go_with_is_refused(tmp_path: Path) -> None:
         collect_command(CollectArgs(world="so101", dagger=shipped, out=tmp_path))
     with pytest.raises(UserError, match="nowhere"):
         collect_command(CollectArgs(dagger=str(tmp_path / "nowhere"), out=tmp_path))
-    with pytest.raises(UserError, match=r"execute_steps.*expected 1 to 16"):
-        collect_command(CollectArgs(dagger=shipped, replan_steps=17, out=tmp_path))
+    for steps in (0, 17):
+        with pytest.raises(UserError, match=rf"execute_steps.*expected 1 to 16 .*got {steps}"):
+            collect_command(CollectArgs(dagger=shipped, replan_steps=steps, out=tmp_path))
     assert not any(tmp_path.iterdir())
 
 

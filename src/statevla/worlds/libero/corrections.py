@@ -33,7 +33,7 @@ from statevla.worlds.libero.suite import LiberoSuite
 from statevla.worlds.libero.tasks import find_task
 
 MAX_TRIES = 4
-"""So many episodes are the policy's, until it fails in one; each costs a third of a demonstration."""
+"""So many episodes are the policy's, until it fails in one."""
 REPLAN_STEPS = 8
 """Actions that the policy executes before it looks again, unless told otherwise."""
 _FIRST_STEPS = 24
