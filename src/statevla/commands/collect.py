@@ -55,7 +55,8 @@ class CollectArgs:
     noise: float | None = None
     """LIBERO: execution noise in units of action, 0.1 by default; the clean action is what `actions` stores."""
     wide: bool = False
-    """LIBERO: spread the objects over the whole reachable table instead of the official regions."""
+    """LIBERO: spread the objects over the whole reachable table instead of the official regions; what the instruction
+    tells by its place, as one of two bowls, stays there."""
     play: bool = False
     """LIBERO: unlabelled noisy interaction instead of the task, for `data.sources`."""
     reaches: ReachKind | None = None

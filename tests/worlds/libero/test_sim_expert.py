@@ -182,6 +182,33 @@ def test_wide_placement_is_wide_and_free() -> None:
     simulation.close()
 
 
+@pytest.mark.parametrize(
+    ("suite", "index", "moved", "kept"),
+    [
+        # The other bowl may stand anywhere, this one is told by its place.
+        ("libero_spatial", 0, {"plate_1", "cookies_1", "akita_black_bowl_2"}, {"akita_black_bowl_1"}),
+        # What carries a bowl stays with it.
+        ("libero_spatial", 5, {"plate_1"}, {"akita_black_bowl_1", "glazed_rim_porcelain_ramekin_1", "cookies_1"}),
+        # "to the right of the plate" is a region of the table.
+        ("libero_10", 6, {"porcelain_mug_1", "chocolate_pudding_1", "red_coffee_mug_1"}, {"plate_1"}),
+        # Both pots go to the stove: neither is told by its place.
+        ("libero_10", 8, {"moka_pot_1", "moka_pot_2"}, set()),
+    ],
+)
+def test_wide_placement_keeps_what_the_instruction_tells_by_its_place(
+    suite: str, index: int, moved: set[str], kept: set[str]
+) -> None:
+    simulation = make_simulation(find_task(suite, index))
+    places = []
+    for seed in range(5):
+        simulation.reset(seed, wide_init_state(simulation, seed))
+        places.append({name: Scene(simulation).position(name)[:2] for name in moved | kept})
+    simulation.close()
+    widths = {name: np.ptp([place[name] for place in places], axis=0).max() for name in places[0]}
+    assert {name for name, width in widths.items() if width > 0.1} == moved
+    assert {name for name, width in widths.items() if width < 0.06} == kept
+
+
 def test_another_task_of_the_scene_is_taken_up_exactly() -> None:
     first, second = find_task("libero_goal", 7), find_task("libero_goal", 8)
     taken_up, own = Simulation(first), Simulation(second)

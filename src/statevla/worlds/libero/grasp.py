@@ -33,6 +33,8 @@ RIM_DEPTH_M = 0.018
 REACH_M = 0.72
 """Distance from the base, seen from above, up to which the hand moves well while it points down. At 0.79 the elbow
 is straight: there the controller can no longer pull the hand back."""
+_REACH_COST = 6.0
+"""Of each metre beyond: a turn of the jaws that avoids ten centimetres of it costs less."""
 _TURNS = tuple(np.deg2rad((0.0, 30.0, -30.0, 60.0, -60.0, 90.0, -90.0)))
 _MAX_YAW = np.deg2rad(110)
 _LEANS = (0.3, -0.3, 0.5, -0.5)  # rad
@@ -187,7 +189,7 @@ def plan_handle_grasp(scene: Scene, name: str, obstacles: np.ndarray, inward: np
                 height = max(top - 0.6 * TOP_DEPTH_M, bottom + 0.004, low + FINGER_TIP_M + 0.002)
                 under = (np.abs(u - middle) < HAND_HALF_M[0]) & (beside_hand(v - slab, lean) < HAND_HALF_M[1])
                 needed = float(points[under, 2].max()) - HAND_UNDERSIDE_M + 0.002
-                cost = width + 0.1 * abs(turn) + 0.5 * abs(slab) + _beyond_reach(scene, spot)
+                cost = width + 0.1 * abs(turn) + 0.5 * abs(slab) + _REACH_COST * _beyond_reach(scene, spot)
                 cost += IN_THE_WAY * (needed > top - 0.003)
                 height = min(max(height, needed), top - 0.003)
                 cost += hand_hits(spot, height, along, across, neighbours, lean)
@@ -220,7 +222,7 @@ def plan_part_grasp(
             height = max(top - 0.6 * TOP_DEPTH_M - deeper, bottom + 0.004, low + FINGER_TIP_M + 0.002)
             spot = along * (u[part].max() + u[part].min()) / 2 + across * slab
             cost = width + 0.03 * abs(yaw - yaw_from) + 0.5 * float(np.linalg.norm(spot - centre))
-            cost += _beyond_reach(scene, spot)
+            cost += _REACH_COST * _beyond_reach(scene, spot)
             if best is not None and cost >= best.cost:
                 continue
             cost += hand_hits(spot, height, along, across, neighbours) + own_hits(spot, height, along, across, points)
@@ -284,7 +286,7 @@ def _best_rim_grasp(
                 yaw = wrap_half_turn(angle - np.pi / 2 + skew)
                 stretched, turn = min(option for option in turns if abs(yaw + option[1]) < _MAX_YAW)
                 cost = 0.03 * abs(yaw - yaw_from) + 0.1 * abs(skew) + 6 * shallower + side
-                cost += stretched + _beyond_reach(scene, spot) + 0.1 * abs(lean)
+                cost += stretched + _REACH_COST * _beyond_reach(scene, spot) + 0.1 * abs(lean)
                 if best is not None and cost >= best.cost:
                     continue
                 along, across = axes_of(yaw)

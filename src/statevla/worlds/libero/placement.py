@@ -2,9 +2,13 @@
 
 The official regions vary positions by about a centimetre, so that a policy can memorise them. Here each object that
 stands on the table itself is moved to a random free place; heights and orientations stay those of the official draw.
+What the instruction tells by its place stays where LIBERO puts it: the bowl next to the ramekin, where there is another
+bowl, and the left of two plates.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -38,7 +42,7 @@ def wide_init_state(simulation: Simulation, seed: int) -> np.ndarray:
     simulation.reset(seed, settle_steps=0)
     rng = np.random.default_rng([seed, 0x81DE])
     scene = Scene(simulation)
-    movable = _objects_on_table(simulation)
+    movable = _free_to_move(simulation)
     footprints = {name: _outline(scene.points(name)) for name in movable}
     rest = _outline(scene.obstacles(ignoring=movable))
     state = simulation.state()
@@ -83,18 +87,34 @@ def _draw(
     return shifts
 
 
-def _objects_on_table(simulation: Simulation) -> list[str]:
-    """Objects whose initial place is a region of the table or floor (not of a fixture or of another object)."""
+def _free_to_move(simulation: Simulation) -> list[str]:
+    """Objects on the table or floor (not on a fixture or on another object) that may stand elsewhere as well."""
     problem = simulation.robosuite_env.parsed_problem
+    places = {predicate[1]: predicate[2] for predicate in problem["initial_state"] if predicate[0] in ("on", "in")}
+    regions = {name: region["target"] for name, region in problem["regions"].items()}
     workspace = simulation.robosuite_env.workspace_name
-    names = []
-    for predicate in problem["initial_state"]:
-        if predicate[0] != "on" or predicate[1] not in simulation.object_names:
-            continue
-        region = problem["regions"].get(predicate[2])
-        if region is not None and region["target"] == workspace:
-            names.append(predicate[1])
-    return names
+    on_table = [name for name, place in places.items() if regions.get(place) == workspace]
+    kept = set(places.values()) | _told_by_place(simulation.goal, problem["objects"].values())
+    if any(regions.get(target) == workspace for target in _targets(simulation.goal)):
+        kept |= _targets(simulation.goal)  # a region of the table named after an object, as to the right of the plate
+    return [name for name in on_table if name in simulation.object_names and name not in kept]
+
+
+def _targets(goal: list[list[str]]) -> set[str]:
+    return {predicate[2] for predicate in goal if len(predicate) > 2}
+
+
+def _told_by_place(goal: list[list[str]], kinds: Iterable[list[str]]) -> set[str]:
+    """Objects of the goal that others of their kind could be taken for, unless the goal treats them alike."""
+    told = set()
+    for alike in kinds:
+        roles = {
+            name: [[word for word in predicate if word != name] for predicate in goal if name in predicate]
+            for name in alike
+        }
+        if any(role != roles[alike[0]] for role in roles.values()):
+            told |= {name for name, role in roles.items() if role}
+    return told
 
 
 def _free_joint(simulation: Simulation, name: str) -> int:
