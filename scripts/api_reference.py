@@ -13,9 +13,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "docs" / "api.md"
 MODULES = [
-    "acting.policy", "acting.session", "acting.alarm", "types", "robots.spec", "robots.registry",
-    "model.statevla_model", "model.language", "transforms", "data.episodes", "data.formats", "data.build_cache",
-    "training.run", "checkpoints.checkpoint", "checkpoints.share", "diagnostics.offline",
+    "acting.policy", "acting.session", "acting.alarm", "types", "robots.declaration", "robots.spec",
+    "robots.registry", "model.statevla_model", "model.language", "transforms", "data.episodes", "data.formats",
+    "data.build_cache", "training.run", "checkpoints.checkpoint", "checkpoints.share", "diagnostics.offline",
     "worlds.protocol", "worlds.registry", "worlds.gym", "worlds.experts", "worlds.libero.env",
     "worlds.libero.disturbances", "errors",
 ]  # fmt: skip

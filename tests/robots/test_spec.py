@@ -189,9 +189,9 @@ def test_names_cameras_and_unseen_fields_may_differ() -> None:
 
 def test_yaml_as_people_write_it(tmp_path: Path) -> None:
     """The example of the module's text."""
-    from statevla.robots import spec
+    from statevla.robots import declaration
 
-    text = (spec.__doc__ or "").split("\n\n", 2)[2]
+    text = (declaration.__doc__ or "").split("\n\n", 2)[2]
     file = tmp_path / "arm.yml"
     file.write_text("\n".join(line[4:] for line in text.splitlines()))
     robot = load_robot(file)

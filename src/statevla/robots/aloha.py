@@ -1,6 +1,7 @@
 """ALOHA: two arms of six joints with a gripper each, absolute targets at 50 Hz (Zhao et al. 2023, arXiv 2304.13705)."""
 
-from statevla.robots.spec import ActionGroup, Camera, RobotSpec, StateField
+from statevla.robots.declaration import ActionGroup, Camera, StateField
+from statevla.robots.spec import RobotSpec
 
 _JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 

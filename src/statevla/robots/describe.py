@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statevla.robots.spec import ActionGroup, Camera, StateField
+from statevla.robots.declaration import ActionGroup, Camera, StateField
 
 
 def group_text(group: ActionGroup) -> str:

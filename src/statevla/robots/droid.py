@@ -1,6 +1,7 @@
 """DROID: a Franka Panda told joint velocities at 15 Hz (Khazatsky et al. 2024, arXiv 2403.12945), in openpi's keys."""
 
-from statevla.robots.spec import ActionGroup, Camera, RobotSpec, StateField
+from statevla.robots.declaration import ActionGroup, Camera, StateField
+from statevla.robots.spec import RobotSpec
 
 _JOINTS = tuple(f"joint_{i}" for i in range(1, 8))
 

@@ -2,7 +2,8 @@
 
 from enum import IntEnum
 
-from statevla.robots.spec import ActionGroup, Camera, ImageOrientation, RobotSpec, StateField
+from statevla.robots.declaration import ActionGroup, Camera, ImageOrientation, StateField
+from statevla.robots.spec import RobotSpec
 
 
 class Gripper(IntEnum):

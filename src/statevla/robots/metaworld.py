@@ -1,6 +1,7 @@
 """Meta-World's Sawyer: three hand deltas and a continuous gripper effort (McLean et al. 2025, arXiv 2505.11289)."""
 
-from statevla.robots.spec import ActionGroup, Camera, RobotSpec, StateField
+from statevla.robots.declaration import ActionGroup, Camera, StateField
+from statevla.robots.spec import RobotSpec
 
 METAWORLD = RobotSpec(
     name="metaworld",

@@ -1,6 +1,7 @@
 """SO-101 (and SO-100) follower arm: five joints and a gripper, all absolute targets."""
 
-from statevla.robots.spec import ActionGroup, Camera, RobotSpec, StateField
+from statevla.robots.declaration import ActionGroup, Camera, StateField
+from statevla.robots.spec import RobotSpec
 
 _JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll")
 

@@ -1,6 +1,7 @@
 """Unitree G1 humanoid with two Inspire hands: 26 absolute joint targets at 30 Hz (`Unitree_G1_Inspire`)."""
 
-from statevla.robots.spec import ActionGroup, Camera, RobotSpec, StateField
+from statevla.robots.declaration import ActionGroup, Camera, StateField
+from statevla.robots.spec import RobotSpec
 
 _ARM = ("ShoulderPitch", "ShoulderRoll", "ShoulderYaw", "Elbow", "WristRoll", "WristPitch", "WristYaw")
 _HAND = ("HandPinky", "HandRing", "HandMiddle", "HandIndex", "HandThumbBend", "HandThumbRotation")
