@@ -80,6 +80,8 @@ class Experiment(_Entry):
     """The experiment whose phase 1, with the same seed, phase 2 builds on; for what concerns phase 2 alone."""
     init_checkpoint: str | None = None
     """A checkpoint whose weights phase 1 or bc begins with instead of random ones."""
+    init_of: str | None = None
+    """The experiment whose phase 1, with the same seed, phase 1 goes on from with this row's data and steps."""
     overrides: dict[str, Any] = {}
     """Dotted keys of the configuration."""
     rollouts: dict[str, dict[str, Any]] = {}
@@ -159,9 +161,12 @@ def read_experiments(file: Path) -> Experiments:
             if not names or not set(names) <= experiment.rollouts.keys():
                 known_ones, got = ", ".join(experiment.rollouts), ", ".join(names) or "none"
                 raise UserError(f"{file}: experiments.{name}.headline.{key}: expected some of {known_ones}, got {got}")
-        source = experiment.phase1_of
-        if source is not None and "1" not in (known.experiments[source].phases if source in known.experiments else []):
-            raise UserError(f"{file}: experiments.{name}.phase1_of: '{source}' is no experiment that trains phase 1")
+        for key in ("phase1_of", "init_of"):
+            source = getattr(experiment, key)
+            if source is not None and "1" not in (
+                known.experiments[source].phases if source in known.experiments else []
+            ):
+                raise UserError(f"{file}: experiments.{name}.{key}: '{source}' is no experiment that trains phase 1")
     return known
 
 
@@ -173,7 +178,7 @@ def collections(known: Experiments, name: str) -> dict[str, Data]:
 def run(name: str, known: Experiments, args: Args, console: Console) -> None:
     """All stages of one experiment, then its record."""
     experiment = known.experiments[name]
-    if (source := experiment.phase1_of) is not None:
+    for source in filter(None, (experiment.init_of, experiment.phase1_of)):
         folder = experiment_folder(source, args.seed)
         console.rule(f"{folder.name}, phase 1")
         run_stages(phase1_stages(known, source, args), folder, console)
@@ -217,12 +222,14 @@ def record_command(name: str, experiment: Experiment, folder: Path, seed: int) -
 
 
 def training_seconds(experiment: Experiment, folder: Path, seed: int) -> float:
-    """What all phases took, as their stages' marks say; the phase 1 that another experiment trained counts too."""
+    """What all phases took, as their stages' marks say; a phase 1 that another experiment trained counts too."""
     trained = dict.fromkeys(experiment.phases, folder)
     if experiment.phase1_of is not None:
         trained["1"] = experiment_folder(experiment.phase1_of, seed)
-    marks = (read_mark(where / "stages" / f"phase_{phase}.json") for phase, where in trained.items())
-    return sum(mark.get("seconds", 0.0) for mark in marks)
+    files = [where / "stages" / f"phase_{phase}.json" for phase, where in trained.items()]
+    if experiment.init_of is not None:
+        files.append(experiment_folder(experiment.init_of, seed) / "stages" / "phase_1.json")
+    return sum(read_mark(file).get("seconds", 0.0) for file in files)
 
 
 def experiment_folder(name: str, seed: int) -> Path:
@@ -265,7 +272,12 @@ def stages(known: Experiments, name: str, args: Args, folder: Path) -> Iterator[
         common += [f"--{key}", value if isinstance(value, str) else dumped]
     source = experiment.phase1_of
     for phase in experiment.phases if source is None else ["2"]:
-        if source is None:
+        if experiment.init_of is not None and phase == "1":
+            before = phase1_stages(known, experiment.init_of, args)[-1]
+            theirs = experiment_folder(experiment.init_of, args.seed) / "checkpoints" / PHASES["1"].folder
+            first, more = str(theirs / "checkpoint_best.pt"), f"{before.arguments} {before.settings}"
+            yield training_stage(phase, config, common, checkpoints, init_checkpoint=first, more=more)
+        elif source is None:
             yield training_stage(phase, config, common, checkpoints, init_checkpoint=experiment.init_checkpoint)
         else:
             before = phase1_stages(known, source, args)[-1]

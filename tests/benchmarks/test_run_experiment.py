@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import tyro
@@ -105,6 +105,34 @@ def test_phase_2_can_build_on_another_experiments_phase_1(tmp_path: Path, monkey
         script.read_experiments(file)
 
 
+def test_phase_1_can_go_on_from_another_experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATEVLA_HOME", str(tmp_path))
+    file = tmp_path / "list.yaml"
+    file.write_text(
+        "data: {all/one: {suite: libero_object}, all/two: {suite: libero_spatial}}\n"
+        "experiments:\n"
+        "  base: {about: x, data: all/one}\n"
+        "  late: {about: y, data: all, init_of: base}\n"
+    )
+    known, args = script.read_experiments(file), script.Args(seed=2)
+    found = list(script.stages(known, "late", args, script.experiment_folder("late", 2)))
+    assert [stage.name for stage in found][2:] == ["phase_1", "phase_2", "offline"]
+    wanted = tmp_path / "experiments" / "base-s2" / "checkpoints" / "phase1_temporal_jepa" / "checkpoint_best.pt"
+    assert found[2].arguments[found[2].arguments.index("--init_checkpoint") + 1] == str(wanted)
+    assert "--init_checkpoint" not in found[3].arguments
+    ran: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(
+        script, "run_stages", lambda stages, folder, console: ran.append((folder.name, [s.name for s in stages]))
+    )
+    monkeypatch.setattr(script.subprocess, "run", lambda *args, **kwargs: SimpleNamespace(returncode=0))
+    script.run("late", known, args, Console())
+    assert ran[0] == ("base-s2", ["collect_all_one", "phase_1"])
+    assert ran[1][0] == "late-s2"
+    file.write_text(file.read_text().replace("init_of: base", "init_of: bass"))
+    with pytest.raises(UserError, match=r"experiments\.late\.init_of: 'bass' is no experiment"):
+        script.read_experiments(file)
+
+
 def test_corrections_are_of_a_policy_that_was_trained_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STATEVLA_HOME", str(tmp_path))
     file = tmp_path / "list.yaml"
@@ -141,6 +169,10 @@ def test_the_time_of_training_is_that_of_all_phases(tmp_path: Path, monkeypatch:
     assert script.training_seconds(base, script.experiment_folder("base", 2), 2) == 350.0
     late = script.Experiment(about="y", data="d", phase1_of="base")
     assert script.training_seconds(late, script.experiment_folder("late", 2), 2) == 320.0
+    gone_on = script.Experiment(about="x", data="d", init_of="late")
+    first = script.Stage("phase_1", "train", [])
+    write_json(mark_path(script.experiment_folder("late", 2), first), {"done": True, "seconds": 7.0})
+    assert script.training_seconds(gone_on, script.experiment_folder("base", 2), 2) == 357.0
 
 
 def test_the_record_is_of_all_rollouts_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
