@@ -22,7 +22,17 @@ from statevla.worlds.registry import is_libero
 from statevla.worlds.task_indices import parse_indices
 
 LIBERO_NOISE = 0.1
-_LIBERO_FLAGS = ("noise", "wide", "play", "reaches", "reach_tasks", "dagger", "replan_steps", "frame_stride")
+_LIBERO_FLAGS = (
+    "noise",
+    "wide",
+    "play",
+    "reaches",
+    "reach_tasks",
+    "dagger",
+    "replan_steps",
+    "frame_stride",
+    "exchange",
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,7 @@ class CollectArgs:
     """Who shows the tasks, `module:function` (see docs/worlds.md); by default the world's own scripted expert."""
     out: Path | None = None
     """Folder for `<task>_demo.hdf5`, where an interrupted run goes on; $STATEVLA_HOME/datasets/<world> by default, and
-    .../<world>_play for `--play`, .../<world>_reach for `--reaches`, .../<world>_correction for `--dagger`."""
+    .../<world>_play for `--play`, and likewise _reach, _exchange, and _correction for `--dagger`."""
     tasks: str = "all"
     """Task indices: `all`, `0,3,5` or `0-4`."""
     demos: int = 50
@@ -57,6 +67,9 @@ class CollectArgs:
     wide: bool = False
     """LIBERO: spread the objects over the whole reachable table instead of the official regions; what the instruction
     tells by its place, as one of two bowls, stays there."""
+    exchange: bool = False
+    """LIBERO: instead of the task what it becomes when its object, or its drawer, is exchanged for another of the scene
+    ("put the wine bottle on the stove"); goals of LIBERO-PRO's are left out."""
     play: bool = False
     """LIBERO: unlabelled noisy interaction instead of the task, for `data.sources`."""
     reaches: ReachKind | None = None
@@ -143,6 +156,7 @@ def _libero_recipe(args: CollectArgs) -> Recipe:
     """
     require("collect", "sim")
     from statevla.worlds.libero.episodes import CollectSettings
+    from statevla.worlds.libero.exchange import check_exchangeable
     from statevla.worlds.libero.tasks import parse_task_indices
 
     noise = LIBERO_NOISE if args.noise is None else args.noise
@@ -154,6 +168,10 @@ def _libero_recipe(args: CollectArgs) -> Recipe:
         raise UserError("--reaches: lack frames, which LeRobotDataset cannot say; leave out --format")
     if args.dagger is not None and (args.play or args.reaches):
         raise UserError("--dagger: corrects demonstrations; collect play and reaches into folders of their own")
+    if args.exchange and (args.play or args.reaches or args.dagger is not None):
+        raise UserError("--exchange: changes demonstrations; collect play, reaches and corrections without it")
+    if args.exchange:
+        check_exchangeable(args.world, parse_task_indices(args.world, args.tasks))
     if args.frame_stride < 1 or (args.frame_stride > 1 and (args.reaches or args.dagger is not None)):
         raise UserError(
             f"--frame-stride: expected at least 1, and 1 with --reaches and --dagger, which choose their frames, got "
@@ -182,6 +200,7 @@ def _libero_recipe(args: CollectArgs) -> Recipe:
         args.image_size,
         args.rendering or "fast",
         args.frame_stride,
+        args.exchange,
     )
     if args.dagger is None:
         return settings

@@ -19,6 +19,8 @@ from statevla.worlds.libero.tasks import TaskSpec
 
 FIXTURES_ATTRIBUTE = "fixture_poses"
 HIDDEN_ATTRIBUTE = "hidden_state"
+GOAL_ATTRIBUTE = "goal"
+"""Of an episode whose goal is not its file's task's: predicates, as JSON."""
 
 
 def file_attributes(task: TaskSpec, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,13 @@ from statevla.robots import LIBERO
 from statevla.types import ReachKind, Rendering
 from statevla.worlds.backend import check
 from statevla.worlds.demo_file import INDEX_ATTRIBUTE, EpisodeRecord
-from statevla.worlds.libero.demo_file import FIXTURES_ATTRIBUTE, HIDDEN_ATTRIBUTE, file_attributes
+from statevla.worlds.libero.demo_file import (
+    FIXTURES_ATTRIBUTE,
+    GOAL_ATTRIBUTE,
+    HIDDEN_ATTRIBUTE,
+    file_attributes,
+)
+from statevla.worlds.libero.exchange import exchanged_goals
 from statevla.worlds.libero.placement import wide_init_state
 from statevla.worlds.libero.play import PLAY_INSTRUCTION
 from statevla.worlds.libero.reach import afforded_tasks, run_reach
@@ -46,6 +52,7 @@ class CollectSettings:
         image_size: of the frames (pixels).
         rendering: how frames are drawn.
         frame_stride: of demonstrations and play, frames at every so many control steps alone, from the first on.
+        exchange: goals that the task becomes by an exchange; see `statevla.worlds.libero.exchange`.
     """
 
     suite: str
@@ -58,10 +65,13 @@ class CollectSettings:
     image_size: int = 128
     rendering: Rendering = "fast"
     frame_stride: int = 1
+    exchange: bool = False
 
     @property
     def kind(self) -> str:
         """How files of such episodes end: `<task>_<kind>.hdf5`."""
+        if self.exchange:
+            return "exchange"
         return "play" if self.play else "reach" if self.reaches else "demo"
 
     @property
@@ -118,9 +128,17 @@ def run_episode(simulation: Simulation, settings: CollectSettings, index: int) -
     if settings.play:
         rollout = run_play(simulation, rng, settings.noise)
         return Episode(rollout, PLAY_INSTRUCTION, _every(settings.frame_stride, len(rollout)), len(rollout) > 0)
-    rollout = run_expert(simulation, rng, settings.noise, int(task.max_steps * STEPS_BEYOND_LIMIT))
+    goals = exchanged_goals(task) if settings.exchange else ()
+    goal = goals[rng.integers(len(goals))] if goals else None
+    if goal is not None:
+        simulation.pursue(goal.predicates)
+    try:
+        rollout = run_expert(simulation, rng, settings.noise, int(task.max_steps * STEPS_BEYOND_LIMIT))
+    finally:
+        simulation.pursue(task.goal)
     seen = _every(settings.frame_stride, len(rollout))
-    return Episode(rollout, task.instruction, seen, rollout.success and len(rollout) > 0)
+    instruction = task.instruction if goal is None else goal.instruction
+    return Episode(rollout, instruction, seen, rollout.success and len(rollout) > 0, goal and goal.predicates)
 
 
 def draw_start(simulation: Simulation, settings: CollectSettings, seed: int) -> None:
@@ -186,4 +204,6 @@ def record_episode(simulation: Simulation, episode: Episode, settings: CollectSe
         INDEX_ATTRIBUTE: index,
         "settings": json.dumps(settings.as_dict()),
     }
+    if episode.goal is not None:
+        attributes[GOAL_ATTRIBUTE] = json.dumps(episode.goal)
     return EpisodeRecord(datasets, attributes, simulation.object_names)

@@ -6,6 +6,7 @@ hold positions and velocities, and the poses of fixtures inside `model_file`; th
 
 from __future__ import annotations
 
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import numpy as np
 from statevla.data.libero import list_files, open_hdf5
 from statevla.errors import UserError
 from statevla.worlds.demo_file import SETTINGS_ATTRIBUTE, stored_settings
-from statevla.worlds.libero.demo_file import FIXTURES_ATTRIBUTE, HIDDEN_ATTRIBUTE
+from statevla.worlds.libero.demo_file import FIXTURES_ATTRIBUTE, GOAL_ATTRIBUTE, HIDDEN_ATTRIBUTE
 from statevla.worlds.libero.simulation import Simulation, Snapshot
 from statevla.worlds.libero.tasks import TaskSpec, suite_tasks
 
@@ -33,7 +34,7 @@ class ReplayResult:
     Attributes:
         file: the file's name.
         demo: the episode's group.
-        success: whether the task's goal held at some time.
+        success: whether the episode's goal held at some time.
         deviation: largest difference of any joint angle or object coordinate from the recorded states (rad or m).
     """
 
@@ -85,7 +86,7 @@ def task_of_file(file: Path, data: h5py.Group, suite: str | None) -> TaskSpec:
         if SETTINGS_ATTRIBUTE not in data.attrs:
             raise UserError(f"data {file}: does not say its suite; pass --suite, such as --suite libero_object")
         suite = str(stored_settings(file)["suite"])
-    name = re.sub(r"_(demo|play|reach|correction)$", "", file.stem)
+    name = re.sub(r"_(demo|play|reach|exchange|correction)$", "", file.stem)
     found = next((task for task in suite_tasks(suite) if task.name == name), None)
     if found is None:
         raise UserError(f"data {file}: suite '{suite}' has no task '{name}'; pass the --suite that it belongs to")
@@ -96,6 +97,7 @@ def _replay_demo(simulation: Simulation, file: str, demo: h5py.Group) -> ReplayR
     actions = np.asarray(demo["executed_actions" if "executed_actions" in demo else "actions"], dtype=np.float64)
     states = np.asarray(demo["states"], dtype=np.float64)
     start_episode(simulation, demo, states)
+    simulation.pursue(json.loads(demo.attrs.get(GOAL_ATTRIBUTE, "null")) or simulation.task.goal)
     success, deviation = False, 0.0
     for step, action in enumerate(actions):
         deviation = max(deviation, _deviation(simulation, states[step]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,12 +47,14 @@ class Episode:
         instruction: the task in words.
         seen_steps: control steps to draw frames at; None for all.
         is_kept: whether it is worth keeping: a demonstration has to succeed.
+        goal: predicates of its goal where that is none of the suite's tasks' for this scene.
     """
 
     rollout: Rollout
     instruction: str
     seen_steps: tuple[int, ...] | None
     is_kept: bool
+    goal: Sequence[Sequence[str]] | None = None
 
 
 def run_expert(
