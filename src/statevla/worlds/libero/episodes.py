@@ -138,7 +138,9 @@ def run_episode(simulation: Simulation, settings: CollectSettings, index: int) -
         simulation.pursue(task.goal)
     seen = _every(settings.frame_stride, len(rollout))
     instruction = task.instruction if goal is None else goal.instruction
-    return Episode(rollout, instruction, seen, rollout.success and len(rollout) > 0, goal and goal.predicates)
+    return Episode(
+        rollout, instruction, seen, rollout.success and len(rollout) > 0, None if goal is None else goal.predicates
+    )
 
 
 def draw_start(simulation: Simulation, settings: CollectSettings, seed: int) -> None:

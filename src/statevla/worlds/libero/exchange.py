@@ -8,6 +8,7 @@ The goals of LIBERO-PRO's `_task` suites, which ask for the same, are left out: 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -53,7 +54,7 @@ def exchanged_goals(task: TaskSpec) -> tuple[Goal, ...]:
     return tuple(goal for predicates, goal in found.items() if predicates not in known)
 
 
-def check_exchangeable(suite: str, indices: tuple[int, ...]) -> None:
+def check_exchangeable(suite: str, indices: Sequence[int]) -> None:
     """Whether all of some tasks have goals by exchange.
 
     Raises:
