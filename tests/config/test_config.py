@@ -67,6 +67,8 @@ def test_overrides() -> None:
         ("model.embed_dmi=3", "unknown key 'model.embed_dmi'; did you mean 'model.embed_dim'?"),
         ("trainig.seed=1", "did you mean 'training'?"),
         ("model.stem.patch_sze=8", "did you mean 'model.stem.patch_size'?"),
+        ("model.stem.channels=[8]", "unknown key 'model.stem.channels' where kind is 'patch'"),
+        ("model.stem={kind: conv, patch_size: 8}", "unknown key 'model.stem.patch_size' where kind is 'conv'"),
         ("model.embed_dim=-1", "model.embed_dim: input should be greater than or equal to 1, got -1"),
         ("data.train_split=2", "data.train_split"),
         ("model.cameras=[]", "model.cameras: expected at least one, or auto"),
@@ -87,6 +89,25 @@ def test_bad_keys_and_values_give_one_clear_line(override: str, message: str, tm
         load_config(file, [override])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("stem", "expected"),
+    [
+        ("{kind: patch, patch_size: 8}", {"kind": "patch", "patch_size": 8}),
+        ("{kind: conv, keypoints: 4}", {"kind": "conv", "channels": [8, 192], "strides": [4, 8], "keypoints": 4}),
+        ("{strides: [8, 4]}", {"kind": "conv", "channels": [8, 192], "strides": [8, 4], "keypoints": 2}),
+    ],
+)
+def test_a_section_of_another_kind_takes_nothing_from_its_base(
+    stem: str, expected: dict[str, object], tmp_path: Path
+) -> None:
+    below = "model: {embed_dim: 192, stem: {kind: conv, channels: [8, 192], strides: [4, 8], keypoints: 2}}"
+    (tmp_path / "below.yaml").write_text(below)
+    (tmp_path / "above.yaml").write_text(f"base: below.yaml\nmodel: {{stem: {stem}}}")
+    config = load_config(tmp_path / "above.yaml")
+    assert config.model.embed_dim == 192
+    assert expected.items() <= config.model.stem.model_dump().items()
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [", "\x00"])

@@ -69,11 +69,15 @@ def _read_tree(file: Path, above: tuple[Path, ...]) -> Any:
     return _merged(_read_tree(below, (*above, file)), tree)
 
 
-def _merged(below: Any, above: Any) -> Any:
-    """`above` on top of `below`: sections key by key, everything else whole."""
+def _merged(below: Any, above: Any, section: str = "") -> Any:
+    """`above` on top of `below`: sections key by key, everything else whole; so a section of another kind."""
     if not isinstance(below, dict) or not isinstance(above, dict):
         return above
-    return below | {key: _merged(below.get(key), value) for key, value in above.items()}
+    kinds = _kinds_at(section)
+    if kinds and "kind" in above and above["kind"] != below.get("kind", kinds[0]):
+        return above
+    keys = {name: f"{section}.{name}".removeprefix(".") for name in above}
+    return below | {name: _merged(below.get(name), value, keys[name]) for name, value in above.items()}
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
@@ -111,6 +115,12 @@ def _sections_at(key: str) -> list[type[BaseModel]]:
     return sections
 
 
+def _kinds_at(key: str) -> list[str]:
+    """The kinds of section that may stand at a dotted key, the usual one first; none where one section may."""
+    sections = _sections_at(key)
+    return [section.model_fields["kind"].default for section in sections] if len(sections) > 1 else []
+
+
 def _is_text(annotation: Any) -> bool:
     arguments = get_args(annotation)
     if get_origin(annotation) is Annotated:
@@ -127,10 +137,18 @@ def _first_problem(error: ValidationError) -> str:
     problems = error.errors()
     # An unknown key says more than what follows from it.
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    location = [str(part) for part in problem["loc"] if part not in ("patch", "conv")]
+    location: list[str] = []
+    kind = None
+    for part in map(str, problem["loc"]):
+        if part in _kinds_at(".".join(location)):
+            kind = part
+        else:
+            location.append(part)
     key = ".".join(location)
     rest = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if problem["type"] == "extra_forbidden":
+        if key in all_keys():
+            return f"unknown key '{key}' where kind is '{kind}'; leave it out, or give the kind that has it{rest}"
         near = _nearest_key(location)
         return f"unknown key '{key}'; did you mean '{near}'?{rest}"
     message = str(problem["msg"]).removeprefix("Value error, ")

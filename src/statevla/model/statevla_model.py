@@ -23,6 +23,7 @@ from statevla.model.jepa import (
     variance_loss,
     weighted,
 )
+from statevla.model.jepa.stem import ConvolutionalStem, PatchEmbedding
 from statevla.model.mamba.backends import resolve_backend
 from statevla.model.state_encoder import JepaStateEncoder
 from statevla.robots import LIBERO, RobotSpec
@@ -261,8 +262,8 @@ class StateVLA(nn.Module):
         """Evaluation mode; on a CPU, `encode` and `sample_actions` become one call each (`model/program/`).
 
         Parameters and state dict stay as they are. Training mode, gradients, a move and any change of the weights lead
-        back to the modules; so does a processor or scan backend for which there are no programs, and a module of
-        another library (LoRA's adapters).
+        back to the modules; so does a processor, scan backend or stem for which there are no programs, and a module
+        of another library (LoRA's adapters).
 
         Args:
             precision: `bf16` or `fp32`, of the stacks' products.
@@ -272,7 +273,10 @@ class StateVLA(nn.Module):
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         device = next(self.parameters()).device.type
         is_own = all(type(module).__module__.startswith(("torch.", "statevla.")) for module in self.modules())
-        if is_own and resolve_backend(self.config.model.mamba.scan_backend, device, torch.float32) == "numba":
+        stems = self.state_encoder.tokenizer.stems
+        is_known = all(isinstance(stem, ConvolutionalStem | PatchEmbedding) for stem in stems)
+        scan = self.config.model.mamba.scan_backend
+        if is_own and is_known and resolve_backend(scan, device, torch.float32) == "numba":
             from statevla.model.program import ActingPrograms, multiplies
 
             parts = (self.state_encoder, self.policy, self.gripper)

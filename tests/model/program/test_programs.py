@@ -161,6 +161,27 @@ def test_dropped_when_weights_may_have_changed(change: str) -> None:
             assert not torch.allclose(found, before)
 
 
+@torch.inference_mode()
+def test_a_stem_without_a_program_acts_by_its_modules() -> None:
+    class Averages(nn.Module):
+        __module__ = "statevla.model.jepa.stem"  # one more stem there, as CONTRIBUTING.md says
+
+        def __init__(self, dim: int) -> None:
+            super().__init__()
+            self.map = nn.Conv2d(3, dim, 1)
+
+        def forward(self, images: Tensor, language: Tensor) -> tuple[Tensor, None]:
+            return self.map(nn.functional.avg_pool2d(images, 16)), None
+
+    model = build()
+    model.state_encoder.tokenizer.stems = nn.ModuleList(Averages(40) for _ in model.config.model.cameras)
+    observation = random_input(model, 2)
+    z = model.encode(observation)
+    model.prepare_for_inference("fp32")
+    assert not model.is_prepared
+    assert torch.equal(model.encode(observation), z)
+
+
 def test_copies_have_programs_of_their_own() -> None:
     model = build().prepare_for_inference("fp32")
     twin = copy.deepcopy(model)
