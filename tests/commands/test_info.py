@@ -32,6 +32,7 @@ def test_the_specs_configuration_and_robot(capsys: pytest.CaptureFixture[str]) -
         "gripper gripper: binary, -1 (off) or 1 (on), gripper",
         "finger_positions left, right (m): gripper opening",
         "[B, 9] joint_positions (7), finger_positions (2)",
+        "[lang(1)] [robot(1)] [agentview(196)]",
         "[B, 10, 7]",
     ):
         assert part in text

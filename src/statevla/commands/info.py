@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from statevla.checkpoints.checkpoint import read_config, read_robot, resolve_checkpoint
@@ -76,7 +75,7 @@ def robot_table(robot: RobotSpec) -> Table:
     }
     for what, rows in parts.items():
         for number, (name, text) in enumerate(rows):
-            table.add_row("" if number else what, name, escape(text))
+            table.add_row("" if number else what, name, text)
         table.add_section()
     return table
 
@@ -102,7 +101,7 @@ def _shapes(config: Config, robot: RobotSpec) -> Table:
     table.add_row("images", f"[B, {len(model.cameras)}, 3, {model.image_size}, {model.image_size}]")
     table.add_row("robot state", f"[B, {model.robot_state_dim}] {robot.describe_state()}")
     table.add_row("language", f"[B, {model.language_dim}]")
-    table.add_row("token order", f"[lang(1)] [robot(1)] {cameras} [CLS(1)]".replace("[", r"\["))
+    table.add_row("token order", f"[lang(1)] [robot(1)] {cameras} [CLS(1)]")
     table.add_row("tokens", f"[B, {model.num_tokens}, {model.embed_dim}]")
     table.add_row("z", f"[B, {model.state_dim}]")
     table.add_row("actions", f"[B, {model.action_seq_len}, {model.action_dim}]")

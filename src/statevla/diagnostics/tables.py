@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from rich.markup import escape
 from rich.table import Table
 
 from statevla.checkpoints.comparisons import binary_lines, format_number, names_with_units
@@ -61,7 +60,7 @@ def _action_table(actions: dict[str, Any], where: str) -> Table:
     for column in rows.columns:
         table.add_column(column)
     for name, values in rows.numbers:
-        table.add_row(escape(name), *map(format_number, values))
+        table.add_row(name, *map(format_number, values))
     table.add_section()
     for name, values in rows.totals:
         table.add_row(name, *map(format_number, values))
