@@ -56,6 +56,7 @@ class Data(_Entry):
     wide: bool = False
     play: bool = False
     exchange: bool = False
+    recolor: bool = False
     reaches: ReachKind | None = None
     reach_tasks: str | None = None
     frame_stride: int = 1
@@ -315,7 +316,7 @@ def collection(known: Experiments, data: Data, name: str, image_size: int, worke
     words = ["--out", str(folder), "--world", data.suite, "--tasks", data.tasks, "--demos", str(data.demos)]
     words += ["--image-size", str(image_size)]
     words += [*(["--wide"] if data.wide else []), *(["--play"] if data.play else [])]
-    words += ["--exchange"] if data.exchange else []
+    words += [*(["--exchange"] if data.exchange else []), *(["--recolor"] if data.recolor else [])]
     words += ["--reaches", data.reaches] if data.reaches else []
     words += ["--reach-tasks", data.reach_tasks] if data.reach_tasks else []
     words += ["--frame-stride", str(data.frame_stride)] if data.frame_stride > 1 else []

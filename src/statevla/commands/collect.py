@@ -70,6 +70,8 @@ class CollectArgs:
     exchange: bool = False
     """LIBERO: instead of the task what it becomes when its object, or its drawer, is exchanged for another of the scene
     ("put the wine bottle on the stove"); goals of LIBERO-PRO's are left out."""
+    recolor: bool = False
+    """LIBERO: draw half of the objects and fixtures in another colour, other ones in each episode."""
     play: bool = False
     """LIBERO: unlabelled noisy interaction instead of the task, for `data.sources`."""
     reaches: ReachKind | None = None
@@ -201,6 +203,7 @@ def _libero_recipe(args: CollectArgs) -> Recipe:
         args.rendering or "fast",
         args.frame_stride,
         args.exchange,
+        args.recolor,
     )
     if args.dagger is None:
         return settings

@@ -7,7 +7,6 @@ goal. Where the policy goes wrong there is most to learn: an episode in which it
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -24,6 +23,7 @@ from statevla.worlds.libero.episodes import (
     STEPS_BEYOND_LIMIT,
     CollectSettings,
     draw_start,
+    generator,
     record_episode,
 )
 from statevla.worlds.libero.reach import SEEN_STEPS
@@ -115,7 +115,7 @@ class CorrectionMaker:
     def record(self, index: int) -> EpisodeRecord | None:
         """Correction number `index`, or None where the expert fails too."""
         simulation, settings, task = self._world.simulation, self._settings, self._task
-        rng = np.random.default_rng([settings.seed, zlib.crc32(f"{task.suite}/{task.name}".encode()), index, 0xDA66E5])
+        rng = generator(settings, task, index, 0xDA66E5)
         for _ in range(MAX_TRIES):
             visited, success = self._act(int(rng.integers(2**31)))
             if not success:

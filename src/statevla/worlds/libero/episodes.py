@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,12 +28,14 @@ from statevla.worlds.libero.exchange import exchanged_goals
 from statevla.worlds.libero.placement import wide_init_state
 from statevla.worlds.libero.play import PLAY_INSTRUCTION
 from statevla.worlds.libero.reach import afforded_tasks, run_reach
+from statevla.worlds.libero.recolor import recolored
 from statevla.worlds.libero.rollout import Episode, run_expert, run_play
 from statevla.worlds.libero.simulation import Simulation
 from statevla.worlds.libero.tasks import TaskSpec, find_task, parse_task_indices, suite_tasks
 
 START_POSTURE_NOISE = 0.02
 """Standard deviation (rad) of the arm's joints at the start, as in LIBERO's demonstrations."""
+_COLOURS = 0xC0104
 STEPS_BEYOND_LIMIT = 1.3
 """Demonstrations may take a little longer than a policy may."""
 
@@ -53,6 +56,7 @@ class CollectSettings:
         rendering: how frames are drawn.
         frame_stride: of demonstrations and play, frames at every so many control steps alone, from the first on.
         exchange: goals that the task becomes by an exchange; see `statevla.worlds.libero.exchange`.
+        recolor: half of the things drawn in another colour; see `statevla.worlds.libero.recolor`.
     """
 
     suite: str
@@ -66,6 +70,7 @@ class CollectSettings:
     rendering: Rendering = "fast"
     frame_stride: int = 1
     exchange: bool = False
+    recolor: bool = False
 
     @property
     def kind(self) -> str:
@@ -120,7 +125,7 @@ def make_simulation(task: TaskSpec, rendering: Rendering = "fast") -> Simulation
 def run_episode(simulation: Simulation, settings: CollectSettings, index: int) -> Episode:
     """The physics of episode number `index`."""
     task = simulation.task
-    rng = np.random.default_rng([settings.seed, zlib.crc32(f"{task.suite}/{task.name}".encode()), index])
+    rng = generator(settings, task, index)
     draw_start(simulation, settings, int(rng.integers(2**31)))
     if settings.reaches:
         among = parse_task_indices(settings.suite, settings.reach_tasks)
@@ -143,6 +148,11 @@ def run_episode(simulation: Simulation, settings: CollectSettings, index: int) -
     )
 
 
+def generator(settings: CollectSettings, task: TaskSpec, index: int, *purpose: int) -> np.random.Generator:
+    """What draws episode number `index`, or a part of it that its other draws must not depend on."""
+    return np.random.default_rng([settings.seed, zlib.crc32(f"{task.suite}/{task.name}".encode()), index, *purpose])
+
+
 def draw_start(simulation: Simulation, settings: CollectSettings, seed: int) -> None:
     """Draw where things stand: a pure function of task, settings and seed."""
     simulation.reset(seed, wide_init_state(simulation, seed) if settings.wide else None)
@@ -163,30 +173,13 @@ def record_episode(simulation: Simulation, episode: Episode, settings: CollectSe
     """
     rollout = episode.rollout
     simulation.restore(rollout.start)
-    columns: dict[str, list[np.ndarray]] = {}
-
-    def add(name: str, value: np.ndarray) -> None:
-        columns.setdefault(name, []).append(value)
-
     is_seen = np.full(len(rollout), episode.seen_steps is None)
     is_seen[list(episode.seen_steps or ())] = True
-    for state, seen in zip(rollout.states, is_seen):
-        simulation.set_state(state)
-        position, axis_angle = simulation.ee_position(), simulation.ee_axis_angle()
-        fingers = simulation.finger_positions()
-        for camera in LIBERO.camera_names if seen else ():
-            upright = simulation.render(camera, settings.image_size)
-            add(f"obs/{camera}_rgb", upright[::-1])  # stored upside down, as the official files
-        add("obs/ee_pos", position)
-        add("obs/ee_ori", axis_angle)
-        add("obs/ee_states", np.concatenate([position, axis_angle]))
-        add("obs/gripper_states", fingers)
-        add("obs/joint_states", simulation.joint_positions())
-        add("obs/object_states", simulation.object_states())
-        add("robot_states", np.concatenate([fingers, position, simulation.ee_quaternion()]))
+    looks = recolored(simulation, generator(settings, simulation.task, index, _COLOURS))
+    with looks if settings.recolor else nullcontext():
+        datasets = _seen_in(simulation, rollout.states, is_seen, settings.image_size)
     finished = np.zeros(len(rollout), np.uint8)
     finished[-1] = rollout.success and not settings.reaches
-    datasets = {name: np.stack(rows) for name, rows in columns.items()}
     datasets |= {
         "actions": rollout.actions,
         "executed_actions": rollout.executed_actions,
@@ -209,3 +202,27 @@ def record_episode(simulation: Simulation, episode: Episode, settings: CollectSe
     if episode.goal is not None:
         attributes[GOAL_ATTRIBUTE] = json.dumps(episode.goal)
     return EpisodeRecord(datasets, attributes, simulation.object_names)
+
+
+def _seen_in(simulation: Simulation, states: np.ndarray, is_seen: np.ndarray, image_size: int) -> dict[str, np.ndarray]:
+    """What a policy could have seen in each state, pictures of those that `is_seen` `[T]` alone."""
+    columns: dict[str, list[np.ndarray]] = {}
+
+    def add(name: str, value: np.ndarray) -> None:
+        columns.setdefault(name, []).append(value)
+
+    for state, seen in zip(states, is_seen):
+        simulation.set_state(state)
+        position, axis_angle = simulation.ee_position(), simulation.ee_axis_angle()
+        fingers = simulation.finger_positions()
+        for camera in LIBERO.camera_names if seen else ():
+            upright = simulation.render(camera, image_size)
+            add(f"obs/{camera}_rgb", upright[::-1])  # stored upside down, as the official files
+        add("obs/ee_pos", position)
+        add("obs/ee_ori", axis_angle)
+        add("obs/ee_states", np.concatenate([position, axis_angle]))
+        add("obs/gripper_states", fingers)
+        add("obs/joint_states", simulation.joint_positions())
+        add("obs/object_states", simulation.object_states())
+        add("robot_states", np.concatenate([fingers, position, simulation.ee_quaternion()]))
+    return {name: np.stack(rows) for name, rows in columns.items()}
