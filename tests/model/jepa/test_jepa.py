@@ -12,6 +12,7 @@ from statevla.config import JepaLossConfig, load_config
 from statevla.errors import UserError
 from statevla.model.jepa import (
     Encoder,
+    JepaLosses,
     TemporalPredictor,
     Tokenizer,
     covariance_loss,
@@ -276,13 +277,12 @@ def collapse_std(config: JepaLossConfig) -> float:
         z = encoder(state)
         prediction = predictor(z, action)
         # The gradient flows into both sides: without a regulariser the trivial solution is an attractor.
-        losses = weighted(
-            config,
-            prediction=prediction_loss([prediction.unsqueeze(1)], encoder(following).unsqueeze(1)),
-            variance=variance_loss(z),
-            covariance=covariance_loss(z),
-            **dict.fromkeys(("sigreg", "inverse_dynamics", "keyframe"), torch.zeros(())),
-        )
+        terms = dict.fromkeys(JepaLosses._fields[1:], torch.zeros(())) | {
+            "prediction": prediction_loss([prediction.unsqueeze(1)], encoder(following).unsqueeze(1)),
+            "variance": variance_loss(z),
+            "covariance": covariance_loss(z),
+        }
+        losses = weighted(config, **terms)
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
