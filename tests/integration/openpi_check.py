@@ -19,29 +19,31 @@ sys.path.insert(0, str(HERE.parent / "serving"))
 from tiny_server import HORIZON, INSTRUCTIONS, save_tiny_checkpoint  # noqa: E402
 
 from statevla.acting.policy import StateVLAPolicy  # noqa: E402
-from statevla.robots import ALOHA, DROID, LIBERO_HAND, RobotSpec  # noqa: E402
+from statevla.robots import ALOHA, DROID, LIBERO_EITHER, LIBERO_HAND, RobotSpec  # noqa: E402
 from statevla.types import Observation  # noqa: E402
 
 NUM_STEPS = 5
 KEY = "a-key-for-this-check-only"
-CASES = {
-    "libero": (LIBERO_HAND, "hand_position (3), hand_orientation (3), finger_positions (2)"),
-    "droid": (DROID, "joint_position"),
-    "aloha": (ALOHA, "left_arm (6), left_gripper (1), right_arm (6), right_gripper (1)"),
-}
-"""Example of openpi's → the policy's robot, and how a refusal describes the state."""
+HAND = "hand_position (3), hand_orientation (3), finger_positions (2)"
+CASES = (
+    ("libero", LIBERO_HAND, LIBERO_HAND, HAND),
+    ("libero", LIBERO_EITHER, LIBERO_HAND, HAND),
+    ("droid", DROID, DROID, "joint_position"),
+    ("aloha", ALOHA, ALOHA, "left_arm (6), left_gripper (1), right_arm (6), right_gripper (1)"),
+)
+"""Example of openpi's, the policy's robot, the one whose state is sent, and how a refusal describes it."""
 
 
 def main() -> None:
-    for case, (robot, words) in CASES.items():
+    for case, robot, sent, words in CASES:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             checkpoint = save_tiny_checkpoint(folder / "run", robot)
-            inputs = write_inputs(folder / "inputs.npz", robot)
+            inputs = write_inputs(folder / "inputs.npz", sent)
             (folder / "key").touch(mode=0o600)
             (folder / "key").write_text(KEY)
             query(sys.argv[1], case, checkpoint, folder)
-            check(np.load(folder / "answers.npz"), inputs, checkpoint, robot, words)
+            check(np.load(folder / "answers.npz"), inputs, checkpoint, sent, words)
     print("openpi-client, LIBERO, DROID and ALOHA: metadata, chunks, single actions, refusal and API key as expected")
 
 
@@ -77,13 +79,14 @@ def query(python: str, case: str, checkpoint: Path, folder: Path) -> None:
 
 
 def check(
-    answers: np.lib.npyio.NpzFile, inputs: dict[str, np.ndarray], checkpoint: Path, robot: RobotSpec, words: str
+    answers: np.lib.npyio.NpzFile, inputs: dict[str, np.ndarray], checkpoint: Path, sent: RobotSpec, words: str
 ) -> None:
     policy = StateVLAPolicy.from_pretrained(checkpoint)
+    robot = policy.robot
 
     def expected(step: int) -> np.ndarray:
         images = {camera: frames[step] for camera, frames in zip(robot.camera_names, inputs["frames"])}
-        state = robot.named_state(inputs["state"][step].astype(np.float32), "inputs")
+        state = sent.named_state(inputs["state"][step].astype(np.float32), "inputs")
         return policy.act_chunk(Observation(images, state, INSTRUCTIONS[0])).actions
 
     assert str(answers["model"]) == "run"

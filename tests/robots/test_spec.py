@@ -12,7 +12,16 @@ import pytest
 import yaml
 
 from statevla.errors import UserError
-from statevla.robots import KNOWN_ROBOTS, LIBERO, LIBERO_EITHER, LIBERO_HAND, RobotSpec, load_robot, save_robot
+from statevla.robots import (
+    KNOWN_ROBOTS,
+    LIBERO,
+    LIBERO_EITHER,
+    LIBERO_HAND,
+    RobotSpec,
+    StateField,
+    load_robot,
+    save_robot,
+)
 
 ARM: dict[str, Any] = {
     "name": "my_arm",
@@ -266,3 +275,35 @@ def test_one_of_several_ways_of_saying_the_state_is_enough() -> None:
         LIBERO_EITHER.way_masks(), [[1] * 15, [1] * 7 + [0] * 6 + [1] * 2, [0] * 7 + [1] * 6 + [1] * 2]
     )
     assert RobotSpec.from_dict(json.loads(json.dumps(LIBERO_EITHER.to_dict())), "test") == LIBERO_EITHER
+
+
+def test_a_flat_state_may_be_of_one_way_alone() -> None:
+    joints, hand, turn, fingers = range(7), range(10, 13), range(20, 23), range(30, 32)
+    for sent, fields in (
+        ([*joints, *fingers], {"joint_positions": joints, "finger_positions": fingers}),
+        ([*hand, *turn, *fingers], {"hand_position": hand, "hand_orientation": turn, "finger_positions": fingers}),
+        (
+            [*joints, *hand, *turn, *fingers],
+            {"joint_positions": joints, "hand_position": hand, "hand_orientation": turn, "finger_positions": fingers},
+        ),
+    ):
+        named = LIBERO_EITHER.named_state(np.array([sent, sent]), "test")
+        assert {name: values.tolist() for name, values in named.items()} == {
+            name: [list(values)] * 2 for name, values in fields.items()
+        }
+    expected = (
+        r"test: robot 'libero_either' has 15 state numbers \(joint_.*\), or 9 state numbers \(joint_positions \(7\), "
+        r"finger_positions \(2\)\), or 8 state numbers \(hand_position \(3\), .*\), got shape \[7\]; send these"
+    )
+    with pytest.raises(UserError, match=expected):
+        LIBERO_EITHER.named_state(np.zeros(7), "test")
+
+
+def test_ways_of_one_length_are_told_by_name_alone() -> None:
+    """Seven numbers could be the joints, or where the hand is and how it is turned."""
+    quaternion = StateField(name="hand_orientation", dims=("x", "y", "z", "w"))
+    state = tuple(quaternion if field.name == quaternion.name else field for field in LIBERO_EITHER.state)
+    robot = LIBERO_EITHER.model_copy(update={"state": state})
+    assert list(robot.flat_states()) == [16]
+    with pytest.raises(UserError, match=r"has 16 state numbers \(.*\), got shape \[9\]; send these"):
+        robot.named_state(np.zeros(9), "test")

@@ -10,7 +10,7 @@ import pytest
 from tiny_server import INSTRUCTIONS, save_tiny_checkpoint
 
 from statevla.acting.policy import StateVLAPolicy
-from statevla.robots import LIBERO, LIBERO_HAND, RobotSpec
+from statevla.robots import LIBERO, LIBERO_EITHER, LIBERO_HAND, RobotSpec
 from statevla.types import Observation
 
 
@@ -24,6 +24,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hand_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained (so it says) on poses of the hand, as openpi's LIBERO script sends them."""
     return save_tiny_checkpoint(tmp_path_factory.mktemp("hand"), LIBERO_HAND)
+
+
+@pytest.fixture(scope="session")
+def either_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained (so it says) on either."""
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("either"), LIBERO_EITHER)
 
 
 @pytest.fixture

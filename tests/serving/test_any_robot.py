@@ -11,7 +11,7 @@ import pytest
 from tiny_server import HORIZON, save_tiny_checkpoint, serving, tiny_statistics
 
 from statevla.acting.policy import StateVLAPolicy
-from statevla.robots import ActionGroup, Camera, RobotSpec, StateField
+from statevla.robots import LIBERO, LIBERO_EITHER, LIBERO_HAND, ActionGroup, Camera, RobotSpec, StateField
 from statevla.types import Observation
 from statevla_client import PolicyClient, PolicyClientError
 from statevla_client.client import request_of
@@ -146,6 +146,34 @@ def test_unfit_observations_are_refused_in_one_line(tmp_path: Path, observe: Obs
                 assert "\n" not in str(caught.value)
             assert client.act_chunk(seen).actions.shape == (HORIZON, 6)
         assert server.metrics.errors == {"unfit": len(unfit)}
+
+
+def test_either_way_of_saying_the_state_is_served(either_checkpoint: Path, observe: Observe) -> None:
+    """openpi's eight numbers, the specification's nine, all of them; flat or by field; each is acted on as it is."""
+    served, local = (StateVLAPolicy.from_pretrained(either_checkpoint, sampling_temperature=0.0) for _ in range(2))
+    whole = observe(0, LIBERO_EITHER)
+    answers = []
+    with serving(served) as server, PolicyClient(port=server.port) as client:
+        for robot in (LIBERO, LIBERO_HAND, LIBERO_EITHER):
+            fields = {field.name: whole.robot_state[field.name] for field in robot.policy_fields}
+            seen = Observation(whole.images, fields, whole.instruction)
+            answers.append(local.act_chunk(seen).actions)
+            for request in (request_of(seen), flat_request(seen, robot)):
+                np.testing.assert_allclose(client.infer(request)["actions"], answers[-1], atol=1e-5)
+            if robot is LIBERO_HAND:
+                frames = [np.ascontiguousarray(image[:, ::-1]) for image in whole.images.values()]
+                openpis = dict(zip(("observation/image", "observation/wrist_image"), frames))
+                openpis |= {"observation/state": flat_request(seen, robot)["robot_state"], "prompt": seen.instruction}
+                np.testing.assert_allclose(client.infer(openpis)["actions"], answers[-1], atol=1e-5)
+        for one, other in ((0, 1), (1, 2), (0, 2)):
+            assert np.abs(answers[one] - answers[other]).max() > 1e-3
+        words = (
+            r"robot_state: expected 15 numbers \(.*\), or 9 numbers \(joint_positions \(7\), finger_positions \(2\)\), "
+            r"or 8 numbers \(hand_position \(3\), .*\), got shape \[7\]; send these"
+        )
+        with pytest.raises(PolicyClientError, match=words) as caught:
+            client.infer({**flat_request(whole, LIBERO_EITHER), "robot_state": np.zeros(7)})
+        assert "\n" not in str(caught.value)
 
 
 def test_openpis_libero_client_is_told_that_this_is_another_robot(tmp_path: Path) -> None:

@@ -36,10 +36,16 @@ def as_sent(observation: Observation) -> dict[str, Any]:
     }
 
 
-def test_the_harness_gets_the_policys_actions(hand_checkpoint: Any, observe: Callable[..., Observation]) -> None:
-    policy = load_policy(hand_checkpoint, execute_steps=3, sampling_temperature=0.0)
+@pytest.mark.parametrize("trained", ["hand_checkpoint", "either_checkpoint"])
+def test_the_harness_gets_the_policys_actions(
+    trained: str, request: pytest.FixtureRequest, observe: Callable[..., Observation]
+) -> None:
+    checkpoint = request.getfixturevalue(trained)
+    policy = load_policy(checkpoint, execute_steps=3, sampling_temperature=0.0)
     first, second = observe(0, LIBERO_HAND), observe(1, LIBERO_HAND)
     wanted = [*policy.act_chunk(first).actions[:3], *policy.act_chunk(second).actions[:3]]
+    elsewhere = Observation(first.images, {k: -v for k, v in first.robot_state.items()}, first.instruction)
+    assert not np.array_equal(policy.act_chunk(elsewhere).actions[:3], wanted[:3])  # the hand's pose matters
     answers: list[np.ndarray] = []
 
     async def run() -> None:

@@ -44,11 +44,15 @@ TINY = [
 ]
 
 
-def tiny_config(folder: Path) -> Config:
+SEVERAL_WAYS = ["model.robot_token_dropout=1", "model.policy.condition.robot_state=true"]
+"""For a robot whose state is said in several ways: its encoder sees none of it, its policy does."""
+
+
+def tiny_config(folder: Path, settings: list[str]) -> Config:
     embeddings = folder / "embeddings.npz"
     rng = np.random.default_rng(0)
     np.savez(embeddings, **{text: rng.normal(size=12).astype(np.float32) for text in INSTRUCTIONS})
-    return load_config("conf/config.yaml", [*TINY, f"language.encoder={embeddings}"])
+    return load_config("conf/config.yaml", [*TINY, *settings, f"language.encoder={embeddings}"])
 
 
 def tiny_statistics(robot: RobotSpec, relative_actions: tuple[str, ...] = ()) -> Statistics:
@@ -65,7 +69,7 @@ def save_tiny_checkpoint(folder: Path, robot: RobotSpec, relative_actions: tuple
     """A whole checkpoint, `<folder>/last`, of a model nobody trained."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    model = StateVLA(tiny_config(folder), robot)
+    model = StateVLA(tiny_config(folder, SEVERAL_WAYS if robot.state_ways else []), robot)
     language = LanguageInfo(model.config.language.encoder, 12, "")
     contents = Contents(
         model.state_dict(),

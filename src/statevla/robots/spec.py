@@ -148,18 +148,24 @@ class RobotSpec(Declaration):
                 mask[self.state_slices()[name]] = 0.0
         return masks
 
+    def flat_states(self) -> dict[int, RobotSpec]:
+        """Numbers in a flat state → the robot whose state these are: all that the policy sees, or one of the ways
+        (`state_ways`) alone. A way with as many numbers as another has to be said by name."""
+        every = [self, *(self.with_ways(way) for way in self.state_ways)]
+        sizes = [robot.state_dim for robot in every]
+        return {robot.state_dim: robot for robot in every if sizes.count(robot.state_dim) == 1}
+
     def named_state(self, values: np.ndarray, source: str) -> dict[str, np.ndarray]:
-        """The flat state that the policy sees, `[..., S]` → its fields by name.
+        """A flat state, `[..., S]` or, of one way alone, fewer (`flat_states`) → its fields by name.
 
         Raises:
             UserError: another number of values.
         """
-        if values.ndim < 1 or values.shape[-1] != self.state_dim:
-            raise UserError(
-                f"{source}: robot '{self.name}' has {self.state_dim} state numbers ({self.describe_state()}), got "
-                f"shape {list(values.shape)}; send these"
-            )
-        return {name: values[..., part] for name, part in self.state_slices().items()}
+        flat = self.flat_states()
+        if values.ndim < 1 or values.shape[-1] not in flat:
+            expected = ", or ".join(f"{size} state numbers ({by.describe_state()})" for size, by in flat.items())
+            raise UserError(f"{source}: robot '{self.name}' has {expected}, got shape {list(values.shape)}; send these")
+        return {name: values[..., part] for name, part in flat[values.shape[-1]].state_slices().items()}
 
     def with_state(self, fields: Iterable[StateField]) -> RobotSpec:
         """The same robot with these state fields; what named one that is not among them names none."""

@@ -151,7 +151,7 @@ def _read_foreign(
     for key, size in chosen.state.items():
         meaning = own.describe_state() if len(chosen.state) == 1 else key.rpartition("/")[2]
         value = np.reshape(flat[key], 1) if size == 1 and isinstance(flat[key], np.generic) else flat[key]
-        parts.append(_read_numbers(value, key, size, meaning))
+        parts.append(_read_numbers(value, key, {size: meaning}))
     state = own.named_state(np.concatenate(parts), chosen.name)
     if PROMPT not in flat and default_prompt is None:
         raise UserError(
@@ -235,25 +235,25 @@ def _read_own_state(message: Mapping[str, Any], fields: list[str], robot: RobotS
                 f"{key}: expected {field.size} numbers ({', '.join(field.dims)}), got none but {_names(fields)}; robot "
                 f"'{robot.name}' has {robot.describe_state()}, send all of them"
             )
-        state[field.name] = _read_numbers(message[key], key, field.size, ", ".join(field.dims))
+        state[field.name] = _read_numbers(message[key], key, {field.size: ", ".join(field.dims)})
     return state
 
 
 def _read_flat_state(value: Any, key: str, robot: RobotSpec) -> dict[str, np.ndarray]:
-    return robot.named_state(_read_numbers(value, key, robot.state_dim, robot.describe_state()), key)
+    meanings = {size: by.describe_state() for size, by in robot.flat_states().items()}
+    return robot.named_state(_read_numbers(value, key, meanings), key)
 
 
-def _read_numbers(value: Any, key: str, count: int, meaning: str) -> np.ndarray:
-    """Finite float32 `[count]`."""
+def _read_numbers(value: Any, key: str, meanings: Mapping[int, str]) -> np.ndarray:
+    """Finite float32, as many as one of `meanings` says what they are."""
+    expected = ", or ".join(f"{count} numbers ({meaning})" for count, meaning in meanings.items())
     if isinstance(value, list) and all(type(number) in (int, float) for number in value):
         value = np.array(value, np.float64)
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":
         got = value.dtype.name if isinstance(value, np.ndarray) else type(value).__name__
-        raise UserError(f"{key}: expected {count} numbers ({meaning}) as an array, got {got}")
-    if value.shape != (count,):
-        raise UserError(
-            f"{key}: expected {count} numbers ({meaning}), got shape {list(value.shape)}; send these, in this order"
-        )
+        raise UserError(f"{key}: expected {expected} as an array, got {got}")
+    if value.ndim != 1 or len(value) not in meanings:
+        raise UserError(f"{key}: expected {expected}, got shape {list(value.shape)}; send these, in this order")
     with np.errstate(over="ignore"):
         numbers = value.astype(np.float32)
     if not np.isfinite(numbers).all():

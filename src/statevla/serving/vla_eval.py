@@ -36,7 +36,7 @@ class HarnessServer(PredictModelServer):
     """Answers the harness's LIBERO.
 
     Args:
-        policy: of LIBERO's robot, seen by its hand's pose and fingers (`libero_hand`, 8 numbers).
+        policy: of LIBERO's robot, seen by its hand's pose and fingers (8 numbers): `libero_hand` or `libero_either`.
 
     Raises:
         UserError: the policy is another robot's, or sees another state, which the harness does not send.
