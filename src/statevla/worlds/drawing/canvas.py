@@ -3,15 +3,18 @@
 Whichever way a frame comes about, its pixels are those of `mjr_render` of the whole scene:
 
 - faces of meshes that leave no trace are left out (`visible_faces`);
-- what stands still before a camera that stands still is drawn once (`backdrop`), unless something can be seen through,
-  or reflects;
+- what stands still before a camera that stands still is drawn once (`backdrop`), unless something can be seen through;
 - what is fully transparent is not drawn.
+
+But for two things that cost a CPU as much as the frame and show little, if it is drawn `fast`. What all but cannot be
+seen is not. And what reflects shows to a still camera what stands still itself, to one that moves nothing.
 
 Scenes with shadows, and whatever else `cast` does not know of, are drawn whole.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import mujoco  # its backend has been chosen by whoever opened an OpenGL context
@@ -25,11 +28,12 @@ from statevla.worlds.drawing.drawn_model import model_to_draw, upright_frame
 from statevla.worlds.drawing.plane_grid import PlaneGrid
 from statevla.worlds.drawing.visible_faces import MeshFaces, View
 
-_SKYBOX = int(mujoco.mjtRndFlag.mjRND_SKYBOX)
+_SKYBOX, _REFLECTION = int(mujoco.mjtRndFlag.mjRND_SKYBOX), int(mujoco.mjtRndFlag.mjRND_REFLECTION)
 _BOX, _PLANE, _MESH = (int(getattr(mujoco.mjtGeom, f"mjGEOM_{kind}")) for kind in ("BOX", "PLANE", "MESH"))
 _GEOM = int(mujoco.mjtObj.mjOBJ_GEOM)
 _LARGE_GRID = 5000  # faces; a plane with fewer is drawn as it is
 _LARGE_SCENE = 30_000  # faces; with fewer, it takes longer to find those that are needed than to draw all
+_FAINTEST = 0.15  # of LIBERO's wine rack, a board of 0.1
 _LOOKS = (
     *("geom_rgba", "geom_group", "geom_matid", "site_rgba", "site_group", "site_matid"),
     *("mat_rgba", "mat_reflectance", "light_active", "light_castshadow"),
@@ -73,6 +77,7 @@ class Canvas:
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._cast: Cast | None = None
+        self._faintest = _FAINTEST if rendering == "fast" else 0.0
         self._looks = b""
         self._backdrops: dict[int, Backdrop] = {}
         self._grids: dict[tuple[int, int], PlaneGrid] = {}  # by plane and camera
@@ -82,7 +87,10 @@ class Canvas:
         self._camera.fixedcamid = camera
         frame = None if self._faces is None else self._thrifty(camera, self._faces)
         if frame is None:
-            self._update()
+            cast = self._present_cast()
+            with cast.only(self._model, np.ones(len(cast), bool)):
+                self._update()
+            self._scene.flags[_REFLECTION] = not (self._rendering == "fast" and self._moves(camera))
             frame = self._render()
         return upright_frame(frame, self._rendering)
 
@@ -106,15 +114,27 @@ class Canvas:
         eye = (data.cam_xpos[camera], data.cam_xmat[camera], model.cam_fovy[camera], data.light_xpos, data.light_xdir)
         surroundings = (self._looks, *(values.tobytes() for values in eye))
         backdrop.look(cast.poses(data), surroundings, cast.costs(faces.num_faces))
-        is_divisible = not (self._is_multisampled or cast.has_glass or cast.mirrors or self._behind_plane(camera, cast))
-        if is_divisible and backdrop.is_fixed is not None:
+        plain = replace(cast, mirrors=())
+        if self._rendering == "fast" and self._moves(camera):
+            cast = plain
+        is_divisible = not (self._is_multisampled or cast.has_glass or self._behind_plane(camera, cast))
+        if is_divisible and backdrop.is_fixed is not None and self._may_stay(cast, backdrop.is_fixed):
             if backdrop.picture is None:
                 backdrop.depth = np.empty((self._side, self._side), np.float32)
                 backdrop.picture = self._part(camera, cast, faces, backdrop.is_fixed, backdrop.depth)
-            moving = self._part(camera, cast, faces, ~backdrop.is_fixed, self._depth, has_sky=False)
+            moving = self._part(camera, plain, faces, ~backdrop.is_fixed, self._depth, has_sky=False)
             if drawn_before(backdrop.picture, backdrop.depth, moving, self._depth):
                 return moving
         return self._part(camera, cast, faces, np.ones(len(cast), bool))
+
+    def _moves(self, camera: int) -> bool:
+        """Whether a camera is attached to what moves."""
+        return bool(self._model.body_weldid[self._model.cam_bodyid[camera]] != 0)
+
+    def _may_stay(self, cast: Cast, is_fixed: np.ndarray) -> bool:
+        """Whether what reflects, if anything does, may be drawn with what is fixed alone."""
+        reflects = np.isin(cast.geoms, cast.mirrors)
+        return not cast.mirrors or (self._rendering == "fast" and bool(is_fixed[: len(reflects)][reflects].all()))
 
     def _part(
         self,
@@ -136,6 +156,7 @@ class Canvas:
             self._update()
         self._put_in_place(camera, cast, view, set(divided.tolist()))
         self._scene.flags[_SKYBOX] = has_sky
+        self._scene.flags[_REFLECTION] = bool(cast.mirrors)
         return self._render(depth)
 
     def _are_in_view(self, view: View, cast: Cast, faces: MeshFaces) -> np.ndarray:
@@ -195,7 +216,7 @@ class Canvas:
         looks = b"".join(getattr(self._model, name).tobytes() for name in _LOOKS)
         if self._cast is None or looks != self._looks:
             self._update()
-            self._cast, self._looks = take_stock(self._scene, self._model), looks
+            self._cast, self._looks = take_stock(self._scene, self._model, self._faintest), looks
         return self._cast
 
     def _behind_plane(self, camera: int, cast: Cast) -> bool:
@@ -223,7 +244,7 @@ class Canvas:
     def _update(self) -> None:
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(self._model, self._data, self._option, None, self._camera, everything, self._scene)
-        self._scene.flags[_SKYBOX] = 1
+        self._scene.flags[_SKYBOX] = self._scene.flags[_REFLECTION] = 1
 
     def _render(self, depth: np.ndarray | None = None) -> np.ndarray:
         """The scene, its bottom row first; fills `depth`, float32 `[side, side]`, the nearest being the greatest."""

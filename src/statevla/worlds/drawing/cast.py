@@ -24,7 +24,7 @@ _MOST_LINES = 200
 
 @dataclass(frozen=True)
 class Cast:
-    """The parts of a scene, geoms first, then sites; those that are fully transparent are left out.
+    """The parts of a scene, geoms first, then sites; those that are not seen are left out.
 
     Attributes:
         geoms, sites: their numbers.
@@ -34,7 +34,7 @@ class Cast:
         mirrors: numbers of the geoms that reflect.
         planes: numbers of the planes, which can be seen through from behind.
         plain_costs: `[N]`, what each part costs that is no mesh, in faces.
-        unseen_geoms, unseen_sites: numbers of those that are fully transparent.
+        unseen_geoms, unseen_sites: numbers of those that are not seen.
         is_odd: whether there is what this class does not know of, or that casts shadows.
     """
 
@@ -85,13 +85,19 @@ class Cast:
             model.geom_group[geoms], model.site_group[sites] = groups
 
 
-def take_stock(scene: Any, model: Any) -> Cast:
-    """Who is in a `mujoco.MjvScene` of a model that was just updated with everything."""
+def take_stock(scene: Any, model: Any, faintest: float = 0.0) -> Cast:
+    """Who is in a `mujoco.MjvScene` of a model that was just updated with everything.
+
+    Args:
+        scene: the scene.
+        model: its model.
+        faintest: opacity from which on a part counts as seen; what is fully transparent never does.
+    """
     parts = [scene.geoms[number] for number in range(scene.ngeom)]
     is_odd = any(part.objtype not in (_GEOM, _SITE) or (part.type == _MESH and part.dataid % 2) for part in parts)
     is_odd |= any(light.castshadow for light in scene.lights[: scene.nlight])
     kinds = ([part for part in parts if part.objtype == kind] for kind in (_GEOM, _SITE))
-    geoms, sites = ([part for part in kind if part.rgba[3] > 0] for kind in kinds)
+    geoms, sites = ([part for part in kind if part.rgba[3] > faintest] for kind in kinds)
     seen = [*geoms, *sites]
     return Cast(
         np.array([part.objid for part in geoms], np.int64),
@@ -102,8 +108,8 @@ def take_stock(scene: Any, model: Any) -> Cast:
         tuple(part.objid for part in geoms if part.type in (_PLANE, _BOX) and part.reflectance > 0),
         tuple(part.objid for part in geoms if part.type == _PLANE),
         np.array([_plane_cost(model.geom_size[part.objid]) if part.type == _PLANE else _PLAIN_COST for part in seen]),
-        np.array([part.objid for part in parts if part.objtype == _GEOM and part.rgba[3] <= 0], np.int64),
-        np.array([part.objid for part in parts if part.objtype == _SITE and part.rgba[3] <= 0], np.int64),
+        np.array([part.objid for part in parts if part.objtype == _GEOM and part.rgba[3] <= faintest], np.int64),
+        np.array([part.objid for part in parts if part.objtype == _SITE and part.rgba[3] <= faintest], np.int64),
         is_odd,
     )
 
