@@ -116,7 +116,6 @@ def make_tiny_config(data: Path, folder: Path) -> Config:
             "phase2": phase,
             "bc": phase,
             "precision": "fp32",
-            "policy_ema_decay": 0.9,
             "validate_every_steps": 4,
             "checkpoint_every_steps": 4,
             "log_every_steps": 1,

@@ -89,7 +89,7 @@ def test_phase_2_can_build_on_another_experiments_phase_1(tmp_path: Path, monkey
         "data: {all/one: {suite: libero_object}, all/two: {suite: libero_spatial}}\n"
         "experiments:\n"
         "  base: {about: x, data: all}\n"
-        "  late: {about: y, data: all, phase1_of: base, overrides: {model.policy.flow_time: uniform}}\n"
+        "  late: {about: y, data: all, phase1_of: base, overrides: {model.policy.num_sampling_steps: 4}}\n"
     )
     known, args = script.read_experiments(file), script.Args(seed=2)
     names = [stage.name for stage in script.stages(known, "late", args, script.experiment_folder("late", 2))]

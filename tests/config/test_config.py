@@ -76,7 +76,7 @@ def test_overrides() -> None:
         ("model.cameras=[a, a]", "cameras must differ"),
         ("model.image_size=100", "no multiple of the stem's stride 16"),
         ("model.robot_state_dim=-8", "model.robot_state_dim: input should be greater than or equal to 0"),
-        ("model.policy.flow_time=late", "model.policy.flow_time"),
+        ("model.policy.solver=late", "model.policy.solver"),
         ("training.phase1.loss.keyframe_weight=-1", "training.phase1.loss.keyframe_weight"),
         ("seed", "expected key=value"),
         ("seed.deep=1", "'seed' is a value, not a section"),

@@ -211,7 +211,6 @@ def test_target_follows_the_online_weights(model: StateVLA, config) -> None:
 RECIPE = [
     "model.robot_token_dropout=1.0",
     "model.state_projection=batchnorm",
-    "model.policy.flow_time=beta",
     "model.policy.condition={robot_state: true, language: true}",
     "training.phase1.frame_skip=3",
     "training.phase1.num_frames=4",

@@ -35,7 +35,7 @@ def other_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def with_bc(config: Config, **changes: Any) -> Config:
     bc = config.training.bc.model_copy(update=changes)
-    training = config.training.model_copy(update={"bc": bc, "policy_ema_decay": 0.0})
+    training = config.training.model_copy(update={"bc": bc})
     return config.model_copy(update={"training": training})
 
 
@@ -72,7 +72,7 @@ def test_what_only_this_run_needs_is_random_and_named(tiny_config: Config, train
 
 def test_how_it_trains_and_samples_may_change(tiny_config: Config, trained: Path) -> None:
     policy = tiny_config.model.policy.model_copy(
-        update={"sampling_temperature": 0.5, "num_sampling_steps": 7, "solver": "heun", "flow_time": "beta"}
+        update={"sampling_temperature": 0.5, "num_sampling_steps": 7, "solver": "heun"}
     )
     model = tiny_config.model.model_copy(update={"policy": policy, "robot_token_dropout": 0.25})
     setup = begin(tiny_config.model_copy(update={"model": model}), "bc", trained)

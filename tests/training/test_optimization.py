@@ -16,7 +16,6 @@ from statevla.errors import UserError
 from statevla.machine.processes import Processes
 from statevla.model.statevla_model import StateVLA
 from statevla.training.optimization import (
-    WeightAverage,
     build_optimizer,
     learning_rate_factor,
     optimizer_tensors,
@@ -69,22 +68,6 @@ def test_optimizer_state_survives_as_flat_tensors() -> None:
         assert torch.equal(parameter, copies[name])
     with pytest.raises(UserError, match=r"does not fit .*first: b\.c"):
         restore_optimizer(second, {"a": copies["a"]}, optimizer_tensors(first, parameters), "test")
-
-
-def test_weight_average_follows_its_formula() -> None:
-    parameter = nn.Parameter(torch.tensor([1.0]))
-    average = WeightAverage({"p": parameter}, decay=0.5)
-    expected = 1.0
-    for step in range(1, 30):
-        parameter.data += 1.0
-        average.update(step)
-        decay = min(0.5, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * parameter.item()
-    assert float(average.averages["p"]) == pytest.approx(expected, rel=1e-5)
-    raw = parameter.item()
-    with average.in_place():
-        assert parameter.item() == pytest.approx(expected, rel=1e-5)
-    assert parameter.item() == raw
 
 
 @pytest.fixture

@@ -253,15 +253,6 @@ def test_a_phase_trains_its_own_parameters_only(tiny_config: Config, tmp_path: P
     assert any(not torch.equal(after[name], before[name]) for name in after if name.startswith("policy."))
 
 
-def test_the_average_is_deployed_and_the_raw_weights_go_on(tiny_config: Config, tmp_path: Path) -> None:
-    run = train(with_training(tiny_config, tmp_path, "bc"), "bc")
-    state, deployed, _ = load_training_state(run)
-    name = "policy.head.2.weight"
-    assert not torch.equal(state.tensors[f"weights.{name}"], deployed[name])
-    plain = train(with_training(tiny_config, tmp_path / "plain", "bc", policy_ema_decay=0.0), "bc")
-    assert torch.equal(weights(plain)[name], state.tensors[f"weights.{name}"])
-
-
 def test_a_cache_damaged_since_is_refused_and_the_checkpoint_stays(
     tiny_config: Config, tmp_path: Path, libero_dir: Path
 ) -> None:

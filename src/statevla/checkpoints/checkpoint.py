@@ -1,6 +1,6 @@
 """A checkpoint is a folder that needs nothing else: weights, configuration, statistics, language, provenance.
 
-    model.safetensors   the weights to deploy (averaged ones where `policy_ema_decay` is set)
+    model.safetensors   the weights
     config.json         the whole configuration
     robot.json          whose actions, state and cameras these are
     statistics.json     of the training episodes: how states and actions are normalised

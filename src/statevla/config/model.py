@@ -94,8 +94,6 @@ class ConditionConfig(Section):
 class PolicyConfig(Section):
     """Flow-matching policy and its sampler."""
 
-    flow_time: Literal["uniform", "beta"] = "uniform"
-    """`beta`: t ~ Beta(1.5, 1), more often near noise (pi0, arXiv 2410.24164, appendix B)."""
     condition: ConditionConfig = ConditionConfig()
 
     depth: Positive = 3
@@ -132,9 +130,6 @@ class ModelConfig(Section):
     """Width E of the instruction embedding."""
     robot_token_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Chance in training that the encoder sees a mask for the robot state; 1 hides it always (its slot stays)."""
-    position_embedding: Literal["learned", "sincos"] = "learned"
-    """How positions begin; they are learned either way. `learned`: small and random, as in the spec, far weaker than
-    the tokens; `sincos`: waves over rows and columns, so that the encoder can tell places from the start."""
     state_projection: Literal["layernorm", "batchnorm"] = "layernorm"
     """`layernorm`: Linear + LayerNorm, as in the spec; `batchnorm`: an MLP with BatchNorm; z keeps its scale."""
     stem: Annotated[PatchStem | ConvStem, Field(discriminator="kind")] = PatchStem()

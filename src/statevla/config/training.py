@@ -105,8 +105,6 @@ class TrainingConfig(Section):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`bf16`: autocast, weights stay float32. `auto` takes it where the processor is faster at it: a CPU without
     instructions for it emulates bf16, many times slower than float32, and Intel's without AMX gain nothing."""
-    policy_ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Exponential average of the trained weights, used for validation and deployment in phase 2 and bc; 0 = off."""
     compile: bool = False
     """torch.compile the phase's forward."""
     validate_every_steps: Positive = 500

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from statevla.config import Config, fit_to_robot, phase_of
 from statevla.errors import UserError
 from statevla.model.action_policy import FlowMatchingPolicy, GripperClassifier, StateWays, gripper_command, gripper_loss
-from statevla.model.flow import FlowDraws, check_steps, flow_matching_loss, interpolate, sample_flow_time, solve
+from statevla.model.flow import FlowDraws, check_steps, flow_matching_loss, interpolate, solve
 from statevla.model.jepa import (
     JepaLosses,
     covariance_loss,
@@ -156,10 +155,10 @@ class StateVLA(nn.Module):
         model = self.config.model
         place = torch.device(device)
         shape = torch.Size((*leading, model.action_seq_len, self.robot.num_continuous))
-        noise = _randn(shape, place, generator)
-        time = sample_flow_time(math.prod(leading), model.policy.flow_time, place, generator)
+        noise = _draw(torch.randn, shape, place, generator)
+        time = _draw(torch.rand, torch.Size(leading), place, generator)
         way = None if self._state_ways is None else self._state_ways.draw(torch.Size(leading), place, generator)
-        return FlowDraws(noise, time.view(leading), way)
+        return FlowDraws(noise, time, way)
 
     def action_loss(self, batch: ChunkBatch, draws: FlowDraws | None = None) -> ActionLosses:
         """Phase 2: flow matching on the continuous numbers, cross-entropy on the binary ones.
@@ -244,7 +243,9 @@ class StateVLA(nn.Module):
         if self.policy is None:
             return None
         if noise is None:
-            noise = _randn(torch.Size((batch, self.policy.horizon, self.policy.continuous_dim)), device, generator)
+            noise = _draw(
+                torch.randn, torch.Size((batch, self.policy.horizon, self.policy.continuous_dim)), device, generator
+            )
         return (self.config.model.policy.sampling_temperature if temperature is None else temperature) * noise
 
     def _solve(self, state: Tensor, noise: Tensor, steps: int) -> Tensor:
@@ -350,6 +351,8 @@ class StateVLA(nn.Module):
         return [(name, sum(parameter.numel() for parameter in part.parameters())) for name, part in present]
 
 
-def _randn(shape: torch.Size, device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """Normal noise drawn on the generator's device, so that a CPU generator gives the same noise on every device."""
-    return torch.randn(shape, generator=generator, device=generator.device if generator else device).to(device)
+def _draw(
+    draw: Callable[..., Tensor], shape: torch.Size, device: torch.device, generator: torch.Generator | None
+) -> Tensor:
+    """By `torch.rand` or `randn`, on the generator's device: a CPU generator draws the same on every device."""
+    return draw(shape, generator=generator, device=generator.device if generator else device).to(device)

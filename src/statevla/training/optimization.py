@@ -1,10 +1,9 @@
-"""AdamW's parameter groups, the learning-rate schedule, and the average of trained weights."""
+"""AdamW's parameter groups, and the learning-rate schedule."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,8 +11,6 @@ from torch import Tensor, nn
 
 from statevla.config import TrainingConfig
 from statevla.errors import UserError
-
-EMA_WARMUP = 10.0
 
 
 def build_optimizer(
@@ -89,43 +86,3 @@ def restore_optimizer(
             slot: (value.clone() if value.ndim == 0 else value.to(parameter.device, copy=True))
             for slot, value in slots.items()
         }
-
-
-class WeightAverage:
-    """Exponential moving average of trained parameters; the first steps average less.
-
-    Args:
-        parameters: name → trained parameter.
-        decay: of the average, in [0, 1).
-    """
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
-        self.decay = decay
-        self._parameters = dict(parameters)
-        self.averages = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """After optimizer step `step` (from 1)."""
-        decay = min(self.decay, (1.0 + step) / (EMA_WARMUP + step))
-        torch._foreach_lerp_(
-            list(self.averages.values()), [parameter.detach() for parameter in self._parameters.values()], 1.0 - decay
-        )
-
-    @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The model uses the averages inside of this context."""
-        self._exchange()
-        try:
-            yield
-        finally:
-            self._exchange()
-
-    @torch.no_grad()
-    def load(self, averages: Mapping[str, Tensor]) -> None:
-        for name, average in self.averages.items():
-            average.copy_(averages[name])
-
-    def _exchange(self) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.data, self.averages[name] = self.averages[name], parameter.data

@@ -17,7 +17,7 @@ from statevla.transforms import STD_FLOOR, Statistics
 
 SHIFT_WARNING = 1.0
 """Standard deviations between the means of two data sets from which on a warning is due."""
-WEIGHTLESS = {"model.robot_token_dropout", "model.policy.flow_time"} | {
+WEIGHTLESS = {"model.robot_token_dropout"} | {
     f"model.policy.{key}" for key in ("num_sampling_steps", "sampling_temperature")
 }
 """Keys of the model that say how it trains and samples: another value fits the same weights."""

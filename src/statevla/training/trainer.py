@@ -32,7 +32,6 @@ from statevla.machine.processes import gather_rows
 from statevla.model.flow import FlowDraws
 from statevla.training.first_batch import describe, draw_observations
 from statevla.training.optimization import (
-    WeightAverage,
     build_optimizer,
     learning_rate_factor,
     optimizer_tensors,
@@ -86,8 +85,6 @@ class Trainer:
         self.loss = PhaseLoss(model, setup.phase, gather)
         self.parameters = dict(model.phase_parameters(setup.phase))
         self.optimizer = build_optimizer(self.parameters, self.phase_settings.learning_rate, self.settings)
-        averages = setup.phase != "1" and self.settings.policy_ema_decay > 0
-        self.average = WeightAverage(self.parameters, self.settings.policy_ema_decay) if averages else None
         self.accumulation = self.settings.gradient_accumulation_steps
         sampler = BatchSampler(
             len(setup.train),
@@ -189,8 +186,6 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if setup.phase == "1":
             setup.model.update_target(step, self.total_steps)
-        if self.average is not None:
-            self.average.update(step)
         self.term_names = [*terms, "grad_norm"]
         return row.detach()
 
@@ -243,22 +238,21 @@ class Trainer:
         self.log.progress(self.step, values, self.phase_settings.batch_size)
 
     def _validate(self, is_last: bool) -> bool:
-        """Validate with the weights to deploy; returns whether they are the best so far."""
+        """Validate; returns whether they are the best so far."""
         setup = self.setup
         if setup.validation is None:
             # Nothing is held out: the newest weights are as good as any.
             self.metrics = {"step": self.step}
             return True
-        with self.average.in_place() if self.average else contextlib.nullcontext():
-            values: dict[str, Any] = validate(
-                self.loss,
-                setup.validation,
-                self.phase_settings.batch_size,
-                self.settings.max_validation_batches,
-                self.settings.precision,
-                setup.context.device,
-                setup.context.processes,
-            )
+        values: dict[str, Any] = validate(
+            self.loss,
+            setup.validation,
+            self.phase_settings.batch_size,
+            self.settings.max_validation_batches,
+            self.settings.precision,
+            setup.context.device,
+            setup.context.processes,
+        )
         is_best = values["loss"] < self.best_loss
         self.best_loss = min(values["loss"], self.best_loss)
         self.metrics = {"step": self.step, "validation": values}
@@ -282,12 +276,7 @@ class Trainer:
     def _save(self, is_best: bool) -> None:
         setup, processes = self.setup, self.setup.context.processes
         if processes.is_main:
-            weights = setup.model.state_dict()
             tensors = optimizer_tensors(self.optimizer, self.parameters)
-            if self.average is not None:
-                # What is deployed are the averages; what training continues from are the raw weights.
-                tensors |= {f"weights.{name}": weights[name] for name in self.parameters}
-                weights = {**weights, **self.average.averages}
             values = {
                 "phase": setup.phase,
                 "step": self.step,
@@ -301,7 +290,13 @@ class Trainer:
             }
             metrics = {"phase": setup.phase, "trained_s": round(self.trained_s, 1), **self.metrics}
             contents = Contents(
-                weights, setup.config, setup.transform.robot, setup.statistics, setup.language, setup.data, metrics
+                setup.model.state_dict(),
+                setup.config,
+                setup.transform.robot,
+                setup.statistics,
+                setup.language,
+                setup.data,
+                metrics,
             )
             save_checkpoint(self.run, contents, TrainingState(tensors, values), is_best)
         processes.wait()
@@ -318,11 +313,6 @@ class Trainer:
             raise UserError(f"{source}: was another run; {'; '.join(differing[:4])}; use the same configuration")
         check_language(setup.language, self.run / LAST)
         load_strict(setup.model, weights, source)
-        if self.average is not None:
-            self.average.load({name: weights[name] for name in self.parameters})
-            with torch.no_grad():
-                for name, parameter in self.parameters.items():
-                    parameter.copy_(state.tensors[f"weights.{name}"])
         restore_optimizer(self.optimizer, self.parameters, state.tensors, source)
         values = state.values
         self.loader.load_state_dict(values["sampler"])

@@ -122,20 +122,6 @@ def test_ema_schedule_and_update() -> None:
     torch.testing.assert_close(target[0], torch.tensor([0.25, 3.0]))
 
 
-@pytest.mark.parametrize("kind", ["learned", "sincos"])
-def test_positions_that_tell_places_from_the_start(tiny, kind: str) -> None:
-    """Waves are as strong as tokens, differ from place to place and alike between cameras; parameters stay the same."""
-    torch.manual_seed(0)
-    model = tiny.model.model_copy(update={"position_embedding": kind})
-    tokenizer = Tokenizer(model)
-    grids = tokenizer.positions[2:].unflatten(0, (2, model.tokens_per_camera))
-    distances = torch.cdist(grids[0], grids[0])[~torch.eye(model.tokens_per_camera, dtype=torch.bool)]
-    assert (distances.min() > 0.5) == (kind == "sincos")
-    assert torch.equal(grids[0], grids[1]) == (kind == "sincos")
-    assert (tokenizer.modality[:2].std() > 0.2) == (kind == "sincos")
-    assert _num_parameters(tokenizer) == _num_parameters(Tokenizer(tiny.model))
-
-
 def _num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,11 @@ from statevla.checkpoints.checkpoint import Contents, DataInfo, TrainingState, l
 from statevla.checkpoints.lerobot_policy import PolicySettings
 from statevla.errors import UserError
 from statevla.machine.device import autocast
-from statevla.machine.storage import read_tensors, write_tensors
 from statevla.model.language import build_language_encoder
 from statevla.model.statevla_model import StateVLA
-from statevla.training.optimization import WeightAverage, parameter_groups
+from statevla.training.optimization import parameter_groups
 from statevla.training.phases import PhaseLoss
 from statevla.transforms import Transform
-
-RAW_WEIGHTS = "training_weights.safetensors"
-"""What training goes on from, where the deployed weights are averages."""
 
 logger = logging.getLogger(__name__)
 
@@ -83,10 +78,6 @@ class StateVLAPolicy(PreTrainedPolicy):
             transform, settings, self._language, resolved.aliases, recorded, config.default_task
         )
         self._progress = Progress(config.phase1_share)
-        self._average: WeightAverage | None = None
-        self._shown = contextlib.ExitStack()
-        """Open while the averages are in the model's place."""
-        self._raw: dict[str, Tensor] | None = None
         self._acting: ActingPolicy | None = None
         self._num_episodes = 0
         self._warned = False
@@ -127,14 +118,12 @@ class StateVLAPolicy(PreTrainedPolicy):
 
     @torch.no_grad()
     def update(self) -> None:
-        """After each optimizer step: move phase 1's target, or the average of the policy's weights."""
+        """After each optimizer step: move phase 1's target."""
         self.num_updates += 1
         done, length = self._progress.step, self._progress.length
         if self._phase == "1":
             both = len(self.config.phases) > 1
             self.model.update_target(done, self._progress.switch_of(done, length) if both else length)
-        elif self._average is not None:
-            self._average.update(done - max(int(self.switched_at), 0))
 
     def _enter_phase(self) -> None:
         """Be in the phase that the run's step belongs to."""
@@ -153,12 +142,6 @@ class StateVLAPolicy(PreTrainedPolicy):
             logger.info("statevla: step %d, phase %s begins", step, phase)
             self._begin(phase)
             self._loss.train()
-        decay = self.settings.config.training.policy_ema_decay
-        if phase != "1" and decay > 0 and self._average is None and not self.config.use_peft:
-            self._average = WeightAverage(dict(self.model.phase_parameters(phase)), decay)
-            if self._raw is not None and step > 0:
-                self._take_raw(self._raw)
-        self._raw = None
 
     def _begin(self, phase: str) -> None:
         self._phase = phase
@@ -166,12 +149,6 @@ class StateVLAPolicy(PreTrainedPolicy):
         object.__setattr__(self, "_loss", PhaseLoss(self.model, phase))
 
     @torch.no_grad()
-    def _take_raw(self, raw: Mapping[str, Tensor]) -> None:
-        """Go on with a run's raw weights; what the model had are the averages."""
-        parameters = dict(self.model.named_parameters())
-        for name, tensor in raw.items():
-            parameters[name].copy_(tensor)
-
     def wrap_with_peft(self, peft_config: Any = None, peft_cli_overrides: dict[str, Any] | None = None) -> Any:
         """LeRobot's PEFT around the policy.
 
@@ -260,34 +237,15 @@ class StateVLAPolicy(PreTrainedPolicy):
     # Weights ----------------------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> StateVLAPolicy:
-        """Training and evaluation mode; in the latter, averaged weights are in place."""
+        """Training and evaluation mode."""
         if mode != self.training:
             self._forget_acting()
         super().train(mode)
-        self._shown.close()
-        if not mode and self._average is not None:
-            self._shown.enter_context(self._average.in_place())
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> StateVLAPolicy:
         self._forget_acting()
         return super()._apply(fn, recurse)
-
-    @contextlib.contextmanager
-    def deployed(self) -> Iterator[None]:
-        """The weights to deploy are in the model's place inside of this context."""
-        with self._average.in_place() if self.training and self._average else contextlib.nullcontext():
-            yield
-
-    def _save_pretrained(self, save_directory: Path, **options: Any) -> None:
-        with self.deployed():
-            super()._save_pretrained(save_directory, **options)
-        if self._average is not None:
-            names = list(self._average.averages)
-            parameters = dict(self.model.named_parameters())
-            # Whichever are in the model's place, the others are with the average.
-            held = self._average.averages if not self.training else {name: parameters[name].data for name in names}
-            write_tensors(Path(save_directory) / RAW_WEIGHTS, {name: held[name].detach().cpu() for name in names})
 
     @classmethod
     def from_pretrained(cls, pretrained_name_or_path: str | Path, **options: Any) -> StateVLAPolicy:
@@ -299,11 +257,7 @@ class StateVLAPolicy(PreTrainedPolicy):
     @classmethod
     def _load_as_safetensor(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
         """As LeRobot loads weights, but a missing or unexpected one is always an error."""
-        loaded = super()._load_as_safetensor(model, model_file, map_location, strict=True)
-        raw = Path(model_file).parent / RAW_WEIGHTS
-        if raw.is_file():
-            loaded._raw = read_tensors(raw)
-        return loaded
+        return super()._load_as_safetensor(model, model_file, map_location, strict=True)
 
 
 NO_RTC = (
@@ -321,8 +275,7 @@ def export_checkpoint(policy: StateVLAPolicy, run: str | Path) -> Path:
         UserError: it cannot be written.
     """
     settings = policy.settings
-    with policy.deployed():
-        tensors = {name: tensor.detach().cpu().clone() for name, tensor in policy.model.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in policy.model.state_dict().items()}
     # LeRobot trains on all episodes: none is held out.
     data = DataInfo(cache="", train_split=1.0, split_seed=settings.config.seed)
     metrics = {"phase": policy.config.phases[-1], "step": int(policy.num_updates)}

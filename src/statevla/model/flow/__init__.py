@@ -8,7 +8,6 @@ from statevla.model.flow.path import (
     FlowDraws,
     flow_matching_loss,
     interpolate,
-    sample_flow_time,
     target_velocity,
 )
 from statevla.model.flow.solver import check_steps, solve
@@ -18,7 +17,6 @@ __all__ = [
     "check_steps",
     "flow_matching_loss",
     "interpolate",
-    "sample_flow_time",
     "solve",
     "target_velocity",
 ]

@@ -11,8 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BETA_SHAPE = 1.5
-
 
 class FlowDraws(NamedTuple):
     """What training draws for every chunk: `noise` x_1 `[..., H, A]`, its flow `time` `[...]`, and the `way` `[...]` in
@@ -39,19 +37,6 @@ def interpolate(x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
 def target_velocity(x_0: Tensor, x_1: Tensor) -> Tensor:
     """`dx_t / dt = x_1 - x_0`, the same at every t."""
     return x_1 - x_0
-
-
-def sample_flow_time(
-    count: int, distribution: str, device: torch.device, generator: torch.Generator | None = None
-) -> Tensor:
-    """Flow times for training, `[count]` in [0, 1].
-
-    Args:
-        distribution: `uniform`, or `beta`: Beta(1.5, 1), which dwells near noise (t = 1; pi0, arXiv 2410.24164,
-            appendix B). Its distribution function is t^1.5, so that u^(1/1.5) of a uniform u draws it.
-    """
-    u = torch.rand(count, generator=generator, device=generator.device if generator else device).to(device)
-    return u if distribution == "uniform" else u.pow(1.0 / BETA_SHAPE)
 
 
 def flow_matching_loss(velocity: Tensor, x_0: Tensor, x_1: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -12,8 +10,6 @@ from statevla.model.jepa.stem import build_stem
 from statevla.types import ModelInput
 
 INIT_STD = 0.02
-WAVE_AMPLITUDE, MAX_WAVES = 0.5, 4.0
-"""About as strong as the stem's output at the start; half-waves across the picture, of the quickest wave."""
 
 
 class Tokenizer(nn.Module):
@@ -46,21 +42,6 @@ class Tokenizer(nn.Module):
         for parameter in learned:
             nn.init.trunc_normal_(parameter, std=INIT_STD)
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
-
-        if config.position_embedding == "sincos":
-            self._begin_with_waves(math.isqrt(config.tokens_per_camera))
-
-    @torch.no_grad()
-    def _begin_with_waves(self, side: int) -> None:
-        """Positions of a camera's tokens: sine and cosine over rows and columns (ViT's 2-d form); cameras far apart."""
-        dim = self.positions.shape[1]
-        place = torch.linspace(0.0, 1.0, side)
-        half_waves = 0.5 * (2 * MAX_WAVES) ** torch.linspace(0.0, 1.0, dim // 4)
-        rows, columns = torch.meshgrid(place, place, indexing="ij")
-        phases = [math.pi * axis.flatten()[:, None] * half_waves for axis in (rows, columns)]
-        waves = torch.cat([wave(phase) for phase in phases for wave in (torch.sin, torch.cos)], dim=1)
-        self.positions[2:, : waves.shape[1]] = WAVE_AMPLITUDE * waves.repeat(self.num_cameras, 1)
-        self.modality[: self.num_cameras].normal_(std=WAVE_AMPLITUDE)
 
     def forward(self, observation: ModelInput) -> Tensor:
         """Tokenise `[B, ...]` observations.
