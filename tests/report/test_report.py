@@ -14,7 +14,8 @@ from statevla.config import Config
 from statevla.errors import UserError
 from statevla.machine.sealed import seal
 from statevla.report import write_report
-from statevla.report.sources import find_sources
+from statevla.report.charts import training_curves
+from statevla.report.sources import Run, find_sources
 from statevla.robots import KNOWN_ROBOTS
 
 UNITREE_G1 = KNOWN_ROBOTS["unitree_g1"]
@@ -261,3 +262,8 @@ def test_links_out_of_the_folders_are_not_followed(
     assert not (rollouts / "report.html").exists()
     # What the user names is the user's choice.
     write_report([rollouts, elsewhere], rollouts / "report.html")
+
+
+def test_a_log_without_losses_draws_nothing(tmp_path: Path) -> None:
+    for log in ([], [{"kind": "train", "step": 1, "total": 0.0, "epoch": 3}]):
+        assert training_curves(Run(tmp_path, {}, log)) == ""
