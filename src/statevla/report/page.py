@@ -6,7 +6,7 @@ import base64
 import html
 import math
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,7 +126,7 @@ def _rollout(rollout: Tree, folders: Sequence[Path]) -> Iterator[str]:
     rows = [(task["instruction"], task) for task in summary["tasks"]]
     yield _chart(success_bars([*rows, ("all tasks", total)]))
     header = ["task", "success", "rate", "95 % interval", "steps to success", "errors"]
-    yield _table(header, [[name, *_rate_cells(rates)] for name, rates in [*rows, ("all tasks", total)]])
+    yield _table(header, [[name, *rate_cells(rates)] for name, rates in [*rows, ("all tasks", total)]])
     for error in summary.get("errors", []):
         yield f"<p class='soft'>Error in task {error['task']}, trial {error['trial']}: {_text(error['error'])}</p>"
     episodes = read_episodes(folder, folders)
@@ -143,7 +143,8 @@ def _rollout(rollout: Tree, folders: Sequence[Path]) -> Iterator[str]:
     yield _videos(folder, folders)
 
 
-def _rate_cells(rates: dict[str, Any]) -> list[str]:
+def rate_cells(rates: Mapping[str, Any]) -> list[str]:
+    """Successes, their share with Wilson's interval, steps and errors, of rates as `summary.json` has them."""
     low, high = rates["interval_95"]
     rate, steps = rates["success_rate"], rates["mean_steps_to_success"]
     return [
