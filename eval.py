@@ -1,6 +1,6 @@
 """Evaluate a checkpoint on held-out episodes: `python eval.py --checkpoint RUN/checkpoint_best.pt` (see --help)."""
 
-from statevla.commands.eval import main
+from statevla.commands.table import run_script
 
 if __name__ == "__main__":
-    main()
+    run_script("eval")

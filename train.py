@@ -1,6 +1,6 @@
 """Train StateVLA: `python train.py --config conf/config.yaml --phase 1` (see --help)."""
 
-from statevla.commands.train import main
+from statevla.commands.table import run_script
 
 if __name__ == "__main__":
-    main()
+    run_script("train")

@@ -26,8 +26,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from statevla.checkpoints.measured import read_tree
 from statevla.commands.entry import run_command
-from statevla.commands.stages import Stage, read_mark, run_stages, set_aside, training_stage
+from statevla.commands.stages import Stage, run_stages, set_aside, training_stage
 from statevla.config import PHASES, PhaseName, home_dir, load_config
 from statevla.errors import UserError
 from statevla.machine.yaml_text import read_yaml
@@ -231,7 +232,7 @@ def training_seconds(experiment: Experiment, folder: Path, seed: int) -> float:
     files = [where / "stages" / f"phase_{phase}.json" for phase, where in trained.items()]
     if experiment.init_of is not None:
         files.append(experiment_folder(experiment.init_of, seed) / "stages" / "phase_1.json")
-    return sum(read_mark(file).get("seconds", 0.0) for file in files)
+    return sum(read_tree(file).get("seconds", 0.0) for file in files)
 
 
 def experiment_folder(name: str, seed: int) -> Path:

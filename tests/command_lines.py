@@ -8,12 +8,11 @@ import re
 import shlex
 import sys
 import tomllib
-import typing
 from pathlib import Path
 
 import tyro
 
-from statevla.commands.table import COMMANDS
+from statevla.commands.table import COMMANDS, load_command
 from statevla.commands.train import TrainArgs, parse_overrides
 from statevla.config import load_config
 
@@ -55,9 +54,7 @@ def check(words: list[str]) -> str | None:
 def check_statevla(name: list[str], arguments: list[str]) -> str:
     command = " ".join(name)
     assert command in COMMANDS, f"statevla {command}: no such command"
-    module, _, attribute = COMMANDS[command][0].partition(":")
-    function = getattr(importlib.import_module(module), attribute)
-    (kind, *_) = (t for key, t in typing.get_type_hints(function).items() if key != "return")
+    _, kind = load_command(command)
     if kind == list[str]:
         assert command == "train"
         args, keys = tyro.cli(TrainArgs, args=arguments, return_unknown_args=True)

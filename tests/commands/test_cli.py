@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from statevla.commands.table import COMMANDS
+from statevla.commands.table import COMMANDS, load_command
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -28,8 +27,7 @@ def test_overview_names_every_command() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_exists_and_has_help(name: str) -> None:
-    module, _, function = COMMANDS[name][0].partition(":")
-    assert callable(getattr(importlib.import_module(module), function))
+    assert callable(load_command(name)[0])
     done = run(*name.split(), "--help")
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout

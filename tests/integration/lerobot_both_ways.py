@@ -30,11 +30,16 @@ def main():
     compare(theirs, theirs, instruction)
 
 
-def compare(folder, checkpoint, instruction):
+def loaded(folder):
+    """A policy of LeRobot's and its processors, as lerobot-eval makes them."""
     config = PreTrainedConfig.from_pretrained(folder)
     policy = get_policy_class(config.type).from_pretrained(folder, config=config)
-    before, after = make_pre_post_processors(config, pretrained_path=str(folder))
-    acting = load_policy(checkpoint, device=config.device)
+    return policy, *make_pre_post_processors(config, pretrained_path=str(folder))
+
+
+def compare(folder, checkpoint, instruction):
+    policy, before, after = loaded(folder)
+    acting = load_policy(checkpoint, device=policy.config.device)
     robot, rng = policy.settings.robot, np.random.default_rng(0)
     assert robot.difference(acting.robot) is None
     for episode in range(2):
@@ -43,7 +48,8 @@ def compare(folder, checkpoint, instruction):
         acting.reset(episode)
         images = {camera.name: rng.integers(0, 256, (48, 48, 3), np.uint8) for camera in robot.cameras}
         state = rng.normal(size=robot.state_dim).astype(np.float32)
-        sent = {"task": instruction} | features(robot, state)
+        sizes = {key: feature.shape[0] for key, feature in policy.config.input_features.items()}
+        sent = {"task": instruction} | features(robot, state, sizes)
         for camera in robot.cameras:
             sent[camera.key] = torch.from_numpy(images[camera.name]).permute(2, 0, 1) / 255
         upright = {camera.name: to_upright(images[camera.name], camera.orientation) for camera in robot.cameras}
@@ -53,15 +59,10 @@ def compare(folder, checkpoint, instruction):
             np.testing.assert_array_equal(action, acting.act(seen))
 
 
-def features(robot, state):
-    """The state `[S]` by LeRobot's features."""
-    sizes, parts = {}, {}
-    for field in robot.policy_fields:
-        key, part = split_key(field.key)
-        part = slice(0, field.size) if part == slice(None) else part
-        parts[field.name] = (key, part)
-        sizes[key] = max(sizes.get(key, 0), part.stop)
-    sent = {key: torch.zeros(size) for key, size in sizes.items()}
+def features(robot, state, sizes):
+    """The state `[S]` by LeRobot's features, of these sizes."""
+    parts = {field.name: split_key(field.key) for field in robot.policy_fields}
+    sent = {key: torch.zeros(sizes[key]) for key, _ in parts.values()}
     for name, values in robot.named_state(state, "test").items():
         key, part = parts[name]
         sent[key][part] = torch.from_numpy(values)

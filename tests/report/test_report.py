@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from statevla.commands.report import ReportArgs, report
 from statevla.config import Config
+from statevla.diagnostics.tables import result_tables
 from statevla.errors import UserError
 from statevla.machine.sealed import seal
 from statevla.report import write_report
-from statevla.report.sources import find_sources
+from statevla.report.charts import training_curves
+from statevla.report.sources import Run, find_sources
 from statevla.robots import KNOWN_ROBOTS
 
 UNITREE_G1 = KNOWN_ROBOTS["unitree_g1"]
@@ -261,3 +265,37 @@ def test_links_out_of_the_folders_are_not_followed(
     assert not (rollouts / "report.html").exists()
     # What the user names is the user's choice.
     write_report([rollouts, elsewhere], rollouts / "report.html")
+
+
+def test_a_log_without_losses_draws_nothing(tmp_path: Path) -> None:
+    for log in ([], [{"kind": "train", "step": 1, "total": 0.0, "epoch": 3}]):
+        assert training_curves(Run(tmp_path, {}, log)) == ""
+
+
+def test_the_page_has_the_tables_of_the_terminal(tmp_path: Path) -> None:
+    ratios = {"repeated_ratio": 1.02, "unmoved_ratio": 20.5, "moved_ratio": 197.0}
+    results = {
+        "checkpoint": "run/best",
+        "num_episodes": 3,
+        "split": "validation",
+        "world_model": {"copy_skill_1": 0.125, "straightness": 0.5},
+        "go_no_go": {"copy_skill_1": False},
+        "goals": {"4": {"median_m": 0.031, "chance_m": 0.087, "num_episodes": 3}},
+        "object_surprise": {**ratios, "source": "other episodes", "num_pairs": 10, "moved_more": 1.0, "p_value": 0.001},
+    }
+    (tmp_path / "evaluation.json").write_text(json.dumps(results))
+    page = write_report([tmp_path], tmp_path / "page.html").read_text()
+    console = Console(markup=False, width=120, file=io.StringIO(), record=True)
+    tables = result_tables(results)
+    for table in tables:
+        console.print(table)
+    shown = " ".join(console.export_text().split())
+    assert [table.title for table in tables] == [
+        "world model: run/best, 3 validation episodes",
+        "where is the hand going?",
+        "surprise at a moved object: pictures from other episodes, 10 pairs",
+    ]
+    for text in ("copy skill 1", "0.125", "too low", "3.1", "8.7", "20.5", "197", "in 100% of the pairs, p = 0.001"):
+        assert text in shown
+        assert text in page
+    assert "<h3>Surprise at a moved object: pictures from other episodes, 10 pairs</h3>" in page

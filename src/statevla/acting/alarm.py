@@ -137,10 +137,6 @@ class Calibration:
     weights_sha256: str
     source: str
 
-    def threshold(self, score: str, num_actions: int) -> float | None:
-        """The threshold of a score where `num_actions` are executed between two looks; None if there is none."""
-        return self.thresholds[score].get(num_actions)
-
     def save(self, folder: Path) -> None:
         """Write the memory, then `alarm.json`, which names it: a kill in between leaves the calibration of before.
 

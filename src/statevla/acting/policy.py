@@ -197,7 +197,7 @@ class StateVLAPolicy:
         """The threshold of `surprise` or `novelty` for looks `num_actions` apart (`execute_steps`); None: none."""
         if self.calibration is None:
             return None
-        return self.calibration.threshold(score, num_actions or self.execute_steps)
+        return self.calibration.thresholds[score].get(num_actions or self.execute_steps)
 
     def act(self, observation: Observation | None = None) -> np.ndarray:
         """The next action, float32 `[A]`; the observation is looked at only where `needs_observation()`.

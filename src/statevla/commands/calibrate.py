@@ -9,28 +9,20 @@ from rich.table import Table
 
 from statevla.acting.alarm import SCORES
 from statevla.checkpoints.checkpoint import ALARM_FILE, BEST, LAST, resolve_checkpoint
+from statevla.commands.held_out import HeldOutArgs
 from statevla.config import expand_path, is_lent
 from statevla.diagnostics.calibrate import calibrate_on_data, calibrate_on_rollouts
 from statevla.errors import UserError
 from statevla.machine.lock import only_writer_in
-from statevla.types import Orientation
 
 
 @dataclass(frozen=True)
-class CalibrateArgs:
-    checkpoint: str
-    """A checkpoint folder, a run folder, or .../checkpoint_best.pt."""
-    data: str | None = None
-    """Another data set than the one it was trained on; split as in training."""
-    orientation: Orientation = "auto"
-    """How the frames of `--data` are stored; `auto` believes the data set."""
+class CalibrateArgs(HeldOutArgs):
     rollouts: str | None = None
     """Results folder of `statevla rollout` instead: the policy's own episodes. The checkpoint has to be calibrated
     already, and the thresholds are for the number of actions per look of these rollouts alone."""
     alpha: float = 0.1
     """Largest probability of a false alarm in an episode."""
-    device: str = "auto"
-    """As in the configuration."""
 
 
 def calibrate(args: CalibrateArgs) -> None:

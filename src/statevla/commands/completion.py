@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import typing
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union
 
 import tyro
+
+from statevla.commands.table import COMMANDS, load_command
+from statevla.commands.train import TrainArgs
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,6 @@ def completion(args: CompletionArgs) -> None:
 
 def _all_commands() -> Any:
     """The type of a command line with all commands: those of two words are a command within another."""
-    from statevla.commands.table import COMMANDS
-
     groups: dict[str, list[Any]] = {}
     for name, (_, text) in COMMANDS.items():
         group, _, within = name.rpartition(" ")
@@ -39,12 +38,7 @@ def _all_commands() -> Any:
 
 
 def _arguments_of(name: str) -> Any:
-    from statevla.commands.table import COMMANDS
-    from statevla.commands.train import TrainArgs
-
-    module, _, attribute = COMMANDS[name][0].partition(":")
-    function = getattr(importlib.import_module(module), attribute)
-    (kind, *_) = (found for key, found in typing.get_type_hints(function).items() if key != "return")
+    _, kind = load_command(name)
     return TrainArgs if kind == list[str] else kind  # which takes any key of the configuration besides
 
 

@@ -13,7 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from statevla.commands.stages import Stage, marks, read_mark, run_stages, set_aside, training_stage
+from statevla.checkpoints.measured import read_tree
+from statevla.commands.stages import Stage, mark_path, run_stages, set_aside, training_stage
 from statevla.config import PHASES, expand_path, find_config, home_dir, load_config
 from statevla.errors import UserError
 from statevla.machine.extras import require
@@ -55,7 +56,7 @@ def demo(args: DemoArgs) -> int:
     run_stages(stages, folder, console)
     report = write_report([folder], folder / "report.html", title="StateVLA demo")
     console.print(outcome_table(folder))
-    seconds = sum(mark["seconds"] for _, mark in marks(folder, stages))
+    seconds = sum(read_tree(mark_path(folder, stage)).get("seconds", 0.0) for stage in stages)
     console.print(f"{seconds / 60:.1f} minutes in all; report: {report}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
@@ -107,13 +108,14 @@ def plan(args: DemoArgs, folder: Path) -> list[Stage]:
 def outcome_table(folder: Path) -> Table:
     """What came out, in numbers that the stages' own files hold."""
     table = Table("what", "result", title="StateVLA demo")
-    rollouts = read_mark(folder / "rollouts" / "summary.json")
-    evaluation = read_mark(folder / "evaluation" / "evaluation.json")
-    skills = {k: v for k, v in (evaluation.get("world_model") or {}).items() if k.startswith("copy_skill")}
-    for name, value in skills.items():
-        table.add_row(f"world model, {name.replace('_', ' ')} (1 is perfect, 0 is copying)", _number(value))
+    rollouts = read_tree(folder / "rollouts" / "summary.json")
+    evaluation = read_tree(folder / "evaluation" / "evaluation.json")
+    for name, value in (evaluation.get("world_model") or {}).items():
+        if name.startswith("copy_skill"):
+            table.add_row(f"world model, {name.replace('_', ' ')} (1 is perfect, 0 is copying)", _number(value))
     if actions := evaluation.get("actions"):
-        table.add_row("held-out actions, normalised MSE (the mean action's)", _error_text(actions["normalized"]))
+        own, mean = (_number(actions["normalized"][name]) for name in ("mse", "mse_of_mean_action"))
+        table.add_row("held-out actions, normalised MSE (the mean action's)", f"{own} ({mean})")
         for name, scores in actions.get("binary", {}).items():
             table.add_row(f"held-out {name}, accuracy", _number(scores["accuracy"]))
     for task in rollouts.get("tasks", []):
@@ -127,10 +129,6 @@ def _success_text(rates: dict[str, Any]) -> str:
     low, high = rates["interval_95"]
     errors = f", {rates['errors']} errors" if rates["errors"] else ""
     return f"{rates['successes']}/{rates['episodes']} (95 %: {low:.0%} to {high:.0%}){errors}"
-
-
-def _error_text(normalized: dict[str, Any]) -> str:
-    return f"{_number(normalized['mse'])} ({_number(normalized['mse_of_mean_action'])})"
 
 
 def _number(value: Any) -> str:

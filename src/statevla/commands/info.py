@@ -38,7 +38,8 @@ def info(args: InfoArgs) -> None:
         robot = LIBERO if declared == "auto" else load_robot(declared)
     elif args.config is None and args.robot is None:
         name = args.checkpoint
-        config, robot = read_checkpoint(name)
+        folder = resolve_checkpoint(name)
+        config, robot = read_config(folder), read_robot(folder)
     else:
         raise UserError("info: expected --checkpoint alone, it has its configuration and robot; leave the others out")
     config, robot = fit_to_robot(config, robot)
@@ -50,16 +51,6 @@ def info(args: InfoArgs) -> None:
     for sentence in robot.assumed:
         console.print(f"assumed: {sentence}", markup=False, highlight=False)
     console.print(_shapes(config, robot))
-
-
-def read_checkpoint(path: str) -> tuple[Config, RobotSpec]:
-    """Configuration and robot of a checkpoint, without its weights.
-
-    Raises:
-        UserError: there is none, or it is damaged or of another format.
-    """
-    folder = resolve_checkpoint(path)
-    return read_config(folder), read_robot(folder)
 
 
 def robot_table(robot: RobotSpec) -> Table:
@@ -95,9 +86,7 @@ def _parameters(name: str, parts: list[tuple[str, int]]) -> Table:
 def _shapes(config: Config, robot: RobotSpec) -> Table:
     model = config.model
     cameras = " ".join(f"[{camera}({model.tokens_per_camera})]" for camera in model.cameras)
-    table = Table(title="shapes")
-    table.add_column("what")
-    table.add_column("shape")
+    table = Table("what", "shape", title="shapes")
     table.add_row("images", f"[B, {len(model.cameras)}, 3, {model.image_size}, {model.image_size}]")
     table.add_row("robot state", f"[B, {model.robot_state_dim}] {robot.describe_state()}")
     table.add_row("language", f"[B, {model.language_dim}]")

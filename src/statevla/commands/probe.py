@@ -10,40 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-
+from statevla.commands.held_out import HeldOutArgs, print_results
 from statevla.config import results_dir
 from statevla.errors import UserError
-from statevla.types import Orientation
 
 
 @dataclass(frozen=True)
-class ProbeArgs:
-    """What the state z knows: copy skill, action sensitivity, probes beside baselines, a moved object."""
-
-    checkpoint: str
-    """A checkpoint folder, a run folder, or .../checkpoint_best.pt, of phase 1 or 2."""
-    data: str | None = None
-    """Another data set than the one it was trained on."""
-    orientation: Orientation = "auto"
-    """How the frames of `--data` are stored; `auto` believes the data set."""
+class ProbeArgs(HeldOutArgs):
     out: Path | None = None
     """Folder for probe.json and pictures; `probe_<checkpoint>` beside the checkpoint by default."""
     simulator: Literal["auto", "on", "off"] = "auto"
     """Move the target object in the simulator; `auto` does where it works."""
-    device: str = "auto"
-    """As in the configuration."""
 
 
 def probe(args: ProbeArgs) -> None:
-    """Measure what z knows, on held-out episodes: probe.json, tables and pictures."""
+    """Measure what z of a checkpoint of phase 1 or 2 knows, on held-out episodes: probe.json, tables and pictures."""
     from statevla.checkpoints.checkpoint import resolve_checkpoint
-    from statevla.diagnostics.offline import finite_tree, measure_state, open_subject
-    from statevla.diagnostics.plots import draw_all, names_of
-    from statevla.diagnostics.tables import result_tables
+    from statevla.diagnostics.offline import measure_state, open_subject, write_results
     from statevla.machine.lock import only_writer_in
-    from statevla.machine.sealed import seal
-    from statevla.machine.storage import write_json
 
     folder = resolve_checkpoint(args.checkpoint)
     opened = open_subject(args.checkpoint, args.data, args.device, args.orientation)
@@ -60,14 +44,8 @@ def probe(args: ProbeArgs) -> None:
         results |= measure_state(
             opened.subject, opened.train, opened.held_out, episodes, exchange=choose_exchange(args.simulator)
         )
-        write_json(out / "probe.json", seal(finite_tree(results)))
-        pictures = draw_all(results, None, out)
-    console = Console(markup=False)
-    for table in result_tables(results):
-        console.print(table)
-    for note in results.get("notes", []):
-        console.print(note, soft_wrap=True)
-    console.print(f"{out}: probe.json, {names_of(pictures)}", soft_wrap=True)
+        pictures = write_results(results, None, out / "probe.json")
+    print_results(results, [], out / "probe.json", pictures)
 
 
 def choose_exchange(simulator: str) -> Any:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-import tyro
 from rich.console import Console
 
-from statevla.commands.earlier_flags import refuse_earlier_flags
-from statevla.commands.entry import run_command
 from statevla.errors import UserError
 from statevla.worlds.evaluate import RolloutArgs, evaluate
 from statevla.worlds.rollout_view import results_table
@@ -52,13 +48,3 @@ def _status(summary: Mapping[str, Any]) -> int:
         file=sys.stderr,
     )
     return 1
-
-
-def main() -> None:
-    """Entry point of `run_libero_eval.py`."""
-    run_command(lambda: _run(sys.argv[1:]))
-
-
-def _run(arguments: list[str]) -> int:
-    refuse_earlier_flags("rollout", arguments)
-    return rollout(tyro.cli(RolloutArgs, args=arguments, description=inspect.getdoc(rollout)))

@@ -9,6 +9,7 @@ import signal
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
+from statevla.acting.options import ActingOptions
 from statevla.acting.policy import StateVLAPolicy
 from statevla.checkpoints.checkpoint import BEST, LAST, resolve_checkpoint
 from statevla.errors import UserError
@@ -86,16 +87,8 @@ def serve(args: ServeArgs) -> None:
     key = read_api_key(args.api_key_file) if args.api_key_file else None
     if key is None and not _is_loopback(args.host):
         logger.warning("warning: %s is reachable from outside and no --api-key-file is given", args.host)
-    policy = StateVLAPolicy.from_pretrained(
-        args.checkpoint,
-        device=args.device,
-        num_sampling_steps=args.num_sampling_steps,
-        sampling_temperature=args.sampling_temperature,
-        execute_steps=args.execute_steps,
-        temporal_ensembling=args.temporal_ensembling,
-        seed=args.seed,
-        precision=args.precision,
-    )
+    options = {option.name: getattr(args, option.name) for option in fields(ActingOptions)}
+    policy = StateVLAPolicy.from_pretrained(args.checkpoint, **options)
     policy.name = _name_of(args.checkpoint)  # clients are told names, never paths
     if args.protocol == "vla-eval":
         from statevla.serving.vla_eval import run

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import json
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from statevla.checkpoints.checkpoint import LAST
+from statevla.checkpoints.measured import read_tree
 from statevla.config import EARLIER, PHASES, Config, TrainingConfig
 from statevla.errors import UserError
 from statevla.machine.lock import LOCK_NAME, only_writer_in
@@ -117,7 +116,7 @@ def run_stage(stage: Stage, key: str, folder: Path, number: str, console: Consol
         UserError: its command failed.
     """
     path = mark_path(folder, stage)
-    mark = read_mark(path)
+    mark = read_tree(path)
     same = mark.get("key") == key
     if same and mark.get("done"):
         console.print(f"{number} {stage.name}: done already", highlight=False, markup=False)
@@ -141,16 +140,9 @@ def run_stage(stage: Stage, key: str, folder: Path, number: str, console: Consol
 
 
 def call(command: list[str]) -> int:
-    """Run a command to its end; it does not outlive this process, however that dies (on Linux, else if it can)."""
-
-    def stop(number: int, _: object) -> None:
-        sys.exit(128 + number)  # as an exception, so that the child is ended on the way out
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        return subprocess.run(command, check=False, preexec_fn=_die_with_parent()).returncode
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    """Run a command to its end; on Linux it does not outlive this process, however that dies. Elsewhere neither, where
+    SIGTERM is an exception, as in every command (`run_command`)."""
+    return subprocess.run(command, check=False, preexec_fn=_die_with_parent()).returncode
 
 
 def _die_with_parent() -> Callable[[], None] | None:
@@ -168,19 +160,6 @@ def _die_with_parent() -> Callable[[], None] | None:
 
 def mark_path(folder: Path, stage: Stage) -> Path:
     return folder / "stages" / f"{stage.name}.json"
-
-
-def read_mark(path: Path) -> dict[str, Any]:
-    try:
-        mark = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return mark if isinstance(mark, dict) else {}
-
-
-def marks(folder: Path, stages: list[Stage]) -> Iterator[tuple[Stage, dict[str, Any]]]:
-    for stage in stages:
-        yield stage, {"seconds": 0.0, **read_mark(mark_path(folder, stage))}
 
 
 def set_aside(folder: Path) -> None:

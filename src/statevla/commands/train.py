@@ -1,14 +1,10 @@
-"""The command line of `train.py`."""
+"""`statevla train`, `train.py`: a phase of training."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
 
-from statevla.commands.earlier_flags import refuse_earlier_flags
-from statevla.commands.entry import run_command
 from statevla.config import PhaseName, load_config, takes_text
 from statevla.errors import UserError
 
@@ -37,16 +33,10 @@ class TrainArgs:
     """Folder of the runs; overrides `output_dir` of the configuration."""
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Entry point of `train.py`."""
-    run_command(lambda: train(list(sys.argv[1:] if arguments is None else arguments)))
-
-
 def train(arguments: list[str]) -> None:
     """Train a phase: `TrainArgs`, then any key of the configuration."""
     import tyro
 
-    refuse_earlier_flags("train", arguments)
     args, rest = tyro.cli(
         TrainArgs, prog="train.py", args=arguments, return_unknown_args=True, description=f"Train StateVLA. {EPILOGUE}"
     )

@@ -6,7 +6,6 @@ the viewer; `rerun FILE.rrd` shows it, on any machine.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tyro
 
+from statevla.checkpoints.measured import read_tree
 from statevla.config import expand_path
 from statevla.errors import UserError
 from statevla.machine.extras import require
@@ -119,12 +119,9 @@ def log_rollouts(recording: Any, folder: Path, num_episodes: int) -> int:
         UserError: the folder holds no episodes, or a link out of it.
     """
     check_own(folder / "settings.json", [folder])
-    try:
-        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(
-            f"view {folder}: no readable settings.json; give the --out folder of 'statevla rollout'"
-        ) from None
+    settings = read_tree(folder / "settings.json")
+    if not settings:
+        raise UserError(f"view {folder}: no readable settings.json; give the --out folder of 'statevla rollout'")
     judged = [line for line in read_episodes(folder, [folder]) if line.get("success") is not None][:num_episodes]
     if not judged:
         raise UserError(f"view {folder}: holds no finished episodes; run 'statevla rollout' with --out {folder}")

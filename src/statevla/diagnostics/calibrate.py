@@ -14,8 +14,10 @@ from torch import Tensor
 from statevla.acting.alarm import SCORES, Calibration, conformal_threshold, expect, novelty_of, surprise_of
 from statevla.acting.policy import StateVLAPolicy
 from statevla.checkpoints.checkpoint import weights_hash
+from statevla.checkpoints.measured import read_tree
 from statevla.data import FrameCache
 from statevla.diagnostics.offline import open_subject
+from statevla.diagnostics.probes import thin
 from statevla.errors import UserError
 from statevla.machine.sealed import check_seal
 from statevla.types import Observation, Orientation
@@ -47,8 +49,7 @@ def calibrate_on_data(
         raise UserError(
             f"calibrate {checkpoint}: no training episodes in {cache.folder}; give --data with more of them"
         )
-    picks = np.linspace(0, len(wanted) - 1, min(MEMORY_SIZE, len(wanted))).round().astype(int)
-    memory = encode_cached(policy, cache, wanted[picks])
+    memory = encode_cached(policy, cache, wanted[thin(range(len(wanted)), MEMORY_SIZE)])
     scores = score_episodes(policy, cache, opened.held_out, memory)
     source = f"{len(opened.held_out)} held-out episodes of {cache.folder.name}"
     return Calibration(
@@ -126,15 +127,14 @@ def calibrate_on_rollouts(checkpoint: str | Path, rollouts: Path, alpha: float) 
 
 
 def _read_rollouts(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    files = sorted(folder.glob("episodes*.jsonl"))
+    settings, files = read_tree(folder / "settings.json"), sorted(folder.glob("episodes*.jsonl"))
     try:
-        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         # A kill may have left the last line unfinished.
         texts = [text for file in files for text in file.read_text(encoding="utf-8").splitlines(True)]
         lines = [json.loads(text) for text in texts if text.endswith("\n")]
     except (OSError, ValueError):
-        settings, lines = None, []
-    if not isinstance(settings, dict) or not lines:
+        lines = []
+    if not settings or not lines:
         raise UserError(f"calibrate {folder}: no rollouts there; give the --out folder of 'statevla rollout'")
     for line in lines:
         check_seal(line, f"calibrate {folder}: an episode", "take other rollouts", was_sealed=False)

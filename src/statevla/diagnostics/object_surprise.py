@@ -103,9 +103,8 @@ def measure_object_surprise(
         return {}
     rows, frames = exchanged.rows, transitions.frames[exchanged.rows]
     expected = transitions.expected[rows]
-    use_target = subject.model.state_encoder.target is not None
     z = {kind: exchanged.encode(frames, kind) for kind in ("moved", "unmoved")}
-    z["repeated"] = encode_frames(subject, transitions.episodes, frames, use_target)
+    z["repeated"] = encode_frames(subject, transitions.episodes, frames, use_target=True)
     values = {kind: surprise_of(expected, code).numpy() for kind, code in z.items()}
     true = surprise_of(expected, transitions.observed[rows]).numpy()
     median = max(float(np.median(true)), 1e-12)
@@ -132,11 +131,11 @@ def from_other_episodes(subject: Subject, transitions: Transitions) -> Exchanged
     if not np.isfinite(here).any() or not cache.robot.state_dim:
         return None
     states = subject.transform.normalize_robot_state(torch.from_numpy(cache.robot_state)).numpy()
-    owner, task_number = episode_of(cache, pool), {task: number for number, task in enumerate(sorted(tasks))}
-    task_of = np.array([task_number[cache.episodes[index].task] for index in owner])
-    rows, moved, unmoved, arms = [], [], [], []
+    owner = episode_of(cache, pool)
+    task_of = np.array([cache.episodes[index].task for index in owner])
+    found = []
     for row, (frame, index) in enumerate(zip(wanted, episode_of(cache, wanted))):
-        allowed = (owner != index) & (task_of == task_number[cache.episodes[index].task])
+        allowed = (owner != index) & (task_of == cache.episodes[index].task)
         distance = np.linalg.norm(position - here[row], axis=1)  # NaN compares false: unknown objects drop out
         arm = np.sqrt(((states[pool] - states[frame]) ** 2).mean(axis=1))
         far = np.where(allowed & (distance >= MOVED_M), arm, np.inf)
@@ -144,21 +143,18 @@ def from_other_episodes(subject: Subject, transitions: Transitions) -> Exchanged
         near = np.where(allowed & (distance <= UNMOVED_M) & (arm >= far[chosen]), arm, np.inf)
         control = int(near.argmin())
         if max(far[chosen], near[control]) <= MAX_ARM_STD:
-            rows.append(row)
-            moved.append(pool[chosen])
-            unmoved.append(pool[control])
-            arms.append((far[chosen], near[control]))
-    if not rows:
+            found.append((row, pool[chosen], pool[control], far[chosen], near[control]))
+    if not found:
         return None
-    pictures = {"moved": torch.tensor(np.array(moved)), "unmoved": torch.tensor(np.array(unmoved))}
-    use_target = subject.model.state_encoder.target is not None
+    rows, moved, unmoved, moved_off, unmoved_off = map(np.array, zip(*found))
+    pictures = {"moved": torch.from_numpy(moved), "unmoved": torch.from_numpy(unmoved)}
 
     def encode(frames: Tensor, kind: str) -> Tensor:
-        return encode_frames(subject, donors, frames, use_target, images_from=pictures[kind])
+        return encode_frames(subject, donors, frames, use_target=True, images_from=pictures[kind])
 
-    off = np.median(np.array(arms), axis=0)
-    details = {"arm_off_moved_std": float(off[0]), "arm_off_unmoved_std": float(off[1])}
-    return Exchanged(torch.tensor(rows), encode, "other episodes", details)
+    off = {"arm_off_moved_std": moved_off, "arm_off_unmoved_std": unmoved_off}
+    details = {name: float(np.median(values)) for name, values in off.items()}
+    return Exchanged(torch.from_numpy(rows), encode, "other episodes", details)
 
 
 def _transitions(subject: Subject, sequences: Sequence[LatentSequence]) -> Transitions | None:

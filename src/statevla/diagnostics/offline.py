@@ -16,11 +16,14 @@ from statevla.data import open_frame_cache, open_reader, split_episodes
 from statevla.diagnostics.actions import ChunkSamples, action_metrics, sample_chunks
 from statevla.diagnostics.goals import measure_goal_places, measure_goals
 from statevla.diagnostics.object_surprise import NO_PAIRS, NO_POSES, Exchange, measure_object_surprise
+from statevla.diagnostics.plots import draw_all
 from statevla.diagnostics.probes import MAX_EPISODES, beats_baselines, missing_roles, run_probes, thin
 from statevla.diagnostics.sequences import Subject
 from statevla.diagnostics.world_model import go_no_go, measure_world_model
 from statevla.errors import UserError
 from statevla.machine.device import resolve_device
+from statevla.machine.sealed import seal
+from statevla.machine.storage import write_json
 from statevla.model.language import build_language_encoder
 from statevla.transforms import Transform
 from statevla.types import Orientation
@@ -199,12 +202,22 @@ def _subject(loaded: LoadedCheckpoint, data: str | None, orientation: Orientatio
     return Subject(loaded.model, config, cache, Transform(config.model, loaded.statistics, loaded.robot), table, device)
 
 
-def finite_tree(tree: Any) -> Any:
+def write_results(results: dict[str, Any], samples: ChunkSamples | None, file: Path) -> list[Path]:
+    """Write an evaluation's results, or a part of them, as JSON, and pictures beside it; returns the pictures.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    write_json(file, seal(_finite(results)))
+    return draw_all(results, samples, file.parent)
+
+
+def _finite(tree: Any) -> Any:
     """A tree for JSON, which has no NaN and no infinity: null."""
     if isinstance(tree, dict):
-        return {key: finite_tree(value) for key, value in tree.items()}
+        return {key: _finite(value) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [finite_tree(value) for value in tree]
+        return [_finite(value) for value in tree]
     if isinstance(tree, float):
         return float(tree) if math.isfinite(tree) else None
     return tree

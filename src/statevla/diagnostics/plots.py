@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,9 @@ def draw_all(results: dict[str, Any], samples: ChunkSamples | None, folder: Path
         written.append(_draw_errors(results["actions"], folder / "action_errors.png"))
     if samples is not None:
         written.append(_draw_chunks(samples, folder / "chunks.png"))
-    if results.get("world_model"):
-        written.append(_draw_world_model(results["world_model"], folder / "world_model.png"))
-    if results.get("probes"):
-        written.append(_draw_probes(results["probes"], folder / "probes.png"))
-    if results.get("goal_places"):
-        written.append(_draw_goal_places(results["goal_places"], folder / "goal_places.png"))
-    if results.get("object_surprise"):
-        written.append(_draw_object_surprise(results["object_surprise"], folder / "object_surprise.png"))
+    for part, draw in _DRAWINGS.items():
+        if results.get(part):
+            written.append(draw(results[part], folder / f"{part}.png"))
     return written
 
 
@@ -41,13 +36,11 @@ def names_of(pictures: Sequence[Path]) -> str:
     return ", ".join(path.name for path in pictures) or f"no pictures ({install_line('plots')} draws them)"
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def _save(figure: Any, path: Path) -> Path:
@@ -59,20 +52,19 @@ def _save(figure: Any, path: Path) -> Path:
 def _draw_errors(actions: dict[str, Any], path: Path) -> Path:
     """Left: over the steps of the chunk; right: a bar per number, whatever their number."""
     names, still = names_with_units(actions), actions.get("repeat_state")
-    figure, axes = _figure(1, 2, (10, max(3.5, 0.8 + 0.24 * len(names))))
+    figure, (steps, axis) = _figure(1, 2, (10, max(3.5, 0.8 + 0.24 * len(names))))
     normalized = actions["normalized"]
-    _plot_steps(axes[0][0], normalized["mae_per_step"], "policy")
-    axis = axes[0][1]
+    _plot_steps(steps, normalized["mae_per_step"], "policy")
     axis.barh(range(len(names)), normalized["mse_per_dim"])
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.axvline(normalized["mse_of_mean_action"], color="black", linestyle="--", label="mean action, on average")
     if still is not None:
         if len(still["names"]) == len(names):
-            _plot_steps(axes[0][0], still["normalized"]["mae_per_step"], "present state")
+            _plot_steps(steps, still["normalized"]["mae_per_step"], "present state")
         rows = [actions["names"].index(name) for name in still["names"]]
         axis.plot(still["normalized"]["mse_per_dim"], rows, "|", color="tab:red", markersize=9, label="present state")
-    axes[0][0].set(xlabel="step of the chunk", ylabel="mean absolute error (normalised)", ylim=(0, None))
-    axes[0][0].legend(fontsize=8)
+    steps.set(xlabel="step of the chunk", ylabel="mean absolute error (normalised)", ylim=(0, None))
+    steps.legend(fontsize=8)
     axis.invert_yaxis()
     axis.set(xlabel="mean squared error (normalised)")
     axis.legend(fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
@@ -94,7 +86,7 @@ def _draw_chunks(samples: ChunkSamples, path: Path) -> Path:
     columns = min(MAX_COLUMNS, count)
     rows = -(-count // columns)
     figure, axes = _figure(rows, columns, (2.5 * columns, 1.5 * rows + 0.4))
-    for dim, axis in enumerate(axes.flat):
+    for dim, axis in enumerate(axes):
         if dim >= count:
             axis.set_visible(False)
             continue
@@ -114,10 +106,8 @@ def _draw_chunks(samples: ChunkSamples, path: Path) -> Path:
 
 def _draw_world_model(values: dict[str, float], path: Path) -> Path:
     figure, axes = _figure(1, 2, (10, 3.5))
-    for axis, name, trivial, label in (
-        (axes[0][0], "copy_skill", 0.0, "copying the present"),
-        (axes[0][1], "action_sensitivity", 1.0, "ignoring actions"),
-    ):
+    trivial_answers = (("copy_skill", 0.0, "copying the present"), ("action_sensitivity", 1.0, "ignoring actions"))
+    for axis, (name, trivial, label) in zip(axes, trivial_answers):
         points = {int(key.rpartition("_")[2]): value for key, value in values.items() if key.startswith(name)}
         axis.plot(list(points), list(points.values()), marker="o")
         axis.axhline(trivial, color="black", linestyle="--", label=label)
@@ -127,22 +117,21 @@ def _draw_world_model(values: dict[str, float], path: Path) -> Path:
 
 
 def _draw_probes(probes: dict[str, dict[str, float]], path: Path) -> Path:
-    figure, axes = _figure(1, 1, (10, 4))
+    figure, (axis,) = _figure(1, 1, (10, 4))
     kinds = list(next(iter(probes.values())))
     width = 0.8 / len(kinds)
     for offset, kind in enumerate(kinds):
         heights = [max(scores[kind], -0.2) for scores in probes.values()]
-        axes[0][0].bar(np.arange(len(probes)) + offset * width, heights, width, label=kind.replace("_", " "))
-    axes[0][0].set_xticks(np.arange(len(probes)) + 0.4 - width / 2, [name.replace("_", " ") for name in probes])
-    axes[0][0].set(ylabel="R² on held-out episodes (cut at -0.2)", ylim=(-0.2, 1))
-    axes[0][0].legend(fontsize=8)
+        axis.bar(np.arange(len(probes)) + offset * width, heights, width, label=kind.replace("_", " "))
+    axis.set_xticks(np.arange(len(probes)) + 0.4 - width / 2, [name.replace("_", " ") for name in probes])
+    axis.set(ylabel="R² on held-out episodes (cut at -0.2)", ylim=(-0.2, 1))
+    axis.legend(fontsize=8)
     return _save(figure, path)
 
 
 def _draw_goal_places(squares: Sequence[dict[str, float]], path: Path) -> Path:
     """The table as the front camera sees it: the robot above, its left (y > 0) on the right."""
-    figure, axes = _figure(1, 1, (6, 5))
-    axis = axes[0][0]
+    figure, (axis,) = _figure(1, 1, (6, 5))
     x, y, medians = (np.array([square[key] for square in squares]) for key in ("x_m", "y_m", "median_m"))
     points = axis.scatter(y, x, c=100 * medians, cmap="YlOrRd", vmin=0, s=900, marker="s")
     for square, across, along in zip(squares, y, x):
@@ -159,10 +148,19 @@ def _draw_goal_places(squares: Sequence[dict[str, float]], path: Path) -> Path:
 
 
 def _draw_object_surprise(values: dict[str, Any], path: Path) -> Path:
-    figure, axes = _figure(1, 1, (6, 3.5))
+    figure, (axis,) = _figure(1, 1, (6, 3.5))
     kinds = ("repeated", "unmoved", "moved")
-    axes[0][0].bar(kinds, [values[f"{kind}_ratio"] for kind in kinds], color=("tab:gray", "tab:blue", "tab:red"))
-    axes[0][0].axhline(1.0, color="black", linestyle="--")
+    axis.bar(kinds, [values[f"{kind}_ratio"] for kind in kinds], color=("tab:gray", "tab:blue", "tab:red"))
+    axis.axhline(1.0, color="black", linestyle="--")
     title = f"pictures from {values['source']}, {values['num_pairs']} pairs, p = {values['p_value']:.2g}"
-    axes[0][0].set(ylabel="median surprise over that of the true frame", title=title)
+    axis.set(ylabel="median surprise over that of the true frame", title=title)
     return _save(figure, path)
+
+
+_DRAWINGS: dict[str, Callable[[Any, Path], Path]] = {
+    "world_model": _draw_world_model,
+    "probes": _draw_probes,
+    "goal_places": _draw_goal_places,
+    "object_surprise": _draw_object_surprise,
+}
+"""Part of the results → what draws it into a picture of the same name."""

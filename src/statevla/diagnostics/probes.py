@@ -55,32 +55,27 @@ def run_probes(
     if not train or not held_out:
         return {}
     frames = [_frames(subject, episodes) for episodes in (train, held_out)]
-    targets = [probe_targets(subject, wanted.numpy()) for wanted in frames]
+    targets, targets_test = (probe_targets(subject, wanted.numpy()) for wanted in frames)
     groups = episode_of(subject.cache, frames[0].numpy())
-    episodes_of = (train, held_out)
-    z = [encode_frames(subject, episodes, wanted).numpy() for episodes, wanted in zip(episodes_of, frames)]
-    robot = [subject.cache.robot_state[wanted.numpy()].astype(np.float64) for wanted in frames]
-    mean = [_episode_mean(x, episode_of(subject.cache, wanted.numpy())) for x, wanted in zip(z, frames)]
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
-        random_subject = replace(subject, model=_random_model(subject))
-    random = [encode_frames(random_subject, episodes, wanted).numpy() for episodes, wanted in zip(episodes_of, frames)]
-    features = {"ridge": z, "robot_state": robot, "episode_mean": mean, "random_encoder": random}
+        random = replace(subject, model=StateVLA(subject.config, subject.model.robot).to(subject.device).eval())
+    features, features_test = (
+        _features(subject, random, episodes, wanted) for episodes, wanted in zip((train, held_out), frames)
+    )
     results: dict[str, dict[str, float]] = {}
-    for name in targets[0].keys() & targets[1].keys():
-        y_train, y_test = targets[0][name], targets[1][name]
-        known_train, known_test = np.isfinite(y_train).all(1), np.isfinite(y_test).all(1)
-        if not known_train.any() or not known_test.any() or y_test[known_test].std(0).max() < MIN_STD:
+    for name in (name for name in targets if name in targets_test):
+        known, known_test = (np.isfinite(side[name]).all(1) for side in (targets, targets_test))
+        y, y_test = targets[name][known], targets_test[name][known_test]
+        if not len(y) or not len(y_test) or y_test.std(0).max() < MIN_STD:
             continue
-        data = (y_train[known_train], y_test[known_test])
-        scores = {}
-        for kind, x in features.items():
-            sides = x[0][known_train], x[1][known_test]
-            scores[kind] = score_ridge(sides[0], data[0], sides[1], data[1], groups[known_train])
+        results[name] = {}
+        for kind in features:
+            x, x_test = features[kind][known], features_test[kind][known_test]
+            results[name][kind] = score_ridge(x, y, x_test, y_test, groups[known])
             if mlp and kind in MLP_NAMES:
-                scores[MLP_NAMES[kind]] = r_squared(fit_mlp(sides[0], data[0], sides[1]), data[1])
-        results[name] = scores
-    return {name: results[name] for name in targets[0] if name in results}
+                results[name][MLP_NAMES[kind]] = r_squared(fit_mlp(x, y, x_test), y_test)
+    return results
 
 
 def beats_baselines(scores: Mapping[str, float]) -> bool:
@@ -114,11 +109,9 @@ def probe_targets(subject: Subject, frames: np.ndarray) -> Targets:
         if hand is not None:
             targets["object_from_hand"] = position - targets["end_effector"]
             targets["object_from_hand_xy"] = targets["object_from_hand"][:, :2]
-    progress = np.empty((len(frames), 1))
-    for row, (frame, index) in enumerate(zip(frames, episode_of(cache, frames))):
-        episode = cache.episodes[index]
-        progress[row] = (frame - episode.start) / max(episode.num_steps - 1, 1)
-    targets["progress"] = progress
+    owner = episode_of(cache, frames)
+    starts, steps = np.array([(episode.start, episode.num_steps) for episode in cache.episodes])[owner].T
+    targets["progress"] = ((frames - starts) / np.maximum(steps - 1, 1))[:, None]
     return targets
 
 
@@ -257,8 +250,15 @@ def episode_of(cache: FrameCache, frames: np.ndarray) -> np.ndarray:
     return np.searchsorted(starts, frames, side="right") - 1
 
 
-def _random_model(subject: Subject) -> StateVLA:
-    return StateVLA(subject.config, subject.model.robot).to(subject.device).eval()
+def _features(subject: Subject, random: Subject, episodes: Sequence[int], frames: Tensor) -> Targets:
+    """What targets are read out of, float `[M, F]` each: z, and the baselines; `random` has random weights."""
+    z = encode_frames(subject, episodes, frames).numpy()
+    return {
+        "ridge": z,
+        "robot_state": subject.cache.robot_state[frames.numpy()].astype(np.float64),
+        "episode_mean": _episode_mean(z, episode_of(subject.cache, frames.numpy())),
+        "random_encoder": encode_frames(random, episodes, frames).numpy(),
+    }
 
 
 def _episode_mean(x: np.ndarray, groups: np.ndarray) -> np.ndarray:

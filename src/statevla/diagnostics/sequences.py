@@ -110,7 +110,7 @@ def encode_frames(
     Args:
         episodes: that the frames belong to.
         wanted: int64, indices into the cache.
-        use_target: encode with the target encoder.
+        use_target: encode with the target encoder, where there is one.
         images_from: take the pictures from these frames instead (the robot state stays); they belong to `episodes`.
         pictures: take these pictures instead, uint8 `[len(wanted), V, P, P, 3]`, upright.
     """

@@ -6,6 +6,7 @@ Every measure is against something trivial: copying the present, shuffled action
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -126,9 +127,8 @@ def surprise(subject: Subject, sequences: Sequence[LatentSequence]) -> dict[str,
     after = torch.cat([s.frames[1:] for s in sequences])
     elsewhere = torch.cat([s.frames[1:].roll(len(s.frames) // 2) for s in sequences])
     before = torch.cat([s.frames[:-1] for s in sequences])
-    has_target = subject.model.state_encoder.target is not None
-    teleported = encode_frames(subject, episodes, after, has_target, images_from=elsewhere)
-    frozen = encode_frames(subject, episodes, after, has_target, images_from=before)
+    teleported = encode_frames(subject, episodes, after, use_target=True, images_from=elsewhere)
+    frozen = encode_frames(subject, episodes, after, use_target=True, images_from=before)
     predicted = rollout(subject, windows.z, windows.actions)
     true, far, still = (surprise_of(predicted, z).numpy() for z in (windows.later, teleported, frozen))
     return {
@@ -140,11 +140,13 @@ def surprise(subject: Subject, sequences: Sequence[LatentSequence]) -> dict[str,
     }
 
 
-class Windows:
+class Windows(NamedTuple):
     """All windows of k steps: z and target at the start, target at the end, actions between (`[M, k, K·A]`)."""
 
-    def __init__(self, z: Tensor, now: Tensor, later: Tensor, actions: Tensor) -> None:
-        self.z, self.now, self.later, self.actions = z, now, later, actions
+    z: Tensor
+    now: Tensor
+    later: Tensor
+    actions: Tensor
 
     @classmethod
     def of(cls, sequences: Sequence[LatentSequence], horizon: int) -> Windows | None:

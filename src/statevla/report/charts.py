@@ -21,28 +21,27 @@ _salts = itertools.count()
 def training_curves(run: Run) -> str:
     """Loss terms over the steps; held-out values as dots. Empty where nothing was logged."""
     train, validation = run.records("train"), run.records("validation")
-    if not train:
-        return ""
-    names = [name for name, value in train[-1].items() if name not in _BOOKKEEPING and _is_number(value)]
+    last = train[-1] if train else {}
+    names = [name for name, value in last.items() if name not in _BOOKKEEPING and _is_number(value)]
     names = [name for name in names if any(abs(entry.get(name, 0.0) or 0.0) > 0 for entry in train)]
+    if not names:
+        return ""
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
     figure, axes = _figure(rows, columns, (9.0, 2.3 * rows))
-    flat = list(axes.flat)
-    for ax, name, color in zip(flat, names, itertools.cycle(_COLORS)):
+    for ax, name, color in zip(axes, names, itertools.cycle(_COLORS)):
         steps, values = _series(train, name)
         ax.plot(steps, values, color=color, linewidth=1.2, label="training")
-        steps, values = _series(validation, "loss" if name == "total" and not _has(validation, "total") else name)
-        if values:
-            ax.plot(steps, values, color="#222222", marker="o", markersize=3, linewidth=0.8, label="held out")
+        held_out = _series(validation, "loss" if name == "total" and not _has(validation, "total") else name)
+        if held_out[0]:
+            ax.plot(*held_out, color="#222222", marker="o", markersize=3, linewidth=0.8, label="held out")
         ax.set_title(name.replace("_", " "), fontsize=9)
         ax.grid(alpha=0.25)
-        positive = [value for _, value in zip(*_series(train, name)) if value > 0]
-        if len(positive) == len(train) and max(positive) > 30 * min(positive):
-            ax.set_yscale("log")
-    for ax in flat[len(names) :]:
+        if len(values) == len(train) and min(values) > 0:
+            _scale(ax, values)
+    for ax in axes[len(names) :]:
         ax.set_visible(False)
-    flat[0].legend(fontsize=7, frameon=False)
+    axes[0].legend(fontsize=7, frameon=False)
     return _svg(figure)
 
 
@@ -52,8 +51,7 @@ def copy_skill_curves(run: Run) -> str:
     names = sorted({name for entry in validation for name in entry if _COPY_SKILL.match(name)}, key=_horizon)
     if not names:
         return ""
-    figure, axes = _figure(1, 1, (9.0, 2.6))
-    ax = axes.flat[0]
+    figure, (ax,) = _figure(1, 1, (9.0, 2.6))
     for name, color in zip(names, itertools.cycle(_COLORS)):
         steps, values = _series(validation, name)
         ax.plot(steps, values, color=color, marker="o", markersize=3, label=f"{_horizon(name)} frame(s) ahead")
@@ -76,8 +74,7 @@ def success_bars(rows: Sequence[tuple[str, dict[str, Any]]]) -> str:
     shown = [(label, rates) for label, rates in rows if rates.get("success_rate") is not None]
     if not shown:
         return ""
-    figure, axes = _figure(1, 1, (9.0, 0.7 + 0.34 * len(shown)))
-    ax = axes.flat[0]
+    figure, (ax,) = _figure(1, 1, (9.0, 0.7 + 0.34 * len(shown)))
     for place, (_, rates) in enumerate(shown):
         rate, (low, high) = rates["success_rate"], rates["interval_95"]
         ax.barh(place, rate, height=0.6, color=SKY)
@@ -102,8 +99,7 @@ def surprise_curves(episodes: Sequence[dict[str, Any]], execute_steps: int, thre
     shown = [entry for entry in episodes if entry.get("surprise") and entry.get("success") is not None]
     if not shown:
         return ""
-    figure, axes = _figure(1, 1, (9.0, 2.8))
-    ax = axes.flat[0]
+    figure, (ax,) = _figure(1, 1, (9.0, 2.8))
     labels = {True: "success", False: "failure"}
     for entry in shown:
         success, values = bool(entry["success"]), entry["surprise"]
@@ -113,21 +109,26 @@ def surprise_curves(episodes: Sequence[dict[str, Any]], execute_steps: int, thre
         ax.plot(steps, values, color=color, alpha=0.4, linewidth=0.9, label=labels.pop(success, None), marker=".")
     if threshold is not None:
         ax.axhline(threshold, color="#222222", linewidth=1.0, linestyle="--", label="alarm above")
-    positive = [value for entry in shown for value in entry["surprise"] if value > 0]
-    if positive and max(positive) > 30 * min(positive):
-        ax.set_yscale("log")
+    _scale(ax, [value for entry in shown for value in entry["surprise"]])
     ax.set(xlabel="control step", ylabel="surprise")
     ax.grid(alpha=0.25)
     ax.legend(fontsize=8, frameon=False, ncols=3)
     return _svg(figure)
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+def _scale(ax: Any, values: Sequence[float]) -> None:
+    """Logarithmic where the positive values span more than a factor of thirty."""
+    positive = [value for value in values if value > 0]
+    if positive and max(positive) > 30 * min(positive):
+        ax.set_yscale("log")
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for ax in axes.flat:
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=8)
     return figure, axes

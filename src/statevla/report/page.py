@@ -6,20 +6,19 @@ import base64
 import html
 import math
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from statevla.checkpoints.comparisons import binary_lines, comparisons
 from statevla.config import PHASES
-from statevla.diagnostics.tables import action_rows
+from statevla.diagnostics.tables import Rows, action_rows, measured_rows
 from statevla.machine.lock import only_writer_of
 from statevla.machine.storage import check_own, write_text
 from statevla.report.charts import copy_skill_curves, success_bars, surprise_curves, training_curves
 from statevla.report.sources import Run, Sources, Tree, find_sources, read_episodes
 from statevla.robots import RobotSpec
 
-_Kind = Literal["numbers", "words"]
 MAX_VIDEOS = 16
 _PICTURES = {
     "action_errors.png": "Errors per step of the chunk and per dimension",
@@ -127,7 +126,7 @@ def _rollout(rollout: Tree, folders: Sequence[Path]) -> Iterator[str]:
     rows = [(task["instruction"], task) for task in summary["tasks"]]
     yield _chart(success_bars([*rows, ("all tasks", total)]))
     header = ["task", "success", "rate", "95 % interval", "steps to success", "errors"]
-    yield _table(header, [[name, *_rate_cells(rates)] for name, rates in [*rows, ("all tasks", total)]])
+    yield _table(header, [[name, *rate_cells(rates)] for name, rates in [*rows, ("all tasks", total)]])
     for error in summary.get("errors", []):
         yield f"<p class='soft'>Error in task {error['task']}, trial {error['trial']}: {_text(error['error'])}</p>"
     episodes = read_episodes(folder, folders)
@@ -144,7 +143,8 @@ def _rollout(rollout: Tree, folders: Sequence[Path]) -> Iterator[str]:
     yield _videos(folder, folders)
 
 
-def _rate_cells(rates: dict[str, Any]) -> list[str]:
+def rate_cells(rates: Mapping[str, Any]) -> list[str]:
+    """Successes, their share with Wilson's interval, steps and errors, of rates as `summary.json` has them."""
     low, high = rates["interval_95"]
     rate, steps = rates["success_rate"], rates["mean_steps_to_success"]
     return [
@@ -185,41 +185,26 @@ def _evaluation(evaluation: Tree, folders: Sequence[Path]) -> Iterator[str]:
         text = f"Robot {robot.name}, {robot.control_freq_hz:g} Hz. Actions: {robot.describe_actions()}. "
         yield f"<p class='soft'>{_text(text)}State: {_text(robot.describe_state())}.</p>"
     for note in results.get("notes", []):
-        yield f"<p class='soft'>{_text(note[0].upper() + note[1:])}.</p>"
+        yield f"<p class='soft'>{_text(_capital(note))}.</p>"
     if actions := results.get("actions"):
         yield from _actions(actions)
-    if world_model := results.get("world_model"):
-        passed = results.get("go_no_go", {})
-        verdict = {True: "ok", False: "too low", None: ""}
-        rows = [[_label(name), _number(value), verdict[passed.get(name)]] for name, value in world_model.items()]
-        yield "<h3>World model</h3>"
-        yield _table(["measure", "value", ""], rows)
-    if goals := results.get("goals"):
-        yield "<h3>Where is the hand going?</h3>"
-        caption = "median error of the next keyframe on held-out episodes; before the hand moves only words tell"
-        rows = [[step, *(_number(100 * goals[step][key]) for key in ("median_m", "chance_m"))] for step in goals]
-        yield _table(["control step", "error, cm", "expecting the mean, cm"], rows, caption)
-    if probes := results.get("probes"):
-        kinds = list(next(iter(probes.values())))
-        yield "<h3>What can be read out of the state</h3>"
-        caption = "R² on held-out episodes; the columns beside the probes of z are baselines"
-        rows = [[_label(name), *(_number(scores[kind]) for kind in kinds)] for name, scores in probes.items()]
-        yield _table(["target", *map(_label, kinds)], rows, caption)
+    for found in measured_rows(results):
+        yield from _rows(found)
     for name, text in _PICTURES.items():
         yield _picture(evaluation.folder / name, text, folders)
 
 
 def _actions(actions: dict[str, Any]) -> Iterator[str]:
-    yield "<h3>Actions</h3>"
-    if "normalized" in actions:
-        yield _action_table(actions)
+    yield from _rows(action_rows(actions))
     lines = [*comparisons(actions), *binary_lines(actions)]
-    yield f"<ul>{''.join(f'<li>{_text(line[0].upper() + line[1:])}.</li>' for line in lines)}</ul>"
+    yield f"<ul>{''.join(f'<li>{_text(_capital(line))}.</li>' for line in lines)}</ul>"
 
 
-def _action_table(actions: dict[str, Any]) -> str:
-    columns, numbers, totals = action_rows(actions)
-    return _table(["number", *columns], [[name, *map(_number, values)] for name, values in [*numbers, *totals]])
+def _rows(found: Rows) -> Iterator[str]:
+    yield f"<h3>{_text(_capital(found.title))}</h3>"
+    if found.rows:
+        cells = [[_number(value) for value in row] for row in (*found.rows, *found.totals)]
+        yield _table(found.columns, cells, found.caption)
 
 
 def _run(run: Run, folders: Sequence[Path]) -> Iterator[str]:
@@ -254,14 +239,14 @@ def _provenance(sources: Sources) -> Iterator[str]:
         for name, value in facts.items():
             if value is not None and str(value) not in merged.setdefault(name, []):
                 merged[name].append(str(value))
-    rows = [[_label(name), ", ".join(values)] for name, values in merged.items() if values]
+    rows = [[name.replace("_", " "), ", ".join(values)] for name, values in merged.items() if values]
     yield _table(["what", "version"], rows, kind="words")
 
 
 def _table(
     header: Sequence[str],
     rows: Iterable[Sequence[str]],
-    caption: str = "",
+    caption: str | None = None,
     kind: Literal["numbers", "words"] = "numbers",
 ) -> str:
     head = "".join(f"<th>{_text(cell)}</th>" for cell in header)
@@ -290,8 +275,8 @@ def _picture(path: Path, caption: str, folders: Sequence[Path]) -> str:
     return _figure(f'<img src="{source}" alt="{_text(caption)}">', caption)
 
 
-def _label(name: str) -> str:
-    return name.replace("_", " ")
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _number(value: Any) -> str:
@@ -306,7 +291,7 @@ def _text(value: Any) -> str:
 
 def _title(phase: str) -> str:
     title = PHASES[phase].title if phase in PHASES else f"training, phase {phase}"
-    return title[0].upper() + title[1:]
+    return _capital(title)
 
 
 def write_report(folders: Sequence[Path], out: Path, title: str = "StateVLA report") -> Path:

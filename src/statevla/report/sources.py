@@ -45,7 +45,6 @@ class Sources:
     """All that was found, oldest first; `folders` are those that were looked through."""
 
     folders: list[Path]
-
     runs: list[Run]
     evaluations: list[Tree]
     rollouts: list[Tree]
@@ -59,27 +58,24 @@ def find_sources(folders: Sequence[Path]) -> Sources:
     Raises:
         UserError: a folder is absent, a file is damaged or a link out of the folders, or there is nothing to show.
     """
-    runs: list[Run] = []
-    evaluations: list[Tree] = []
-    rollouts: list[Tree] = []
-    commands: list[tuple[str, float]] = []
+    found = Sources(list(folders), [], [], [], [])
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"report {folder}: no such folder; give the folder of a run, of a demo, or of rollouts")
         for path in sorted(_json_files(folder), key=lambda file: file.stat().st_mtime):
             check_own(path, folders)
             if path.name == "run.json":
-                runs.append(Run(path.parent, _read(path), _read_log(path.parent / "log.jsonl", folders)))
+                found.runs.append(Run(path.parent, _read(path), _read_log(path.parent / "log.jsonl", folders)))
             elif path.name == "evaluation.json":
-                evaluations.append(Tree(path.parent, _read(path)))
+                found.evaluations.append(Tree(path.parent, _read(path)))
             elif path.name == "summary.json" and "settings" in (summary := _read(path)):
-                rollouts.append(Tree(path.parent, summary))
+                found.rollouts.append(Tree(path.parent, summary))
             elif path.parent.name == "stages" and "command" in (mark := _read(path)):
-                commands.append((str(mark["command"]), float(mark.get("seconds", 0.0))))
-    if not (runs or evaluations or rollouts):
+                found.commands.append((str(mark["command"]), float(mark.get("seconds", 0.0))))
+    if not (found.runs or found.evaluations or found.rollouts):
         names = ", ".join(map(str, folders))
         raise UserError(f"report {names}: nothing to show; expected run.json, evaluation.json or summary.json below it")
-    return Sources(list(folders), runs, evaluations, rollouts, commands)
+    return found
 
 
 def read_episodes(folder: Path, folders: Sequence[Path]) -> list[dict[str, Any]]:

@@ -10,15 +10,13 @@ import torch
 from statevla.checkpoints.checkpoint import ALIASES, BEST, LAST, RUN_FILE
 from statevla.checkpoints.provenance import run_info
 from statevla.config import Config, expand_path, phase_of
-from statevla.diagnostics.offline import QUICK_EPISODES, finite_tree, measure_state
-from statevla.diagnostics.plots import draw_all
+from statevla.diagnostics.offline import QUICK_EPISODES, measure_state, write_results
 from statevla.diagnostics.probes import thin
 from statevla.errors import UserError
 from statevla.machine.allocator import keep_freed_memory
 from statevla.machine.device import resolve_device, resolve_precision
 from statevla.machine.lock import only_writer_in
 from statevla.machine.processes import join_processes
-from statevla.machine.sealed import seal
 from statevla.machine.storage import whole_folder, write_json
 from statevla.training.setup import RunContext, Setup, prepare
 from statevla.training.trainer import Trainer
@@ -103,8 +101,7 @@ def _probe(setup: Setup, run: Path) -> None:
         return
     episodes = thin(held_out, QUICK_EPISODES)
     results = measure_state(setup.subject, setup.main.train, held_out, episodes, thorough=False)
-    write_json(run / "probe.json", seal(finite_tree(results)))
-    draw_all(results, None, run)
+    write_results(results, None, run / "probe.json")
     for note in results.get("notes", []):
         say(note)
     read = ", ".join(f"{name} {scores['ridge']:.3f}" for name, scores in results["probes"].items())

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from statevla.machine.storage import writing
+from statevla.report.page import rate_cells
 from statevla.worlds.rollout_plan import EpisodeSpec
 from statevla.worlds.rollout_results import KEPT_FIX, EpisodeResult
 
@@ -126,19 +127,7 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     for column in ("success", "rate", "95 % interval", "steps", "errors"):
         table.add_column(column, justify="right", no_wrap=True)
     for task in summary["tasks"]:
-        table.add_row(str(task["task"]), task["instruction"], *_cells(task))
+        table.add_row(str(task["task"]), task["instruction"], *rate_cells(task))
     table.add_section()
-    table.add_row("all", "", *_cells(summary["total"]))
+    table.add_row("all", "", *rate_cells(summary["total"]))
     return table
-
-
-def _cells(rates: Mapping[str, Any]) -> list[str]:
-    low, high = rates["interval_95"]
-    rate, steps = rates["success_rate"], rates["mean_steps_to_success"]
-    return [
-        f"{rates['successes']}/{rates['episodes']}",
-        "-" if rate is None else f"{rate:.1%}",
-        f"{low:.0%} to {high:.0%}",
-        "-" if steps is None else f"{steps:.0f}",
-        str(rates["errors"]),
-    ]

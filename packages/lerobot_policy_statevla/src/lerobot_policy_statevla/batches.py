@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lerobot.utils.constants import ACTION, OBS_STR
+from lerobot.utils.constants import ACTION, OBS_STATE, OBS_STR
 from torch import Tensor
 
 from lerobot_policy_statevla.recorded import Recorded
@@ -32,6 +32,7 @@ class BatchReader:
         config: of the model and its training.
         language: embeds tasks.
         aliases: feature → what it may be called instead: a data set and a robot may use different names.
+        sizes: feature → how many numbers it has in all, where that is known.
         recorded: what phase 1 needs of whole episodes, or None.
         default_task: for environments that say none.
     """
@@ -42,12 +43,13 @@ class BatchReader:
         config: Config,
         language: LanguageEncoder,
         aliases: Mapping[str, str],
+        sizes: Mapping[str, int],
         recorded: Recorded | None = None,
         default_task: str = "",
     ) -> None:
         self.transform, self.robot, self.config = transform, transform.robot, config
         self._language, self._aliases, self.recorded = language, aliases, recorded
-        self._default_task = default_task
+        self._sizes, self._default_task = sizes, default_task
         self._is_delta = torch.from_numpy(self.robot.is_delta)
 
     def windows(self, batch: Mapping[str, Any]) -> TransitionBatch:
@@ -95,16 +97,17 @@ class BatchReader:
         """What a robot or an environment reports, one per sample.
 
         Raises:
-            UserError: a feature is missing or has too few numbers, or there is no task in words.
+            UserError: a feature is missing or has another number of numbers, or there is no task in words.
         """
         present = self._present(_unnested(batch))
-        states = self._state(present)[:, 0].cpu().numpy()
+        states = self._sent_state(present)
+        count = len(self._feature(present, str(self.robot.cameras[0].key)))
         views = {
             camera.name: self._upright(present, camera)[:, 0].movedim(-3, -1).contiguous().cpu().numpy()
             for camera in self.robot.cameras
         }
         said = batch.get("task") or ""
-        tasks = [task or self._default_task for task in self._tasks(said, len(states))]
+        tasks = [task or self._default_task for task in self._tasks(said, count)]
         if not all(tasks):
             raise UserError(
                 "observation: the environment says no task; say what to do, as in the training data, by "
@@ -113,10 +116,10 @@ class BatchReader:
         return [
             Observation(
                 {name: frames[row] for name, frames in views.items()},
-                self.robot.named_state(states[row], "observation"),
+                {name: values[row] for name, values in states.items()},
                 tasks[row],
             )
-            for row in range(len(states))
+            for row in range(count)
         ]
 
     # Parts of a batch -------------------------------------------------------------------------------------------------
@@ -169,21 +172,48 @@ class BatchReader:
             )
         return actions
 
-    def _state(self, batch: Mapping[str, Any]) -> Tensor:
-        """The raw state that the policy sees, float32 `[B, T, S]`; `[B, S]` of `[B, 1, ...]`."""
+    def _sent_state(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The state fields that an environment sends, by name, float32 `[B, n]` each.
+
+        Of several ways of saying the state (`state_ways`) one is enough: by the features of the training data, or, as
+        LeRobot's own environments send it, flat in `observation.state` alone.
+        """
+        keys = {field.name: split_key(str(field.key))[0] for field in self.robot.policy_fields}
+        robot = self.robot.with_ways(name for name, key in keys.items() if self._find(batch, key) is not None)
+        needed = {keys[field.name] for field in robot.policy_fields}
+        if self.robot.state_ways and OBS_STATE in batch and not all(self._is_whole(batch, key) for key in needed):
+            flat = self._numbers(batch, OBS_STATE)[:, 0]
+            return self.robot.named_state(flat.float().cpu().numpy(), OBS_STATE)
+        return robot.named_state(self._state(batch, robot)[:, 0].cpu().numpy(), "observation")
+
+    def _state(self, batch: Mapping[str, Any], robot: RobotSpec | None = None) -> Tensor:
+        """The raw state that the policy sees, or that of `robot`, float32 `[B, T, S]`."""
         images = self._feature(batch, str(self.robot.cameras[0].key))
-        leading, parts = images.shape[:-3], []
-        for field in self.robot.policy_fields:
+        parts = []
+        for field in (robot or self.robot).policy_fields:
             key, part = split_key(str(field.key))
-            # LeRobot drops the last dim of features of one number.
-            values = self._feature(batch, key).reshape(*leading, -1)[..., part]
-            if values.shape[-1] != field.size:
+            values = self._numbers(batch, key)
+            whole = self._sizes.get(key, values.shape[-1])
+            if values.shape[-1] != whole or values[..., part].shape[-1] != field.size:
                 raise UserError(
-                    f"'{key}': expected state field '{field.name}' of {field.size} numbers ({', '.join(field.dims)}) "
-                    f"in {field.key}, got {values.shape[-1]}; send what robot '{self.robot.name}' declares"
+                    f"'{key}': expected {whole} numbers, with state field '{field.name}' ({', '.join(field.dims)}) in "
+                    f"{field.key}, got {values.shape[-1]}; send what robot '{self.robot.name}' declares"
                 )
-            parts.append(values.to(images.device).float())
-        return torch.cat(parts, dim=-1) if parts else torch.zeros(*leading, 0, device=images.device)
+            parts.append(values[..., part].to(images.device).float())
+        return torch.cat(parts, dim=-1) if parts else torch.zeros(*images.shape[:-3], 0, device=images.device)
+
+    def _numbers(self, batch: Mapping[str, Any], key: str) -> Tensor:
+        """A feature of the state, `[B, T, n]`."""
+        images = self._feature(batch, str(self.robot.cameras[0].key))
+        # LeRobot drops the last dim of features of one number.
+        return self._feature(batch, key).reshape(*images.shape[:-3], -1)
+
+    def _is_whole(self, batch: Mapping[str, Any], key: str) -> bool:
+        """Whether a feature of the state is there, with all of its numbers."""
+        if self._find(batch, key) is None:
+            return False
+        size = self._numbers(batch, key).shape[-1]
+        return size == self._sizes.get(key, size)
 
     def _model_input(self, batch: Mapping[str, Any]) -> ModelInput:
         """Observations `[B, T]` as the model takes them."""
@@ -228,10 +258,14 @@ class BatchReader:
     def _feature(self, batch: Mapping[str, Any], key: str) -> Tensor:
         return batch[self._key(batch, key)]
 
+    def _find(self, batch: Mapping[str, Any], key: str) -> str | None:
+        """What a batch calls a feature; None where it has none."""
+        return next((name for name in (key, self._aliases.get(key, key)) if name in batch), None)
+
     def _key(self, batch: Mapping[str, Any], key: str) -> str:
-        for name in (key, self._aliases.get(key, key)):
-            if name in batch:
-                return name
+        name = self._find(batch, key)
+        if name is not None:
+            return name
         present = ", ".join(sorted(name for name in batch if name.startswith(OBS_STR))) or "none"
         raise UserError(
             f"observation: expected '{key}' of robot '{self.robot.name}', got {present}; send it, or say which it is "

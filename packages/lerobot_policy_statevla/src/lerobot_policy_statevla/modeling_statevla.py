@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,9 @@ class StateVLAPolicy(PreTrainedPolicy):
         transform = Transform(settings.model, self.settings.statistics, self.settings.robot, settings.data.augmentation)
         trains = dataset_meta is not None and "1" in config.phases
         recorded = record(dataset_meta, resolved.robot_of_data, settings, transform) if trains else None
+        sizes = {key: prod(feature.shape) for key, feature in (config.input_features or {}).items()}
         self._batches = BatchReader(
-            transform, settings, self._language, resolved.aliases, recorded, config.default_task
+            transform, settings, self._language, resolved.aliases, sizes, recorded, config.default_task
         )
         self._progress = Progress(config.phase1_share)
         self._acting: ActingPolicy | None = None

@@ -7,7 +7,7 @@ as a policy once, to `$STATEVLA_HOME/policies_for_lerobot`, and the path that th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,17 +15,18 @@ from lerobot.configs import parser
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.utils.constants import ACTION
 
+from lerobot_policy_statevla.robot import in_state
 from statevla.checkpoints.checkpoint import load_checkpoint, resolve_checkpoint
 from statevla.checkpoints.lerobot_policy import NUM_UPDATES, PREFIX, SWITCHED_AT, PolicySettings
 from statevla.checkpoints.version import MODEL_FILE, VERSION_FILE
 from statevla.config import bundled_policies, home_dir
 from statevla.data.keys import split_key
-from statevla.data.lerobot_layout import layout_of
+from statevla.data.lerobot_layout import STATE_KEY, layout_of
 from statevla.machine.lock import only_writer_of
 from statevla.machine.storage import replacing_folder, sha256, writing
 from statevla.robots import RobotSpec
 
-_FORM = 1
+_FORM = 2
 """Of the policies made here; raise it when the same checkpoint would give another one."""
 _ASSUMED_SIDE = 256
 """Frames of any size are taken; LeRobot wants to know one."""
@@ -68,10 +69,12 @@ def write_policy(checkpoint: str | Path, target: Path) -> None:
     from lerobot_policy_statevla.processor_statevla import make_statevla_pre_post_processors
 
     loaded = load_checkpoint(checkpoint)
-    robot = layout_of(loaded.robot).robot  # the features that `statevla data convert` writes
+    layout = layout_of(loaded.robot)  # the features that `statevla data convert` writes
+    robot = in_state(layout.robot, layout.names(STATE_KEY) if STATE_KEY in layout.columns else None)
     settings = PolicySettings(loaded.config, robot, loaded.statistics, loaded.language)
     config = StateVLAConfig(phase=str(loaded.metrics["phase"]), settings=settings.to_json(), push_to_hub=False)
-    config.input_features, config.output_features = features_of(robot)
+    sizes = {key: sum(field.size for field in fields) for key, fields in layout.columns.items()}
+    config.input_features, config.output_features = features_of(robot, sizes)
     policy = StateVLAPolicy(config)
     tensors = {PREFIX + name: tensor for name, tensor in loaded.model.state_dict().items()}
     own = policy.state_dict()
@@ -82,17 +85,20 @@ def write_policy(checkpoint: str | Path, target: Path) -> None:
         processor.save_pretrained(target)
 
 
-def features_of(robot: RobotSpec) -> tuple[dict[str, PolicyFeature], dict[str, PolicyFeature]]:
-    """What LeRobot calls a robot's observations and actions; keys of its fields and cameras are LeRobot's features."""
+def features_of(
+    robot: RobotSpec, sizes: Mapping[str, int]
+) -> tuple[dict[str, PolicyFeature], dict[str, PolicyFeature]]:
+    """What LeRobot calls a robot's observations and actions; keys of its fields and cameras are LeRobot's features.
+
+    Args:
+        sizes: of each feature of the state, in numbers, those that the policy does not see among them.
+    """
     inputs = {
         str(camera.key): PolicyFeature(type=FeatureType.VISUAL, shape=(3, _ASSUMED_SIDE, _ASSUMED_SIDE))
         for camera in robot.cameras
     }
-    sizes: dict[str, int] = {}
-    for field in robot.policy_fields:
-        key, part = split_key(str(field.key))
-        sizes[key] = max(sizes.get(key, 0), part.stop or field.size)
-    inputs |= {key: PolicyFeature(type=FeatureType.STATE, shape=(size,)) for key, size in sizes.items()}
+    states = dict.fromkeys(split_key(str(field.key))[0] for field in robot.policy_fields)
+    inputs |= {key: PolicyFeature(type=FeatureType.STATE, shape=(sizes[key],)) for key in states}
     return inputs, {ACTION: PolicyFeature(type=FeatureType.ACTION, shape=(robot.action_dim,))}
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
+from lerobot.configs.types import FeatureType
 from torch import Tensor
 
 from lerobot_policy_statevla.batches import same_names
@@ -119,9 +121,12 @@ def _of_trained(config: StateVLAConfig, meta: Any, stats: Mapping[str, Mapping[s
     same_data = _is_data_of(settings.config, meta)
     robot = trained_on(settings.robot, meta.root, *_said(config), source, may_rename=True, same_data=same_data)
     names = {camera.key for camera in robot.cameras}
+    features, _ = features_of(robot, {key: prod(feature["shape"]) for key, feature in meta.features.items()})
     if config.input_features and names <= set(meta.features) and not names <= set(config.input_features):
         # The data set's cameras have other names; with --rename_map batches still come with the policy's.
-        config.input_features = features_of(robot)[0]
+        config.input_features = features
+    elif config.input_features:
+        config.input_features |= {key: each for key, each in features.items() if each.type is FeatureType.STATE}
     statistics = settings.statistics
     if config.statistics == OF_DATASET:
         statistics = statistics_of(meta.root, stats, settings.config, robot)

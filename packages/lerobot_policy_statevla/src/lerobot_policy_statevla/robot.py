@@ -45,19 +45,21 @@ def _bound(
         raise UserError(
             f"data {root}: actions are in '{binding.action_key}', LeRobot reads '{ACTION}'; rename the feature"
         )
-    keys = {name: _key(*place) for name, place in binding.fields.items()} | _parts_of_state(robot, meta)
-    for field in robot.policy_fields:
-        if not keys[field.name].startswith(f"{OBS_STR}."):
-            raise UserError(
-                f"data {root}: state field '{field.name}' is in '{keys[field.name]}', LeRobot hands policies only "
-                f"'{OBS_STR}.*'; rename the feature"
-            )
-    return robot.model_copy(
+    keys = {name: _key(*place) for name, place in binding.fields.items()}
+    robot = robot.model_copy(
         update={
             "state": tuple(field.model_copy(update={"key": keys[field.name]}) for field in robot.state),
             "cameras": tuple(c.model_copy(update={"key": binding.cameras[c.name]}) for c in robot.cameras),
         }
     )
+    robot = in_state(robot, meta.features.get(OBS_STATE, {}).get("names"))
+    for field in robot.policy_fields:
+        if not str(field.key).startswith(f"{OBS_STR}."):
+            raise UserError(
+                f"data {root}: state field '{field.name}' is in '{field.key}', LeRobot hands policies only "
+                f"'{OBS_STR}.*'; rename the feature"
+            )
+    return robot
 
 
 def trained_on(
@@ -146,12 +148,13 @@ def _key(key: str, part: slice) -> str:
     return key if part == slice(None) else f"{key}[{part.start}:{part.stop}]"
 
 
-def _parts_of_state(robot: RobotSpec, meta: Metadata) -> dict[str, str]:
-    """State field → part of `observation.state`, where its names are those of all that the policy sees.
+def in_state(robot: RobotSpec, names: object) -> RobotSpec:
+    """The robot with parts of `observation.state` as keys, if its `names` are those of all that the policy sees.
 
     LeRobot's robots and environments send this feature alone, while a data set may hold a field twice.
     """
-    names = meta.features.get(OBS_STATE, {}).get("names")
     if not isinstance(names, list) or tuple(names) != robot.state_names:
-        return {}
-    return {name: _key(OBS_STATE, part) for name, part in robot.state_slices().items()}
+        return robot
+    keys = {name: _key(OBS_STATE, part) for name, part in robot.state_slices().items()}
+    state = tuple(field.model_copy(update={"key": keys.get(field.name, field.key)}) for field in robot.state)
+    return robot.model_copy(update={"state": state})

@@ -8,7 +8,7 @@ Two vocabularies are understood. StateVLA's own:
     images/<camera>      uint8 [H, W, 3], one per camera of the robot
     image_orientation    "upright" (default), "flipped_vertically", "rotated_180" or "mirrored"
     robot_state/<field>  float [n], one per state field of the robot; or instead
-    robot_state          float [S], all of them in declared order
+    robot_state          float [S], all of them in declared order; or those of one of the robot's `state_ways` alone
     instruction          the task in words
 
 and openpi's, of its examples for LIBERO, DROID and ALOHA, for policies whose robot has that state and those actions;

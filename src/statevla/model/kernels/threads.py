@@ -78,14 +78,6 @@ def num_threads() -> int:
     return 1 if _forked else torch.get_num_threads()
 
 
-def describe_threads() -> str:
-    """How kernels run in parallel in this process."""
-    threads = num_threads()
-    if threads == 1:
-        return "1 thread"
-    return f"{threads} threads ({'PyTorch OpenMP' if openmp_parallel() else 'Python threads'})"
-
-
 def _scratch_of_this_thread(num_bytes: int) -> int:
     """Aligned address of at least `num_bytes` that only the calling thread uses."""
     if getattr(_local, "size", -1) < num_bytes:
