@@ -107,11 +107,11 @@ def test_a_killed_parent_leaves_no_stage_running(tmp_path: Path, how: signal.Sig
     pid = wait_for(lambda: int((tmp_path / "pid").read_text() or 0) if (tmp_path / "pid").exists() else 0)
     assert psutil.pid_exists(pid)
     process.send_signal(how)
-    process.wait(30)
+    process.wait(240)
     assert wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
 
 
-def wait_for(condition: Callable[[], T], timeout_s: float = 30.0) -> T:
+def wait_for(condition: Callable[[], T], timeout_s: float = 240.0) -> T:
     """What the condition gives as soon as it is true; at the end whatever it gives."""
     end = time.monotonic() + timeout_s
     while not (value := condition()) and time.monotonic() < end:
