@@ -101,17 +101,17 @@ def test_stages_of_a_folder_have_one_runner_and_what_is_being_written_stays(stag
 def test_a_killed_parent_leaves_no_stage_running(tmp_path: Path, how: signal.Signals) -> None:
     """Else the next run would train beside the last one's stage, in the same folder."""
     write = f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))"
-    child = f"import os, pathlib, time; {write}; time.sleep(60)"
+    child = f"import os, pathlib, time; {write}; time.sleep(900)"
     parent = f"import sys; from statevla.commands.stages import call; call([sys.executable, '-c', {child!r}])"
     process = subprocess.Popen([sys.executable, "-c", parent])
     pid = wait_for(lambda: int((tmp_path / "pid").read_text() or 0) if (tmp_path / "pid").exists() else 0)
     assert psutil.pid_exists(pid)
     process.send_signal(how)
-    process.wait(30)
+    process.wait(240)
     assert wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
 
 
-def wait_for(condition: Callable[[], T], timeout_s: float = 30.0) -> T:
+def wait_for(condition: Callable[[], T], timeout_s: float = 240.0) -> T:
     """What the condition gives as soon as it is true; at the end whatever it gives."""
     end = time.monotonic() + timeout_s
     while not (value := condition()) and time.monotonic() < end:
