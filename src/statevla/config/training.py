@@ -81,8 +81,6 @@ class Phase1Config(_EncoderConfig):
 class Phase2Config(_PhaseConfig):
     learning_rate: Annotated[float, Field(gt=0)] = 5.0e-5
     """Peak of the schedule."""
-    num_latent_views: Positive = 1
-    """Augmented views per frame in the cache of latents (1 = the plain frame only)."""
 
 
 class BcConfig(_EncoderConfig):

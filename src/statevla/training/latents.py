@@ -1,8 +1,7 @@
 """Phase 2 on a frozen encoder: every frame is encoded once, and kept on disk.
 
-The file is named by what it was made from (encoder weights, frame cache, language, what the policy is conditioned on,
-augmentation), so a changed input makes a new one. A JSON file beside it has its SHA-256: what is damaged is encoded
-anew.
+The file is named by what it was made from (encoder weights, frame cache, language, what the policy is conditioned on), so
+a changed input makes a new one. A JSON file beside it has its SHA-256: what is damaged is encoded anew.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +21,6 @@ from torch import Tensor
 from statevla.config import Config, expand_path
 from statevla.data import ChunkDataset, FrameCache
 from statevla.data.cache import CACHE_FIX
-from statevla.data.pixels import item_draws
 from statevla.diagnostics.sequences import ENCODE_BATCH, encode_batch
 from statevla.errors import UserError
 from statevla.machine.device import resolve_precision
@@ -34,18 +31,16 @@ from statevla.model.statevla_model import StateVLA
 from statevla.transforms import Transform
 from statevla.types import ChunkBatch, ModelInput
 
-VIEW_SEED = 0x1A7E27
-
 
 class LatentSamples:
     """A `ChunkDataset` whose observations are replaced by stored states; what `Prefetcher` gathers from.
 
     Args:
         dataset: of the episodes to train on.
-        states: float32 `[views, num_frames, P]`, memory-mapped; view 0 is the plain frame.
+        states: float32 `[num_frames, P]`, memory-mapped, of the plain frames.
     """
 
-    num_draws = 1
+    num_draws = 0
 
     def __init__(self, dataset: ChunkDataset, states: Tensor) -> None:
         self.dataset, self.states = dataset, states
@@ -54,15 +49,11 @@ class LatentSamples:
         return len(self.dataset)
 
     def gather_drawn(self, indices: Tensor, draws: Tensor | None) -> ChunkBatch:
-        """The batch of these items; `draws` `[B, 1]` in [0, 1) choose the view, None takes the plain one."""
-        batch = self.dataset.gather_latents(indices, self.states[0])
-        if draws is None or len(self.states) == 1:
-            return batch
-        views = (draws[:, 0] * len(self.states)).long()
-        return replace(batch, state=self.states[views, self.dataset.frame_indices_of(indices)])
+        """The batch of these items; there is nothing to draw."""
+        return self.dataset.gather_latents(indices, self.states)
 
     def observations(self, indices: Tensor) -> ModelInput:
-        """The frames that the plain states of these items were made from."""
+        """The frames that the states of these items were made from."""
         observation = self.dataset.gather_drawn(indices, None).observation
         assert observation is not None
         return observation
@@ -81,7 +72,7 @@ def open_latents(
     processes: Processes,
     say: Callable[[str], None],
 ) -> Tensor:
-    """States of all frames, float32 `[views, num_frames, P]`, memory-mapped; encoded first where not on disk yet.
+    """States of all frames, float32 `[num_frames, P]`, memory-mapped; encoded first where not on disk yet.
 
     Another run that encodes the same frames at the same time is waited for.
 
@@ -94,7 +85,6 @@ def open_latents(
     Raises:
         UserError: the disk is full, or a frame cannot be read.
     """
-    views = config.training.phase2.num_latent_views
     key = _fingerprint(model, config, cache, language_table, device)
     target = expand_path(config.data.cache_dir) / "latents" / f"{key}.npy"
 
@@ -106,7 +96,7 @@ def open_latents(
             if is_missing(lambda line: None):  # nobody has made it meanwhile
                 frames = ChunkDataset(cache, range(len(cache.episodes)), 1, transform, language_table)
                 with writing(target, CACHE_FIX):
-                    _encode_all(model, frames, views, target, config.training.precision, device, processes, say)
+                    _encode_all(model, frames, target, config.training.precision, device, processes, say)
     # Copy-on-write: nothing writes to it, but PyTorch warns of maps that it could not write to.
     return torch.from_numpy(np.load(target, mmap_mode="c"))
 
@@ -134,7 +124,6 @@ def _is_whole(target: Path, say: Callable[[str], None]) -> bool:
 def _encode_all(
     model: StateVLA,
     frames: ChunkDataset,
-    views: int,
     target: Path,
     precision: str,
     device: torch.device,
@@ -142,19 +131,19 @@ def _encode_all(
     say: Callable[[str], None],
 ) -> None:
     count = frames.cache.num_frames
-    width = _encode(model, frames, torch.zeros(1, dtype=torch.int64), None, precision, device).shape[1]
+    width = _encode(model, frames, torch.zeros(1, dtype=torch.int64), precision, device).shape[1]
     unfinished = target.with_name(f".{target.name}.tmp")
     try:
         if processes.is_main:
-            _make_empty(unfinished, (views, count, width))
+            _make_empty(unfinished, (count, width))
         processes.wait()
         first_byte = np.load(unfinished, mmap_mode="r").offset
         mine = np.array_split(np.arange(len(frames)), processes.world_size)[processes.rank]
         # Written, not mapped: where a disk is full, writing to a map ends the process with a bus error.
         with open(unfinished, "r+b") as file:
-            for view, places, states in _encode_views(model, frames, views, mine, precision, device, say):
+            for places, states in _encode_batches(model, frames, mine, precision, device, say):
                 for place, state in zip(places, states):
-                    file.seek(first_byte + (view * count + place) * state.nbytes)
+                    file.seek(first_byte + place * state.nbytes)
                     file.write(state.tobytes())
         processes.wait()
         if processes.is_main:
@@ -167,29 +156,26 @@ def _encode_all(
             unfinished.unlink(missing_ok=True)
 
 
-def _encode_views(
+def _encode_batches(
     model: StateVLA,
     frames: ChunkDataset,
-    views: int,
     mine: np.ndarray,
     precision: str,
     device: torch.device,
     say: Callable[[str], None],
-) -> Iterator[tuple[int, list[int], np.ndarray]]:
-    """View, indices in the cache, and states float32 `[b, P]`, batch by batch; `mine` are indices into `frames`."""
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Indices in the cache, and states float32 `[b, P]`, batch by batch; `mine` are indices into `frames`."""
     started = reported = time.monotonic()
-    for view in range(views):
-        for start in range(0, len(mine), ENCODE_BATCH):
-            indices = torch.from_numpy(mine[start : start + ENCODE_BATCH])
-            draws = item_draws(VIEW_SEED, view, indices, frames.num_draws) if view else None
-            states = _encode(model, frames, indices, draws, precision, device)
-            yield view, frames.frame_indices_of(indices).tolist(), states.numpy()
-            done, now = view * len(mine) + start + len(indices), time.monotonic()
-            if now - reported > 10.0 or done == views * len(mine):
-                reported = now
-                rate = done / max(now - started, 1e-9)
-                left = (views * len(mine) - done) / rate
-                say(f"encoding frames for phase 2: {done}/{views * len(mine)}, {rate:.0f} frames/s, {left:.0f} s left")
+    for start in range(0, len(mine), ENCODE_BATCH):
+        indices = torch.from_numpy(mine[start : start + ENCODE_BATCH])
+        states = _encode(model, frames, indices, precision, device)
+        yield frames.frame_indices_of(indices).tolist(), states.numpy()
+        done, now = start + len(indices), time.monotonic()
+        if now - reported > 10.0 or done == len(mine):
+            reported = now
+            rate = done / max(now - started, 1e-9)
+            left = (len(mine) - done) / rate
+            say(f"encoding frames for phase 2: {done}/{len(mine)}, {rate:.0f} frames/s, {left:.0f} s left")
 
 
 def _make_empty(path: Path, shape: tuple[int, ...]) -> None:
@@ -204,11 +190,10 @@ def _encode(
     model: StateVLA,
     frames: ChunkDataset,
     indices: Tensor,
-    draws: Tensor | None,
     precision: str,
     device: torch.device,
 ) -> Tensor:
-    observation = frames.gather_drawn(indices, draws).observation
+    observation = frames.gather_drawn(indices, None).observation
     assert observation is not None
     return encode_batch(model.encode_for_policy, observation, precision, device)
 
@@ -222,11 +207,8 @@ def _fingerprint(
         if not name.startswith(("target.", "predictor.", "inverse_dynamics.", "keyframe.")):
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     digest.update(language_table.contiguous().numpy().tobytes())
-    views = config.training.phase2.num_latent_views
     settings = {
         "cache": str(cache.folder.resolve()),
-        "views": views,
-        "augmentation": config.data.augmentation.model_dump() if views > 1 else None,
         "condition": config.model.policy.condition.model_dump(),
         "precision": resolve_precision(config.training.precision, device),
     }
