@@ -1,9 +1,11 @@
 """LeRobot from end to end on data of several robots: train, resume, act, evaluate, and back to StateVLA's own tools.
 
-python scripts/lerobot_integration.py PYTHON NAME=FOLDER[=WORLD]...
+python scripts/lerobot_integration.py PYTHON NAME=FOLDER[=WORLD[=ROBOT]]...
 
 PYTHON is an interpreter with LeRobot and the plugin, each FOLDER a LeRobotDataset, WORLD one of StateVLA's worlds with
-its robot, where there is one. Prints a table for docs/lerobot.md; a step that fails ends it with what that printed.
+its robot, where there is one, ROBOT what the policy takes it for, if not what the data set declares. A policy of
+`libero_either` also acts in LeRobot's own `libero`, WORLD being a suite. Prints a table for docs/lerobot.md; a step
+that fails ends it with what that printed.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from lerobot_commands import LeRobot, logged  # noqa: E402
 
 from statevla.checkpoints.checkpoint import load_checkpoint  # noqa: E402
 from statevla.data import open_reader  # noqa: E402
+from statevla.robots import LIBERO_EITHER  # noqa: E402
 from statevla_client import PolicyClient  # noqa: E402
 
 STEPS, PHASE_1 = 6, 4
@@ -44,15 +47,16 @@ def main() -> None:
     print(subprocess.run([python, "-c", VERSIONS], check=True, capture_output=True, text=True).stdout)
     print(*HEADER, sep="\n")
     for item in data:
-        name, folder, *world = item.split("=")
+        name, folder, world, robot = (*item.split("="), "", "")[:4]
         with tempfile.TemporaryDirectory() as work:
             lerobot = LeRobot(python, Path(work))
-            print(row(lerobot, name, Path(folder).resolve(), world[0] if world else None), flush=True)
+            print(row(lerobot, name, Path(folder).resolve(), world, robot), flush=True)
 
 
-def row(lerobot: LeRobot, name: str, data: Path, world: str | None) -> str:
+def row(lerobot: LeRobot, name: str, data: Path, world: str, declared: str) -> str:
     """All steps on one data set, as a line of the table."""
-    _, text = lerobot.train(data, "run", STEPS, "--policy.type=statevla")
+    given = [f"--policy.robot={declared}"] if declared else []
+    _, text = lerobot.train(data, "run", STEPS, "--policy.type=statevla", *given)
     losses = losses_of(text, STEPS)
     trained = f"phase 1: {span(losses[:PHASE_1])}, 2: {span(losses[PHASE_1:])}"
     resumed = f"phase 2: {span(losses_of(lerobot.resume('run', 2 * STEPS), STEPS))}"
@@ -64,6 +68,9 @@ def row(lerobot: LeRobot, name: str, data: Path, world: str | None) -> str:
     shape = f"{robot.action_dim}, {robot.state_dim}"
     cameras = ", ".join(robot.camera_names)
     served = serve(policy, instruction, Path(lerobot.folder))
+    evaluated = evaluate(lerobot, policy, "statevla", world) if world else "no world of it"
+    if world and declared == LIBERO_EITHER.name:
+        evaluated += f"; LeRobot's {evaluate_in_libero(lerobot, policy, instruction, world)}"
     cells = (
         name,
         robot.name,
@@ -73,7 +80,7 @@ def row(lerobot: LeRobot, name: str, data: Path, world: str | None) -> str:
         resumed,
         "equal",
         served,
-        "no world of it" if world is None else evaluate(lerobot, policy, world),
+        evaluated,
     )
     return f"| {' | '.join(cells)} |"
 
@@ -91,19 +98,27 @@ def span(losses: list[float]) -> str:
     return f"{losses[0]:.2f} to {losses[-1]:.2f}"
 
 
-def evaluate(lerobot: LeRobot, policy: Path, world: str) -> str:
-    """`lerobot-eval` in a world of StateVLA's; so young a policy succeeds by chance at most."""
-    output = lerobot.folder / "evaluated"
+def evaluate_in_libero(lerobot: LeRobot, policy: Path, instruction: str, suite: str) -> str:
+    """LeRobot's own `libero`, which sends the hand's pose alone, and that is what the policy acts on."""
+    lerobot.run(str(INTEGRATION / "lerobot_ways.py"), str(policy), instruction, suite)
+    # With the files of `statevla[sim]` instead of LeRobot's.
+    return evaluate(lerobot, policy, "libero", suite, "--env.init_states=false")
+
+
+def evaluate(lerobot: LeRobot, policy: Path, kind: str, world: str, *options: str) -> str:
+    """`lerobot-eval` in a world, of StateVLA's or LeRobot's; so young a policy succeeds by chance at most."""
+    output = lerobot.folder / f"evaluated_{kind}"
     lerobot.run(
         "lerobot.scripts.lerobot_eval",
         f"--policy.path={policy}",
         "--policy.device=cpu",
-        "--env.type=statevla",
+        f"--env.type={kind}",
         f"--env.task={world}",
         "--env.task_ids=[0]",
         f"--env.episode_length={EPISODE_STEPS}",
         "--eval.batch_size=1",
         "--eval.n_episodes=1",
+        *options,
         f"--output_dir={output}",
     )
     overall = json.loads((output / "eval_info.json").read_text())["overall"]

@@ -54,6 +54,7 @@ def main() -> None:
         lerobot = LeRobot(sys.argv[1], folder)
         check_libero(lerobot)
         check_arm(lerobot)
+        check_either(lerobot)
         check_citizen(lerobot)
     print("lerobot: all phases, resume, acting, both ways between the checkpoints, presets and adapters as expected")
 
@@ -130,6 +131,16 @@ def check_arm(lerobot: LeRobot) -> None:
     given = ["--policy.type=statevla", "--policy.phase=bc", *settings, f"--policy.robot={folder / 'wrong.yaml'}"]
     refused = lerobot.fail(folder / "arm", *given)
     assert "robot 'arm' declares 8" in refused, refused
+
+
+def check_either(lerobot: LeRobot) -> None:
+    """A robot whose state is said in several ways: the policy acts on the one that is sent; and one of one way."""
+    bc = ("--policy.type=statevla", "--policy.phase=bc", f"--policy.config_file={lerobot.folder / 'tiny.yaml'}")
+    instruction = next(iter(TASKS)).replace("_", " ")
+    seen = "--policy.overrides=['model.robot_token_dropout=1', 'model.policy.condition.robot_state=true']"
+    for robot in ("libero_either", "libero_hand"):
+        trained, _ = lerobot.train(lerobot.folder / "libero", robot, 2, *bc, f"--policy.robot={robot}", seen)
+        lerobot.run(str(HERE / "lerobot_ways.py"), str(trained), instruction)
 
 
 def act(lerobot: LeRobot, policy: Path, data: str) -> LoadedCheckpoint:
