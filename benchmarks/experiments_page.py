@@ -38,8 +38,8 @@ each row changes what it says, and all seeds of a row count together. Success on
 states of each task, with Wilson's 95 % interval over all episodes, and p of Fisher's exact test against a table's first
 row. Two runs at a time, on a core each, in minutes: the figures compare, and do not show what the preset reaches. Goal:
 median error of the place that z names before the hand moves; object: R² of the better probe. From the least to the
-largest over the seeds. What showed nothing is no longer in the code: positions that begin as waves, flow times more often
-near noise, an average of phase 2's weights, several augmented views of a frame in phase 2.
+largest over the seeds. What showed nothing is no longer in the code: positions that begin as waves, flow times more
+often near noise, an average of phase 2's weights, several augmented views of a frame in phase 2.
 """
 EARLIER = """
 As the preset was when phase 1 also cloned actions, and phase 2 went on with its heads (commits as the records say).

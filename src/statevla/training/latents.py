@@ -1,7 +1,7 @@
 """Phase 2 on a frozen encoder: every frame is encoded once, and kept on disk.
 
-The file is named by what it was made from (encoder weights, frame cache, language, what the policy is conditioned on), so
-a changed input makes a new one. A JSON file beside it has its SHA-256: what is damaged is encoded anew.
+The file is named by what it was made from (encoder weights, frame cache, language, what the policy is conditioned on),
+so a changed input makes a new one. A JSON file beside it has its SHA-256: what is damaged is encoded anew.
 """
 
 from __future__ import annotations
