@@ -73,9 +73,11 @@ def test_optimizer_state_survives_as_flat_tensors() -> None:
 def test_stored_states_are_what_the_encoder_says(tiny_config: Config, tmp_path: Path) -> None:
     from statevla.training.run import train
 
-    phase1 = train(tiny_config.model_copy(update={"output_dir": str(tmp_path)}), "1")
+    data = tiny_config.data.model_copy(update={"cache_dir": str(tmp_path / "cache")})  # where nobody has stored them
+    config = tiny_config.model_copy(update={"output_dir": str(tmp_path), "data": data})
+    phase1 = train(config, "1")
     said: list[str] = []
-    setup = prepare(tiny_config, "2", phase1, context=RunContext(say=said.append))
+    setup = prepare(config, "2", phase1, context=RunContext(say=said.append))
     assert any(line.startswith("encoding frames") for line in said)
     samples = setup.train
     assert samples.states.shape == (setup.main.cache.num_frames, 16)
@@ -87,7 +89,7 @@ def test_stored_states_are_what_the_encoder_says(tiny_config: Config, tmp_path: 
     torch.testing.assert_close(plain.state, expected, rtol=1e-4, atol=1e-5)
     # The second time they are read, not made; another encoder makes its own.
     said.clear()
-    prepare(tiny_config, "2", phase1, context=RunContext(say=said.append))
+    prepare(config, "2", phase1, context=RunContext(say=said.append))
     assert said == []
 
 
