@@ -209,6 +209,15 @@ def test_wide_placement_keeps_what_the_instruction_tells_by_its_place(
     assert {name for name, width in widths.items() if width < 0.06} == kept
 
 
+def test_where_the_goal_holds_already_there_is_nothing_to_show() -> None:
+    settings = CollectSettings("libero_goal", wide=True, recolor=True, frame_stride=4)
+    simulation = make_simulation(find_task("libero_goal", 5))
+    episode = run_episode(simulation, settings, 13)  # its draw puts the plate in front of the stove
+    simulation.close()
+    assert len(episode.rollout) == 0
+    assert not episode.is_kept
+
+
 def test_another_task_of_the_scene_is_taken_up_exactly() -> None:
     first, second = find_task("libero_goal", 7), find_task("libero_goal", 8)
     taken_up, own = Simulation(first), Simulation(second)

@@ -116,7 +116,9 @@ def _run(
             break
     return Rollout(
         start,
-        np.array(states).reshape(len(states), -1),
+        np.array(states).reshape(
+            -1, 1 + simulation.model.nq + simulation.model.nv
+        ),  # none where the goal holds already
         np.array(clean).reshape(-1, LIBERO.action_dim),
         np.array(executed).reshape(-1, LIBERO.action_dim),
         simulation.success(),
