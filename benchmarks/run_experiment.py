@@ -92,6 +92,11 @@ class Experiment(_Entry):
     headline: dict[str, list[str]] = {}
     """Key of summary.json → the rollouts whose mean success rate it is, with seed 0."""
 
+    @property
+    def base(self) -> str | None:
+        """The experiment whose phase 1 this one needs."""
+        return self.phase1_of or self.init_of
+
 
 class Experiments(_Entry):
     """The whole file; `shared` only holds what its YAML anchors name."""
@@ -164,12 +169,13 @@ def read_experiments(file: Path) -> Experiments:
             if not names or not set(names) <= experiment.rollouts.keys():
                 known_ones, got = ", ".join(experiment.rollouts), ", ".join(names) or "none"
                 raise UserError(f"{file}: experiments.{name}.headline.{key}: expected some of {known_ones}, got {got}")
-        for key in ("phase1_of", "init_of"):
-            source = getattr(experiment, key)
-            if source is not None and "1" not in (
-                known.experiments[source].phases if source in known.experiments else []
-            ):
-                raise UserError(f"{file}: experiments.{name}.{key}: '{source}' is no experiment that trains phase 1")
+        given = [key for key in ("phase1_of", "init_of", "init_checkpoint") if getattr(experiment, key) is not None]
+        if len(given) > 1:
+            raise UserError(f"{file}: experiments.{name}: expected one of {', '.join(given)}; leave the others out")
+        source = experiment.base
+        before = known.experiments.get(source or "")
+        if source is not None and (source == name or before is None or "1" not in before.phases):
+            raise UserError(f"{file}: experiments.{name}.{given[0]}: '{source}' is no experiment that trains phase 1")
     return known
 
 
@@ -181,10 +187,7 @@ def collections(known: Experiments, name: str) -> dict[str, Data]:
 def run(name: str, known: Experiments, args: Args, console: Console) -> None:
     """All stages of one experiment, then its record."""
     experiment = known.experiments[name]
-    for source in filter(None, (experiment.init_of, experiment.phase1_of)):
-        folder = experiment_folder(source, args.seed)
-        console.rule(f"{folder.name}, phase 1")
-        run_stages(phase1_stages(known, source, args), folder, console)
+    train_base(name, known, args, console)
     train_corrected(name, known, args, console)
     for part, data in collections(known, experiment.data).items():
         if data.elsewhere is not None and not data_folder(part).is_dir():
@@ -196,9 +199,19 @@ def run(name: str, known: Experiments, args: Args, console: Console) -> None:
         raise UserError(f"experiment '{name}': ran, but could not be recorded; see above")
 
 
+def train_base(name: str, known: Experiments, args: Args, console: Console) -> None:
+    """Train the phase 1 that an experiment builds on, and what that builds on before it."""
+    if (source := known.experiments[name].base) is not None:
+        train_base(source, known, args, console)
+        folder = experiment_folder(source, args.seed)
+        console.rule(f"{folder.name}, phase 1")
+        run_stages(phase1_stages(known, source, args), folder, console)
+
+
 def train_corrected(name: str, known: Experiments, args: Args, console: Console) -> None:
     """Train the policies whose corrections an experiment's data hold."""
     for source in corrected(known, name):
+        train_base(source, known, replace(args, seed=0), console)
         folder = experiment_folder(source, 0)
         console.rule(f"{folder.name}, training")
         run_stages(training_stages(known, source, replace(args, seed=0)), folder, console)
@@ -228,10 +241,10 @@ def training_seconds(experiment: Experiment, folder: Path, seed: int) -> float:
     """What all phases took, as their stages' marks say; a phase 1 that another experiment trained counts too."""
     trained = dict.fromkeys(experiment.phases, folder)
     if experiment.phase1_of is not None:
-        trained["1"] = experiment_folder(experiment.phase1_of, seed)
+        trained.pop("1", None)
     files = [where / "stages" / f"phase_{phase}.json" for phase, where in trained.items()]
-    if experiment.init_of is not None:
-        files.append(experiment_folder(experiment.init_of, seed) / "stages" / "phase_1.json")
+    if experiment.base is not None:
+        files.append(experiment_folder(experiment.base, seed) / "stages" / "phase_1.json")
     return sum(read_tree(file).get("seconds", 0.0) for file in files)
 
 
@@ -273,20 +286,19 @@ def stages(known: Experiments, name: str, args: Args, folder: Path) -> Iterator[
         # Text is given as it is, everything else as YAML.
         dumped = yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
         common += [f"--{key}", value if isinstance(value, str) else dumped]
-    source = experiment.phase1_of
-    for phase in experiment.phases if source is None else ["2"]:
-        if experiment.init_of is not None and phase == "1":
-            before = phase1_stages(known, experiment.init_of, args)[-1]
-            theirs = experiment_folder(experiment.init_of, args.seed) / "checkpoints" / PHASES["1"].folder
-            first, more = str(theirs / "checkpoint_best.pt"), f"{before.arguments} {before.settings}"
-            yield training_stage(phase, config, common, checkpoints, init_checkpoint=first, more=more)
-        elif source is None:
-            yield training_stage(phase, config, common, checkpoints, init_checkpoint=experiment.init_checkpoint)
-        else:
-            before = phase1_stages(known, source, args)[-1]
-            theirs = experiment_folder(source, args.seed) / "checkpoints"
-            more = f"{before.arguments} {before.settings}"
-            yield training_stage(phase, config, common, checkpoints, phase1_checkpoints=theirs, more=more)
+    theirs, more, first = None, "", experiment.init_checkpoint
+    if experiment.base is not None:
+        before = phase1_stages(known, experiment.base, args)[-1]
+        more = f"{before.arguments} {before.settings}"
+        theirs = experiment_folder(experiment.base, args.seed) / "checkpoints"
+    if experiment.phase1_of is not None:
+        yield training_stage("2", config, common, checkpoints, phase1_checkpoints=theirs, more=more)
+    else:
+        if theirs is not None:
+            first = str(theirs / PHASES["1"].folder / "checkpoint_best.pt")
+        for phase in experiment.phases:
+            of_base = more if phase == "1" else ""
+            yield training_stage(phase, config, common, checkpoints, init_checkpoint=first, more=of_base)
     checkpoint = ["--checkpoint", str(run_folder(folder, experiment) / "checkpoint_best.pt")]
     yield Stage("offline", "eval", checkpoint)
     for rollout, flags in experiment.rollouts.items():

@@ -128,9 +128,19 @@ def test_phase_1_can_go_on_from_another_experiments(tmp_path: Path, monkeypatch:
     script.run("late", known, args, Console())
     assert ran[0] == ("base-s2", ["collect_all_one", "phase_1"])
     assert ran[1][0] == "late-s2"
-    file.write_text(file.read_text().replace("init_of: base", "init_of: bass"))
-    with pytest.raises(UserError, match=r"experiments\.late\.init_of: 'bass' is no experiment"):
-        script.read_experiments(file)
+    text = file.read_text()
+    file.write_text(text + "  last: {about: z, data: all, phase1_of: late}\n")
+    ran.clear()
+    script.run("last", script.read_experiments(file), args, Console())
+    assert [(folder, stages[-1]) for folder, stages in ran[:2]] == [("base-s2", "phase_1"), ("late-s2", "phase_1")]
+    for wrong, message in (
+        ("init_of: bass", r"experiments\.late\.init_of: 'bass' is no experiment"),
+        ("init_of: late", r"experiments\.late\.init_of: 'late' is no experiment"),
+        ("init_of: base, phase1_of: base", r"experiments\.late: expected one of phase1_of, init_of; leave"),
+    ):
+        file.write_text(text.replace("init_of: base", wrong))
+        with pytest.raises(UserError, match=message):
+            script.read_experiments(file)
 
 
 def test_corrections_are_of_a_policy_that_was_trained_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,17 +22,19 @@ from statevla.worlds.registry import is_libero
 from statevla.worlds.task_indices import parse_indices
 
 LIBERO_NOISE = 0.1
-_LIBERO_FLAGS = (
-    "noise",
-    "wide",
-    "play",
-    "reaches",
-    "reach_tasks",
-    "dagger",
-    "replan_steps",
-    "frame_stride",
-    "exchange",
-)
+_OF_ANY_WORLD = [
+    "world",
+    "expert",
+    "out",
+    "tasks",
+    "demos",
+    "workers",
+    "image_size",
+    "format",
+    "seed",
+    "rendering",
+]
+"""Flags; the others are for LIBERO's scripted expert alone."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def _world_recipe(args: CollectArgs) -> Recipe:
         UserError: a flag is LIBERO's alone.
     """
     for field in fields(CollectArgs):
-        if field.name in _LIBERO_FLAGS and getattr(args, field.name) != field.default:
+        if field.name not in _OF_ANY_WORLD and getattr(args, field.name) != field.default:
             raise UserError(
                 f"--{field.name}: is for LIBERO's scripted expert alone; leave it out for world '{args.world}'"
             )

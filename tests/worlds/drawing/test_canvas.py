@@ -108,7 +108,10 @@ def both(request: pytest.FixtureRequest) -> Iterator[tuple[str, Both]]:
 def test_no_pixel_changes(both: tuple[str, Both]) -> None:
     name, made = both
     for _ in range(12):
-        made.draw(made.thrifty, "fixed") if name == "mirror" else made.compare("fixed")
+        if name == "mirror":  # shows less to a still camera: see below
+            made.draw(made.thrifty, "fixed")
+        else:
+            made.compare("fixed")
         made.compare("riding")
         made.fall()
     canvas = made.thrifty

@@ -91,7 +91,7 @@ def take_stock(scene: Any, model: Any, faintest: float = 0.0) -> Cast:
     Args:
         scene: the scene.
         model: its model.
-        faintest: opacity from which on a part counts as seen; what is fully transparent never does.
+        faintest: opacity above which a part counts as seen; what is fully transparent never does.
     """
     parts = [scene.geoms[number] for number in range(scene.ngeom)]
     is_odd = any(part.objtype not in (_GEOM, _SITE) or (part.type == _MESH and part.dataid % 2) for part in parts)

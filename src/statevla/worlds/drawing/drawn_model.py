@@ -2,7 +2,7 @@
 
 `exact` draws full meshes, with the multisamples that the model asks for. `fast`, several times as fast on a CPU, draws
 simplified meshes (128 pixels cannot show 300,000 triangles, but a CPU must transform them all), and smooths edges by
-averaging 2 x 2 samples of a frame of twice the size.
+averaging 2 x 2 samples of a frame of twice the size; `canvas` says what it forgoes beside that.
 """
 
 from __future__ import annotations

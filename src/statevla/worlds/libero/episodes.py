@@ -142,10 +142,10 @@ def run_episode(simulation: Simulation, settings: CollectSettings, index: int) -
     finally:
         simulation.pursue(task.goal)
     seen = _every(settings.frame_stride, len(rollout))
-    instruction = task.instruction if goal is None else goal.instruction
-    return Episode(
-        rollout, instruction, seen, rollout.success and len(rollout) > 0, None if goal is None else goal.predicates
-    )
+    is_kept = rollout.success and len(rollout) > 0
+    if goal is None:
+        return Episode(rollout, task.instruction, seen, is_kept)
+    return Episode(rollout, goal.instruction, seen, is_kept, goal.predicates)
 
 
 def generator(settings: CollectSettings, task: TaskSpec, index: int, *purpose: int) -> np.random.Generator:

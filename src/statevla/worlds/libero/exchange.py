@@ -11,7 +11,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from statevla.errors import UserError
 from statevla.worlds.libero.skills.push import is_dish
@@ -49,9 +48,8 @@ class Goal:
 @cache
 def exchanged_goals(task: TaskSpec) -> tuple[Goal, ...]:
     """The goals that a task becomes by an exchange; none where its objects have no others to be exchanged for."""
-    known = {_predicates(other.goal) for other in _tested(task)}
     found = {goal.predicates: goal for goal in [*_other_objects(task), *_other_levels(task)]}
-    return tuple(goal for predicates, goal in found.items() if predicates not in known)
+    return tuple(goal for predicates, goal in found.items() if predicates not in _tested_goals(task.suite))
 
 
 def check_exchangeable(suite: str, indices: Sequence[int]) -> None:
@@ -62,21 +60,19 @@ def check_exchangeable(suite: str, indices: Sequence[int]) -> None:
     """
     able = [task.index for task in suite_tasks(suite) if exchanged_goals(task)]
     if unable := [index for index in indices if index not in able]:
-        which = ",".join(map(str, able))
+        fix = f"pass --tasks {','.join(map(str, able))}" if able else "leave it out"
         raise UserError(
             f"--exchange: nothing to exchange in task {', '.join(map(str, unable))} of {suite} but what the suite or "
-            + (
-                f"LIBERO-PRO has a task for; pass --tasks {which}"
-                if able
-                else "LIBERO-PRO has a task for; leave it out"
-            )
+            f"LIBERO-PRO has a task for; {fix}"
         )
 
 
-def _tested(task: TaskSpec) -> list[TaskSpec]:
-    """The tasks of the suite and of LIBERO-PRO's of other goals."""
-    perturbed = f"{task.suite}_task"
-    return suite_tasks(task.suite) + (suite_tasks(perturbed) if perturbed in suite_names() else [])
+@cache
+def _tested_goals(suite: str) -> frozenset[Predicates]:
+    """Of the suite's tasks, and of LIBERO-PRO's of other goals."""
+    perturbed = f"{suite}_task"
+    tasks = suite_tasks(suite) + (suite_tasks(perturbed) if perturbed in suite_names() else [])
+    return frozenset(_predicates(task.goal) for task in tasks)
 
 
 def _predicates(goal: list[list[str]]) -> Predicates:
@@ -85,14 +81,12 @@ def _predicates(goal: list[list[str]]) -> Predicates:
 
 def _other_objects(task: TaskSpec) -> list[Goal]:
     """The goals in which another object takes the place of one that is moved."""
-    kinds: dict[str, list[str]] = _problem(task)["objects"]
+    kinds: dict[str, list[str]] = task.problem["objects"]
     kind_of = {name: kind for kind, names in kinds.items() for name in names}
     named = {word for predicate in task.goal for word in predicate[1:]}
     goals = []
     for relation, moved, *_ in task.goal:
-        if (
-            relation not in ("in", "on") or len(kinds[kind_of[moved]]) > 1
-        ):  # others of its kind: it is told by its place
+        if relation not in ("in", "on") or len(kinds[kind_of[moved]]) > 1:  # one of several is told by its place
             continue
         for other, kind in kind_of.items():
             is_named = any(word == other or word.startswith(f"{other}_") for word in named)
@@ -121,7 +115,7 @@ def _words(kind: str) -> tuple[str, ...]:
 
 def _other_levels(task: TaskSpec) -> list[Goal]:
     """The goals that are about another drawer of a cabinet that is closed."""
-    opened = {predicate[1] for predicate in _problem(task)["initial_state"] if predicate[0] == "open"}
+    opened = {predicate[1] for predicate in task.problem["initial_state"] if predicate[0] == "open"}
     goals = []
     for level in _LEVELS:
         regions = {word for predicate in task.goal for word in predicate[1:] if word.endswith(f"_{level}_region")}
@@ -136,9 +130,3 @@ def _other_levels(task: TaskSpec) -> list[Goal]:
                 text = task.instruction.replace(f"{level} drawer", f"{other} drawer")
                 goals.append(Goal(_predicates(predicates), text))
     return goals
-
-
-def _problem(task: TaskSpec) -> dict[str, Any]:
-    from libero.libero.envs.bddl_utils import robosuite_parse_problem
-
-    return dict(robosuite_parse_problem(str(task.bddl_path)))

@@ -116,9 +116,7 @@ def _run(
             break
     return Rollout(
         start,
-        np.array(states).reshape(
-            -1, 1 + simulation.model.nq + simulation.model.nv
-        ),  # none where the goal holds already
+        np.array(states).reshape(-1, len(start.state)),  # there are none where the goal holds already
         np.array(clean).reshape(-1, LIBERO.action_dim),
         np.array(executed).reshape(-1, LIBERO.action_dim),
         simulation.success(),

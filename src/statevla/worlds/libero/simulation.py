@@ -18,7 +18,6 @@ from statevla.worlds.backend import prepare
 BACKEND = prepare("sim")
 
 import mujoco  # noqa: E402  (the backend has to be chosen first)
-from libero.libero.envs.bddl_utils import robosuite_parse_problem  # noqa: E402
 from libero.libero.envs.env_wrapper import ControlEnv  # noqa: E402
 from robosuite.utils import transform_utils  # noqa: E402
 
@@ -110,7 +109,7 @@ class Simulation:
                 f"task '{task.name}': its scene differs from that of '{self.task.name}'; make a Simulation of its own"
             )
         self.task = task
-        self.robosuite_env.parsed_problem = robosuite_parse_problem(str(task.bddl_path))
+        self.robosuite_env.parsed_problem = task.problem
 
     def reset(self, seed: int, init_state: np.ndarray | None = None, settle_steps: int = SETTLE_STEPS) -> None:
         """Start an episode that is a pure function of the arguments.

@@ -8,6 +8,7 @@ import zipfile
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,11 +54,16 @@ class TaskSpec:
         return num_init_states(self)
 
     @property
-    def goal(self) -> list[list[str]]:
-        """The goal, a conjunction of predicates such as `["in", "milk_1", "basket_1_contain_region"]`."""
+    def problem(self) -> dict[str, Any]:
+        """The BDDL file, as LIBERO reads it: `objects`, `regions`, `initial_state`, `goal_state` and more."""
         from libero.libero.envs.bddl_utils import robosuite_parse_problem
 
-        return [list(predicate) for predicate in robosuite_parse_problem(str(self.bddl_path))["goal_state"]]
+        return dict(robosuite_parse_problem(str(self.bddl_path)))
+
+    @property
+    def goal(self) -> list[list[str]]:
+        """The goal, a conjunction of predicates such as `["in", "milk_1", "basket_1_contain_region"]`."""
+        return [list(predicate) for predicate in self.problem["goal_state"]]
 
     @property
     def scene(self) -> str:
