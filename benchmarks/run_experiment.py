@@ -274,9 +274,10 @@ def stages(known: Experiments, name: str, args: Args, folder: Path) -> Iterator[
     """The commands of an experiment, in order."""
     experiment = known.experiments[name]
     config = load_config(ROOT / experiment.config, [f"{key}={value}" for key, value in experiment.overrides.items()])
-    for wanted in (experiment.data, *([experiment.play] if experiment.play else [])):
+    for wanted in filter(None, (experiment.data, experiment.play)):
         for part, data in collections(known, wanted).items():
             yield collection(known, data, part, config.model.image_size, args.workers)
+    reads = tuple(data_folder(wanted) for wanted in (experiment.data, experiment.play) if wanted)
     places = ["--data.path", str(data_folder(experiment.data))]
     if experiment.play:
         places += ["--data.sources", f"[{{path: '{data_folder(experiment.play)}', labelled: false}}]"]
@@ -292,13 +293,15 @@ def stages(known: Experiments, name: str, args: Args, folder: Path) -> Iterator[
         more = f"{before.arguments} {before.settings}"
         theirs = experiment_folder(experiment.base, args.seed) / "checkpoints"
     if experiment.phase1_of is not None:
-        yield training_stage("2", config, common, checkpoints, phase1_checkpoints=theirs, more=more)
+        yield training_stage("2", config, common, checkpoints, phase1_checkpoints=theirs, more=more, reads=reads)
     else:
         if theirs is not None:
             first = str(theirs / PHASES["1"].folder / "checkpoint_best.pt")
         for phase in experiment.phases:
             of_base = more if phase == "1" else ""
-            yield training_stage(phase, config, common, checkpoints, init_checkpoint=first, more=of_base)
+            yield training_stage(
+                phase, config, common, checkpoints, init_checkpoint=first, more=of_base, reads=reads
+            )
     checkpoint = ["--checkpoint", str(run_folder(folder, experiment) / "checkpoint_best.pt")]
     yield Stage("offline", "eval", checkpoint)
     for rollout, flags in experiment.rollouts.items():
@@ -323,7 +326,8 @@ def collection(known: Experiments, data: Data, name: str, image_size: int, worke
     folder, label = data_folder(name), f"collect_{name.replace('/', '_')}"
     if data.human is not None:
         file = folder / f"{data.human}_demo.hdf5"
-        return Stage(label, "data", ["draw", data.human, "--out", str(file), "--image-size", str(image_size)])
+        words = ["draw", data.human, "--out", str(file), "--image-size", str(image_size)]
+        return Stage(label, "data", words, makes=file)
     if data.suite is None:
         return Stage(label, "data", ["inspect", str(folder)])
     words = ["--out", str(folder), "--world", data.suite, "--tasks", data.tasks, "--demos", str(data.demos)]
@@ -336,7 +340,7 @@ def collection(known: Experiments, data: Data, name: str, image_size: int, worke
     if data.dagger is not None:
         words += ["--dagger", str(run_folder(experiment_folder(data.dagger, 0), known.experiments[data.dagger]))]
     words += ["--seed", str(data.seed)] if data.seed else []
-    return Stage(label, "collect", words, resources=("--workers", str(workers)))
+    return Stage(label, "collect", words, resources=("--workers", str(workers)), makes=folder)
 
 
 if __name__ == "__main__":

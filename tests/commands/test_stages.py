@@ -49,7 +49,7 @@ def calls(folder: Path) -> list[str]:
 def test_a_stage_runs_once_per_settings(stage: Stage, tmp_path: Path) -> None:
     console = Console(file=io.StringIO())
     for key in ("a", "a", "b", "a"):
-        run_stage(stage, key, tmp_path, "[1/1]", console)
+        run_stages([replace(stage, settings=key)], tmp_path, console)
         (tmp_path / "results").mkdir(exist_ok=True)
         (tmp_path / "results" / "key").write_text(key)
     # Done is done; other settings start anew, and what was there is kept.
@@ -67,6 +67,20 @@ def test_another_number_of_processes_makes_nothing_stale(stage: Stage, tmp_path:
     assert calls(tmp_path) == ["work --workers 1", "work"]
     run_stages([replace(first, arguments=["--demos", "7"]), stage], tmp_path, console)
     assert calls(tmp_path)[2:] == ["work --demos 7 --workers 2", "work"]
+
+
+def test_data_that_are_gone_are_made_again_before_a_training_reads_them(stage: Stage, tmp_path: Path) -> None:
+    """Else it would train without them, in silence; what no stage is going to read stays away."""
+    console, made = Console(file=io.StringIO()), tmp_path / "data" / "demos"
+    collect = replace(stage, name="collect", command="collect", makes=made)
+    train = replace(stage, name="train", command="train", reads=(tmp_path / "data",))
+    made.mkdir(parents=True)
+    run_stages([collect, train], tmp_path, console)
+    made.rmdir()
+    run_stages([collect, train], tmp_path, console)
+    assert calls(tmp_path) == ["collect", "train"]
+    run_stages([collect, train, replace(train, name="more")], tmp_path, console)
+    assert calls(tmp_path)[2:] == ["collect --resume", "train"]
 
 
 def test_a_failed_stage_is_continued(stage: Stage, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def plan(args: DemoArgs, folder: Path) -> list[Stage]:
 
     def train(phase: str, steps: int | None) -> Stage:
         limit = [] if steps is None else [f"--training.phase{phase}.max_steps", str(steps)]
-        return training_stage(phase, config, [*common, *limit], checkpoints)
+        return training_stage(phase, config, [*common, *limit], checkpoints, reads=(data,))
 
     suite, tasks = ["--suite", args.suite], ["--tasks", args.tasks]
     collect = ["--demos", str(args.demos), "--image-size", str(config.model.image_size)]
@@ -91,6 +91,7 @@ def plan(args: DemoArgs, folder: Path) -> list[Stage]:
             "collect",
             ["--out", str(data), *suite, *tasks, *collect],
             resources=("--workers", str(args.workers)),
+            makes=data,
         ),
         train("1", args.phase1_steps),
         train("2", args.phase2_steps),

@@ -39,6 +39,8 @@ class Stage:
         resume: arguments that continue what an interrupted run left, as far as it got.
         fresh: makes room where an earlier run with other settings left results.
         resources: more arguments, on which the result does not depend: how many processes.
+        makes: folder or file that the command leaves, for later stages to read.
+        reads: folders or files of earlier stages; where one is gone although its mark says done, it is made again.
     """
 
     name: str
@@ -48,6 +50,8 @@ class Stage:
     resume: Callable[[], list[str]] = list
     fresh: Callable[[], None] | None = None
     resources: tuple[str, ...] = ()
+    makes: Path | None = None
+    reads: tuple[Path, ...] = ()
 
     def shown(self, more: list[str]) -> str:
         return shlex.join(["statevla", self.command, *self.arguments, *self.resources, *more])
@@ -61,6 +65,7 @@ def training_stage(
     phase1_checkpoints: Path | None = None,
     init_checkpoint: str | None = None,
     more: str = "",
+    reads: tuple[Path, ...] = (),
 ) -> Stage:
     """`statevla train` of one phase.
 
@@ -72,6 +77,7 @@ def training_stage(
         phase1_checkpoints: the `output_dir` that phase 2 takes phase 1's best from; its own by default.
         init_checkpoint: what the other phases begin with instead of random weights.
         more: what else the result depends on.
+        reads: the data sets.
     """
     last = checkpoints / PHASES[phase].folder / LAST
     if phase == "2":
@@ -92,6 +98,7 @@ def training_stage(
         settings=settings + more,
         resume=lambda: ["--resume"] if last.exists() else [],
         fresh=lambda: set_aside(checkpoints / PHASES[phase].folder),
+        reads=reads,
     )
 
 
@@ -101,16 +108,41 @@ def run_stages(stages: Sequence[Stage], folder: Path, console: Console) -> None:
     Raises:
         UserError: a command failed, or another process runs stages in this folder.
     """
-    key = ""
+    keys = _keys(stages)
     with only_writer_in(folder):
-        for number, stage in enumerate(stages, 1):
-            words = [key, stage.command, *stage.arguments, stage.settings]
-            key = hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
-            run_stage(stage, key, folder, f"[{number}/{len(stages)}]", console)
+        for index, stage in enumerate(stages):
+            if _is_done(stage, keys[index], folder):
+                console.print(f"[{index + 1}/{len(stages)}] {stage.name}: done already", highlight=False, markup=False)
+                continue
+            gone = [i for i, earlier in enumerate(stages[:index]) if _is_gone(earlier, stage)]
+            for number in [*gone, index]:
+                run_stage(stages[number], keys[number], folder, f"[{number + 1}/{len(stages)}]", console)
+
+
+def _keys(stages: Sequence[Stage]) -> list[str]:
+    """Of each stage, what changes with its command, its settings and those of all before it."""
+    keys, key = [], ""
+    for stage in stages:
+        words = [key, stage.command, *stage.arguments, stage.settings]
+        key = hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
+        keys.append(key)
+    return keys
+
+
+def _is_done(stage: Stage, key: str, folder: Path) -> bool:
+    mark = read_tree(mark_path(folder, stage))
+    return mark.get("key") == key and bool(mark.get("done"))
+
+
+def _is_gone(earlier: Stage, stage: Stage) -> bool:
+    """Whether what a stage reads was made by an earlier one, and removed since: it would be trained without, in silence.
+    What nobody reads any more may be removed for its room."""
+    made = earlier.makes
+    return made is not None and not made.exists() and any(made.is_relative_to(read) for read in stage.reads)
 
 
 def run_stage(stage: Stage, key: str, folder: Path, number: str, console: Console) -> None:
-    """Run a stage unless its mark says that it is done with these settings.
+    """Run a stage, on from where it was interrupted.
 
     Raises:
         UserError: its command failed.
@@ -118,9 +150,6 @@ def run_stage(stage: Stage, key: str, folder: Path, number: str, console: Consol
     path = mark_path(folder, stage)
     mark = read_tree(path)
     same = mark.get("key") == key
-    if same and mark.get("done"):
-        console.print(f"{number} {stage.name}: done already", highlight=False, markup=False)
-        return
     if not same and stage.fresh is not None:
         stage.fresh()
     more = stage.resume() if same else []
