@@ -299,9 +299,7 @@ def stages(known: Experiments, name: str, args: Args, folder: Path) -> Iterator[
             first = str(theirs / PHASES["1"].folder / "checkpoint_best.pt")
         for phase in experiment.phases:
             of_base = more if phase == "1" else ""
-            yield training_stage(
-                phase, config, common, checkpoints, init_checkpoint=first, more=of_base, reads=reads
-            )
+            yield training_stage(phase, config, common, checkpoints, init_checkpoint=first, more=of_base, reads=reads)
     checkpoint = ["--checkpoint", str(run_folder(folder, experiment) / "checkpoint_best.pt")]
     yield Stage("offline", "eval", checkpoint)
     for rollout, flags in experiment.rollouts.items():

@@ -135,7 +135,7 @@ def _is_done(stage: Stage, key: str, folder: Path) -> bool:
 
 
 def _is_gone(earlier: Stage, stage: Stage) -> bool:
-    """Whether what a stage reads was made by an earlier one, and removed since: it would be trained without, in silence.
+    """Whether what a stage reads was made by an earlier one and removed since: it would train without it, in silence.
     What nobody reads any more may be removed for its room."""
     made = earlier.makes
     return made is not None and not made.exists() and any(made.is_relative_to(read) for read in stage.reads)

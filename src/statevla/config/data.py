@@ -59,6 +59,9 @@ class DataConfig(Section):
     demos_per_task: Positive | None = None
     """Trains on so many of every task's training episodes, a fixed draw; validation keeps its own. null takes all. Does
     not limit reaches, which are no whole demonstrations."""
+    wordings: str | None = None
+    """YAML file with other ways to say the instructions (`instruction: [wording, …]`): half of the training episodes
+    are told one of them. For LIBERO conf/libero_wordings.yaml."""
     cache_dir: str = "$STATEVLA_HOME/frame_cache"
     """Where frames at the model's resolution are kept."""
     cache_codec: Literal["raw", "qoi", "jpeg"] = "raw"

@@ -207,6 +207,7 @@ def _fingerprint(
         if not name.startswith(("target.", "predictor.", "inverse_dynamics.", "keyframe.")):
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     digest.update(language_table.contiguous().numpy().tobytes())
+    digest.update(np.array([episode.instruction for episode in cache.episodes], "<i8").tobytes())
     settings = {
         "cache": str(cache.folder.resolve()),
         "condition": config.model.policy.condition.model_dump(),

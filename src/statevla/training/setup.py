@@ -135,8 +135,8 @@ def _open_data(config: Config, phase: str, phase1: LoadedCheckpoint | None, cont
         info = replace(phase1.data, cache=info.cache, demos_per_task=info.demos_per_task)
     info = replace(info, frame_size=cache.frame_size)
     encoder = build_language_encoder(config.language, config.model.language_dim)
-    main = open_main_source(config, cache, info, encoder)
-    further = open_further_sources(config, robot, info, encoder, phase == "1", show_progress)
+    main = open_main_source(config, cache, info, encoder, context.say)
+    further = open_further_sources(config, robot, info, encoder, phase == "1", show_progress, context.say)
     info = replace(info, source_caches=tuple(source.cache.folder.name for source in further))
     return _OpenedData(config, robot, [main, *further], encoder.info, info)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 from statevla.checkpoints.checkpoint import DataInfo
-from statevla.config import Config
+from statevla.config import Config, expand_path
 from statevla.data import FrameCache, compute_statistics, open_frame_cache, partial_episodes, split_episodes
+from statevla.data.wordings import read_wordings, reword
 from statevla.model.language import LanguageEncoder
 from statevla.robots import RobotSpec
 from statevla.transforms import RelativeActions, Statistics
@@ -37,14 +38,24 @@ class Source:
     labelled: bool = True
 
 
-def open_main_source(config: Config, cache: FrameCache, split: DataInfo, encoder: LanguageEncoder) -> Source:
+def open_main_source(
+    config: Config, cache: FrameCache, split: DataInfo, encoder: LanguageEncoder, say: Callable[[str], None]
+) -> Source:
     """The data set of `data.path`, whose cache is open already."""
     train, held_out = split_episodes(cache, split.train_split, split.split_seed, split.demos_per_task)
-    return Source(cache, encoder.encode(list(cache.instructions)), train, held_out, partial_episodes(cache))
+    reaches = partial_episodes(cache)
+    _reword(config, cache, [*train, *reaches], say)
+    return Source(cache, encoder.encode(list(cache.instructions)), train, held_out, reaches)
 
 
 def open_further_sources(
-    config: Config, robot: RobotSpec, split: DataInfo, encoder: LanguageEncoder, unlabelled: bool, progress: bool
+    config: Config,
+    robot: RobotSpec,
+    split: DataInfo,
+    encoder: LanguageEncoder,
+    unlabelled: bool,
+    progress: bool,
+    say: Callable[[str], None],
 ) -> list[Source]:
     """The data sets of `data.sources`.
 
@@ -53,6 +64,8 @@ def open_further_sources(
         robot: of `data.path`.
         split: how `data.path` was split; `demos_per_task` is its own.
         unlabelled: whether to open those that are unlabelled, too.
+        progress: whether to show a bar while frames are cached.
+        say: takes a line about what is trained on.
 
     Raises:
         UserError: one is missing, damaged or of another robot.
@@ -65,9 +78,17 @@ def open_further_sources(
         its_config = config.model_copy(update={"data": config.data.model_copy(update=changes)})
         cache = open_frame_cache(its_config, progress, same_as=robot)
         train, held_out = split_episodes(cache, split.train_split if source.labelled else 1.0, split.split_seed)
-        table, reaches = encoder.encode(list(cache.instructions)), partial_episodes(cache)
+        reaches = partial_episodes(cache)
+        _reword(config, cache, [*train, *reaches], say)
+        table = encoder.encode(list(cache.instructions))
         found.append(Source(cache, table, train, held_out, reaches, source.weight, source.labelled))
     return found
+
+
+def _reword(config: Config, cache: FrameCache, episodes: Sequence[int], say: Callable[[str], None]) -> None:
+    if config.data.wordings is not None:
+        count = reword(cache, read_wordings(expand_path(config.data.wordings)), episodes)
+        say(f"{count} of {len(episodes)} training episodes of {cache.folder.name} are told in other words")
 
 
 def measure_statistics(config: Config, robot: RobotSpec, sources: Sequence[Source]) -> Statistics:
