@@ -58,6 +58,7 @@ class Data(_Entry):
     play: bool = False
     exchange: bool = False
     recolor: bool = False
+    rearrange: bool = False
     reaches: ReachKind | None = None
     reach_tasks: str | None = None
     frame_stride: int = 1
@@ -332,6 +333,7 @@ def collection(known: Experiments, data: Data, name: str, image_size: int, worke
     words += ["--image-size", str(image_size)]
     words += [*(["--wide"] if data.wide else []), *(["--play"] if data.play else [])]
     words += [*(["--exchange"] if data.exchange else []), *(["--recolor"] if data.recolor else [])]
+    words += ["--rearrange"] if data.rearrange else []
     words += ["--reaches", data.reaches] if data.reaches else []
     words += ["--reach-tasks", data.reach_tasks] if data.reach_tasks else []
     words += ["--frame-stride", str(data.frame_stride)] if data.frame_stride > 1 else []

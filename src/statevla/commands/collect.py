@@ -69,6 +69,9 @@ class CollectArgs:
     wide: bool = False
     """LIBERO: spread the objects over the whole reachable table instead of the official regions; what the instruction
     tells by its place, as one of two bowls, stays there."""
+    rearrange: bool = False
+    """LIBERO, with `--wide`: fixtures (cabinet, stove, rack, microwave) stand elsewhere too, with what is on them, but
+    where the goal is a place of the table that one of them tells."""
     exchange: bool = False
     """LIBERO: instead of the task what it becomes when its object, or its drawer, is exchanged for another of the scene
     ("put the wine bottle on the stove"); goals of LIBERO-PRO's are left out."""
@@ -172,6 +175,8 @@ def _libero_recipe(args: CollectArgs) -> Recipe:
         raise UserError("--reaches: lack frames, which LeRobotDataset cannot say; leave out --format")
     if args.dagger is not None and (args.play or args.reaches):
         raise UserError("--dagger: corrects demonstrations; collect play and reaches into folders of their own")
+    if args.rearrange and not args.wide:
+        raise UserError("--rearrange: moves fixtures on a table whose objects are spread; give --wide too")
     if args.exchange and (args.play or args.reaches or args.dagger is not None):
         raise UserError("--exchange: changes demonstrations; collect play, reaches and corrections without it")
     if args.exchange:
@@ -206,6 +211,7 @@ def _libero_recipe(args: CollectArgs) -> Recipe:
         args.frame_stride,
         args.exchange,
         args.recolor,
+        args.rearrange,
     )
     if args.dagger is None:
         return settings

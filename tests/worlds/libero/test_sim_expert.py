@@ -9,7 +9,7 @@ pytest.importorskip("libero")
 
 from statevla.errors import UserError
 from statevla.worlds.libero import grasp
-from statevla.worlds.libero.episodes import CollectSettings, make_simulation, run_episode
+from statevla.worlds.libero.episodes import CollectSettings, draw_start, make_simulation, run_episode
 from statevla.worlds.libero.grasp import plan_grasp
 from statevla.worlds.libero.placement import REACH_X_M, REACH_Y_M, wide_init_state
 from statevla.worlds.libero.rollout import run_expert
@@ -207,6 +207,34 @@ def test_wide_placement_keeps_what_the_instruction_tells_by_its_place(
     widths = {name: np.ptp([place[name] for place in places], axis=0).max() for name in places[0]}
     assert {name for name, width in widths.items() if width > 0.1} == moved
     assert {name for name, width in widths.items() if width < 0.06} == kept
+
+
+def test_rearranged_fixtures_stand_elsewhere_with_what_is_on_them() -> None:
+    simulation = make_simulation(find_task("libero_spatial", 7))  # a bowl on the stove, another on the cabinet
+    settings, offsets, fixtures = CollectSettings("libero_spatial", wide=True, rearrange=True), [], []
+    for seed in range(4):
+        draw_start(simulation, settings, seed)
+        scene = Scene(simulation)
+        assert not scene.touches_robot(simulation.fixture_names)
+        places = {name: scene.position(name) for name in (*simulation.object_names, *simulation.fixture_names)}
+        offsets.append(places["akita_black_bowl_1"] - places["flat_stove_1"])
+        fixtures.append(simulation.fixture_poses())
+    draw_start(simulation, settings, 0)
+    np.testing.assert_array_equal(simulation.fixture_poses(), fixtures[0])
+    simulation.close()
+    assert np.ptp(offsets, axis=0).max() < 0.03
+    assert (np.ptp(fixtures, axis=0)[:, :2].max(1) > 0.15).all()
+    np.testing.assert_array_equal(np.ptp(fixtures, axis=0)[:, 2], 0)
+
+
+def test_where_a_fixture_tells_the_goal_it_stays() -> None:
+    simulation = make_simulation(find_task("libero_goal", 5))  # push the plate to the front of the stove
+    settings, fixtures = CollectSettings("libero_goal", wide=True, rearrange=True), []
+    for seed in range(3):
+        draw_start(simulation, settings, seed)
+        fixtures.append(simulation.fixture_poses())
+    simulation.close()
+    assert np.ptp(fixtures, axis=0)[:, :2].max() < 0.03
 
 
 def test_where_the_goal_holds_already_there_is_nothing_to_show() -> None:

@@ -57,6 +57,7 @@ class CollectSettings:
         frame_stride: of demonstrations and play, frames at every so many control steps alone, from the first on.
         exchange: goals that the task becomes by an exchange; see `statevla.worlds.libero.exchange`.
         recolor: half of the things drawn in another colour; see `statevla.worlds.libero.recolor`.
+        rearrange: with `wide`, fixtures elsewhere too.
     """
 
     suite: str
@@ -71,6 +72,7 @@ class CollectSettings:
     frame_stride: int = 1
     exchange: bool = False
     recolor: bool = False
+    rearrange: bool = False
 
     @property
     def kind(self) -> str:
@@ -155,7 +157,11 @@ def generator(settings: CollectSettings, task: TaskSpec, index: int, *purpose: i
 
 def draw_start(simulation: Simulation, settings: CollectSettings, seed: int) -> None:
     """Draw where things stand: a pure function of task, settings and seed."""
-    simulation.reset(seed, wide_init_state(simulation, seed) if settings.wide else None)
+    if not settings.wide:
+        simulation.reset(seed)
+        return
+    state = wide_init_state(simulation, seed, settings.rearrange)
+    simulation.reset(seed, state, fixture_poses=simulation.fixture_poses() if settings.rearrange else None)
 
 
 def _every(stride: int, count: int) -> tuple[int, ...] | None:

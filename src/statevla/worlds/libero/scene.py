@@ -57,6 +57,16 @@ class Scene:
                     touching.add(self._fingers.get(int(geom)))
         return {1, 2} <= touching
 
+    def touches_robot(self, names: Iterable[str]) -> bool:
+        """Whether any of these objects or fixtures touches the robot."""
+        roots = {self._root(self._body(name)) for name in names}
+        for contact in self.data.contact:
+            first, second = (int(self._roots[geom]) for geom in contact.geom)
+            for own, other in ((first, second), (second, first)):
+                if own in roots and self.model.body(other).name.startswith(_ROBOT_PREFIXES):
+                    return True
+        return False
+
     # Objects ----------------------------------------------------------------------------------------------------------
 
     def position(self, name: str) -> np.ndarray:
@@ -86,6 +96,20 @@ class Scene:
         site = self._env.object_sites_dict.get(name)
         joints = site.joints if site is not None else self._env.get_object(name).joints
         return int(self.model.joint(joints[-1]).id)
+
+    def drawer_fronts(self, name: str) -> list[np.ndarray]:
+        """Where the fronts of a fixture's drawers are when they are open, seen from above, `[2]` each."""
+        root, fronts = self._root(self._body(name)), []
+        for joint in np.flatnonzero(self.model.jnt_type == mujoco.mjtJoint.mjJNT_SLIDE):
+            body = int(self.model.jnt_bodyid[joint])
+            if self._root(body) != root:
+                continue
+            axis = self.data.xmat[body].reshape(3, 3) @ self.model.jnt_axis[joint]
+            furthest = max(self.model.jnt_range[joint], key=abs)
+            points = self.geom_points(self.body_geoms(body))
+            outermost = points[(points @ (axis * np.sign(furthest))).argmax()]
+            fronts.append((outermost + axis * furthest)[:2])
+        return fronts
 
     def joint_position(self, joint: int) -> float:
         """Position of a hinge (rad) or slide (m)."""

@@ -111,20 +111,27 @@ class Simulation:
         self.task = task
         self.robosuite_env.parsed_problem = task.problem
 
-    def reset(self, seed: int, init_state: np.ndarray | None = None, settle_steps: int = SETTLE_STEPS) -> None:
+    def reset(
+        self,
+        seed: int,
+        init_state: np.ndarray | None = None,
+        settle_steps: int = SETTLE_STEPS,
+        fixture_poses: np.ndarray | None = None,
+    ) -> None:
         """Start an episode that is a pure function of the arguments.
 
         Args:
             seed: draws the fixtures' poses, and the objects' where `init_state` is None.
             init_state: `[1 + nq + nv]`, positions and velocities to start from.
             settle_steps: idle control steps before the episode begins.
+            fixture_poses: as `fixture_poses` gives them, instead of drawn ones.
 
         Raises:
             UserError: `init_state` has the wrong length.
         """
         # LIBERO adds where a fixture's surfaces are before the reset to where the fixture will be: right only if it
         # has not been placed yet, as after LIBERO's hard reset.
-        self._place_fixtures(self._unplaced_fixtures)
+        self.set_fixture_poses(self._unplaced_fixtures)
         mujoco.mj_resetData(self.model, self.data)
         mujoco.mj_forward(self.model, self.data)
         with _seeded(seed):
@@ -132,6 +139,8 @@ class Simulation:
         # A soft reset keeps these from the episode before.
         gripper = self.robosuite_env.robots[0].gripper
         gripper.current_action = np.zeros(gripper.dof)
+        if fixture_poses is not None:
+            self.set_fixture_poses(fixture_poses)
         if init_state is not None:
             self._write_state(np.asarray(init_state, dtype=np.float64))
         self.data.qacc_warmstart[:] = 0
@@ -217,7 +226,7 @@ class Simulation:
                 f"{len(self._fixture_bodies)} fixtures, got {snapshot.hidden.shape} and {snapshot.fixtures.shape}; "
                 "restore snapshots of the same task only"
             )
-        self._place_fixtures(snapshot.fixtures)
+        self.set_fixture_poses(snapshot.fixtures)
         self._write_state(snapshot.state)
         warmstart, commands, fingers, goal, posture = np.split(snapshot.hidden, np.cumsum(sizes)[:-1])
         robot = self.robosuite_env.robots[0]
@@ -236,6 +245,11 @@ class Simulation:
         rows = [np.r_[self.model.body_pos[body], self.model.body_quat[body]] for body in self._fixture_bodies]
         return np.array(rows).reshape(-1, 7)
 
+    def set_fixture_poses(self, poses: np.ndarray) -> None:
+        """Let the fixtures stand elsewhere, `[F, 7]` as `fixture_poses` gives them, from the next step or state on."""
+        for body, pose in zip(self._fixture_bodies, poses):
+            self.model.body_pos[body], self.model.body_quat[body] = pose[:3], pose[3:]
+
     def object_states(self) -> np.ndarray:
         """World positions and quaternions (wxyz) `[O, 7]` of the movable objects, in the order of `object_names`."""
         rows = [np.r_[self.data.xpos[body], self.data.xquat[body]] for body in self._object_bodies]
@@ -246,10 +260,6 @@ class Simulation:
         described = self.robosuite_env.fixtures_dict[name].get_obj().attrib
         parts = [described.get("pos", "0 0 0"), described.get("quat", "1 0 0 0")]
         return np.array([float(number) for part in parts for number in part.split()])
-
-    def _place_fixtures(self, poses: np.ndarray) -> None:
-        for body, pose in zip(self._fixture_bodies, poses):
-            self.model.body_pos[body], self.model.body_quat[body] = pose[:3], pose[3:]
 
     def _write_state(self, state: np.ndarray) -> None:
         size = 1 + self.model.nq + self.model.nv
