@@ -22,6 +22,8 @@ _SLOT_SPACING_M = 0.10
 """Between the centres of objects that share a region."""
 _INSIDE_M = 0.03
 """How far into a compartment an object's origin goes that is put there through its opening."""
+_TALL_M = 0.11
+"""What is higher goes into a basket first: on top of something else it leans over the rim, which is not "in"."""
 _WALL_CLEARANCE_M = 0.01
 _SNUG_M = 0.03
 """An object with less free space than this around it is aimed with care."""
@@ -62,13 +64,16 @@ def plan_goals(simulation: Simulation) -> list[list[str]]:
     filled = {goal[2] for goal in goals if goal[0] == "in"}
     opened = {goal[1] for goal in goals if goal[0] == "open"}
     moved = {goal[1] for goal in goals if goal[0] in ("in", "on")}
+    scene = Scene(simulation)
 
-    def rank(goal: list[str]) -> int:
+    def rank(goal: list[str]) -> float:
         if goal[0] == "close":  # what nothing is put into is closed first: an open drawer is in the way
             holder = any(region.startswith(goal[1]) for region in filled)
             return _ORDER["close"] if holder else 0
         if goal[0] == "on" and goal[2] in moved:  # the lower one of a stack is moved first
             return _ORDER["on"] + 1
+        if goal[0] == "in" and "basket" in goal[2] and np.ptp(scene.points(goal[1])[:, 2]) > _TALL_M:
+            return _ORDER["in"] - 0.5
         return _ORDER.get(goal[0], 9)
 
     needed = {region for region in filled if "cabinet" in region} - opened
