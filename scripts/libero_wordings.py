@@ -1,4 +1,4 @@
-"""Write conf/libero_wordings.yaml: other ways to say the instructions of LIBERO's four suites, for `data.wordings`.
+"""Write conf/wordings/libero.yaml: other ways to say the instructions of LIBERO's four suites, for `data.wordings`.
 
     python scripts/libero_wordings.py
 
@@ -17,7 +17,7 @@ import yaml
 from statevla.worlds.libero.exchange import exchanged_goals
 from statevla.worlds.libero.tasks import suite_names, suite_tasks
 
-FILE = Path(__file__).parents[1] / "conf" / "libero_wordings.yaml"
+FILE = Path(__file__).parents[1] / "conf" / "wordings" / "libero.yaml"
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 COUNT, TRIES, SEED = 16, 400, 0
 KEPT = 0.4

@@ -14,7 +14,7 @@ from statevla.data.wordings import read_wordings, reword
 from statevla.errors import UserError
 from statevla.training.setup import prepare
 
-SHIPPED = Path(__file__).parents[2] / "conf" / "libero_wordings.yaml"
+SHIPPED = Path(__file__).parents[2] / "conf" / "wordings" / "libero.yaml"
 
 
 @pytest.fixture

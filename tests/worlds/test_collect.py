@@ -386,7 +386,7 @@ def test_the_command_collects_in_any_world(tmp_path: Path, capsys: pytest.Captur
 
 def test_liberos_flags_are_liberos(tmp_path: Path) -> None:
     values: dict[str, Any] = {"noise": 0.2, "reaches": "start", "reach_tasks": "0", "frame_stride": 4, "dagger": "x"}
-    values |= {"replan_steps": 4, "wide": True, "play": True, "exchange": True, "recolor": True}
+    values |= {"replan_steps": 4, "wide": True, "play": True, "exchange": True, "recolor": True, "rearrange": True}
     for_any = {"world", "expert", "out", "tasks", "demos", "workers", "image_size", "format", "seed", "rendering"}
     assert values.keys() | for_any == {field.name for field in fields(CollectArgs)}  # none goes unread in other worlds
     for flag, value in values.items():

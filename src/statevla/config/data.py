@@ -61,7 +61,7 @@ class DataConfig(Section):
     not limit reaches, which are no whole demonstrations."""
     wordings: str | None = None
     """YAML file with other ways to say the instructions (`instruction: [wording, …]`): half of the training episodes
-    are told one of them. For LIBERO conf/libero_wordings.yaml."""
+    are told one of them. For LIBERO conf/wordings/libero.yaml."""
     cache_dir: str = "$STATEVLA_HOME/frame_cache"
     """Where frames at the model's resolution are kept."""
     cache_codec: Literal["raw", "qoi", "jpeg"] = "raw"
