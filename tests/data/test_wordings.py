@@ -91,6 +91,11 @@ def test_a_wording_is_no_other_instruction_of_the_data(cache: FrameCache) -> Non
         reword(cache, {first: [second]}, [0])
 
 
+def test_a_file_for_other_data_is_told(cache: FrameCache) -> None:
+    with pytest.raises(UserError, match=rf"has none for the data in .*such as '{cache.instructions[0]}'"):
+        reword(cache, {"fold the towel": ["fold it"]}, range(len(cache.episodes)))
+
+
 def test_the_shipped_wordings_leave_out_what_libero_pro_tests_with() -> None:
     tasks = pytest.importorskip("statevla.worlds.libero.tasks")
     wordings = read_wordings(SHIPPED)

@@ -46,10 +46,15 @@ def reword(cache: FrameCache, wordings: dict[str, list[str]], episodes: Sequence
     their names: a phase 2 tells them as its phase 1 did.
 
     Raises:
-        UserError: a wording is another instruction of the data.
+        UserError: there are none for any of these episodes, or a wording is another instruction of the data.
     """
     own = list(cache.instructions)
     rows = {text: row for row, text in enumerate(own)}
+    if not any(wordings.get(own[cache.episodes[index].instruction]) for index in episodes):
+        raise UserError(
+            f"data.wordings: has none for the data in {cache.folder}, whose instructions are such as '{own[0]}'; add "
+            "them as keys, or leave data.wordings out"
+        )
     for instruction in own:
         for other in wordings.get(instruction, []):
             if other in rows:

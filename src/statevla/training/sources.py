@@ -44,7 +44,8 @@ def open_main_source(
     """The data set of `data.path`, whose cache is open already."""
     train, held_out = split_episodes(cache, split.train_split, split.split_seed, split.demos_per_task)
     reaches = partial_episodes(cache)
-    _reword(config, cache, [*train, *reaches], say)
+    if config.data.wordings is not None:
+        _reword(config.data.wordings, cache, [*train, *reaches], say)
     return Source(cache, encoder.encode(list(cache.instructions)), train, held_out, reaches)
 
 
@@ -79,16 +80,16 @@ def open_further_sources(
         cache = open_frame_cache(its_config, progress, same_as=robot)
         train, held_out = split_episodes(cache, split.train_split if source.labelled else 1.0, split.split_seed)
         reaches = partial_episodes(cache)
-        _reword(config, cache, [*train, *reaches], say)
+        if config.data.wordings is not None and source.labelled:
+            _reword(config.data.wordings, cache, [*train, *reaches], say)
         table = encoder.encode(list(cache.instructions))
         found.append(Source(cache, table, train, held_out, reaches, source.weight, source.labelled))
     return found
 
 
-def _reword(config: Config, cache: FrameCache, episodes: Sequence[int], say: Callable[[str], None]) -> None:
-    if config.data.wordings is not None:
-        count = reword(cache, read_wordings(expand_path(config.data.wordings)), episodes)
-        say(f"{count} of {len(episodes)} training episodes of {cache.folder.name} are told in other words")
+def _reword(wordings: str, cache: FrameCache, episodes: Sequence[int], say: Callable[[str], None]) -> None:
+    count = reword(cache, read_wordings(expand_path(wordings)), episodes)
+    say(f"{count} of {len(episodes)} training episodes of {cache.folder.name} are told in other words")
 
 
 def measure_statistics(config: Config, robot: RobotSpec, sources: Sequence[Source]) -> Statistics:

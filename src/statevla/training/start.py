@@ -165,14 +165,14 @@ def resume_differences(config: Config, saved: Config, saved_phase: str, phase: s
         *(other.section for other in PHASES.values() if other.section != section),
     }
 
-    shown = {"train_split", "demos_per_task", "augmentation", "action_normalization", "relative_actions", "wordings"}
+    of_data = {"train_split", "demos_per_task", "augmentation", "action_normalization", "relative_actions", "wordings"}
 
     def kept(source: Config) -> dict[str, Any]:
         tree = {key: value for key, value in source.model_dump(mode="json").items() if key not in free}
         tree["training"] = {key: value for key, value in tree["training"].items() if key not in free_training}
         length = {"num_epochs", "max_steps"}
         tree["training"][section] = {k: v for k, v in tree["training"][section].items() if k not in length}
-        tree["data"] = source.data.model_dump(include=shown)
+        tree["data"] = source.data.model_dump(include=of_data)
         return tree
 
     ours = _flatten_tree(kept(config)) | {"phase": phase}

@@ -27,7 +27,8 @@ _LARGE_SHIFT_M = 0.05
 _HIDDEN_BEHIND = (np.zeros(2), np.array([0.06, 0.0]), np.array([0.12, 0.0]))
 """Shifts of a container's outline away from the agentview camera, where it would hide a small object."""
 _TALL_M = 0.12
-_MAX_DRAWS, _MAX_ARRANGEMENTS = 4000, 40
+"""What is higher hides small objects too."""
+_MAX_DRAWS, _MAX_ARRANGEMENTS = 4000, 200
 _FINE_PER_M, _COARSE_PER_M = 100.0, 50.0
 """Grids of outlines: of objects, and of fixtures, which are large."""
 _FIXTURE_X_M, _FIXTURE_Y_M = (-0.42, 0.08), (-0.34, 0.34)
@@ -48,10 +49,11 @@ def wide_init_state(simulation: Simulation, seed: int, rearrange: bool = False) 
     simulation.reset(seed, settle_steps=0)
     rng = np.random.default_rng([seed, 0x81DE])
     movable = _free_to_move(simulation)
-    for _ in range(_MAX_ARRANGEMENTS if rearrange else 1):
+    num_arrangements = _MAX_ARRANGEMENTS if rearrange else 1
+    for _ in range(num_arrangements):
         if rearrange:
             _rearrange(simulation, movable, rng)
-        state = _spread(simulation, movable, rng, _MAX_DRAWS // (_MAX_ARRANGEMENTS if rearrange else 1), rearrange)
+        state = _spread(simulation, movable, rng, _MAX_DRAWS // num_arrangements, rearrange)
         if state is not None:
             return state
     raise UserError(f"task '{simulation.task.name}': no collision-free wide placement found; collect without --wide")
