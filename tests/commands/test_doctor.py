@@ -86,3 +86,14 @@ def test_full_disk_and_exit_status(
     assert "PROBLEM" in out
     assert "fix: free 10 GB" in out
     assert out.splitlines()[-1] == "1 problem(s) to mend: disk"
+
+
+def test_room_for_policies_alone_is_no_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("STATEVLA_HOME", str(tmp_path))
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=9e9))
+    only(monkeypatch, "disk")
+    (finding,) = by_topic()["disk"]
+    assert finding.status == "note"
+    assert "9 GB free" in finding.text
+    assert "free 10 GB" in finding.fix
+    assert doctor(DoctorArgs()) == 0

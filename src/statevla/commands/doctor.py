@@ -20,7 +20,10 @@ from statevla.machine.extras import EXTRAS, install_line, missing
 from statevla.machine.kernel_cache import VARIABLE, choose_kernel_cache
 
 Status = Literal["ok", "note", "problem"]
-MIN_FREE_GB = 10.0
+MIN_FREE_GB = 2.0
+"""For a checkpoint, caches of kernels and embeddings, and results."""
+TRAINING_GB = 10.0
+"""For the data of a suite of LIBERO and its frames' cache."""
 MIN_PYTHON = (3, 11)
 _MARKS = {"ok": "[green]ok     [/green]", "note": "[cyan]note   [/cyan]", "problem": "[red]PROBLEM[/red]"}
 
@@ -221,8 +224,10 @@ def _disk(topic: str) -> Iterator[Finding]:
     text = f"{free_gb:.0f} GB free for {folder}"
     if not os.access(existing, os.W_OK):
         yield Finding(topic, "problem", f"{existing} is not writable", "set STATEVLA_HOME to a folder that is")
-    elif free_gb < MIN_FREE_GB:
-        yield Finding(topic, "problem", text, f"free {MIN_FREE_GB:.0f} GB, or set STATEVLA_HOME to another disk")
+    elif free_gb < TRAINING_GB:
+        status: Status = "problem" if free_gb < MIN_FREE_GB else "note"
+        use = "" if status == "problem" else ": enough to run policies, little to collect and train"
+        yield Finding(topic, status, text + use, f"free {TRAINING_GB:.0f} GB, or set STATEVLA_HOME to another disk")
     else:
         yield Finding(topic, "ok", text)
 
