@@ -175,7 +175,7 @@ def measure_state(
         go = go_no_go(results["world_model"])
     if probes:
         limit = MAX_EPISODES if thorough else QUICK_EPISODES
-        fitted = max(limit, EPISODES_PER_INSTRUCTION * len(subject.cache.instructions)) if thorough else limit
+        fitted = max(limit, EPISODES_PER_INSTRUCTION * len(subject.cache.instructions))
         results["probes"] = run_probes(subject, train, held_out, fitted, mlp=thorough)
         if scores := results["probes"].get("object_from_hand"):
             go["object_from_hand"] = beats_baselines(scores)

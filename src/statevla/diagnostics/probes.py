@@ -27,7 +27,7 @@ MLP_NAMES = {"ridge": "mlp", "robot_state": "robot_state_mlp", "random_encoder":
 MLP_HIDDEN_DIM, MLP_STEPS, MLP_BATCH = 256, 400, 512
 MAX_EPISODES, MAX_FRAMES = 40, 4_000
 EPISODES_PER_INSTRUCTION = 4
-"""Of data with so many tasks that 40 episodes would show some of them once or never."""
+"""Of data with so many tasks that a fixed number of episodes would show some of them once or never."""
 MIN_STD = 1e-4
 """A target that moves less (0.1 mm) says nothing."""
 SEED = 0
