@@ -5,8 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from statevla.config import Config
 from statevla.data import CachedEpisode
-from statevla.diagnostics.probes import apply_ridge, fit_mlp, fit_ridge, r_squared, score_ridge, target_object
+from statevla.diagnostics import probes
+from statevla.diagnostics.probes import (
+    apply_ridge,
+    fit_mlp,
+    fit_ridge,
+    r_squared,
+    run_probes,
+    score_ridge,
+    target_object,
+)
+from statevla.training.setup import prepare
 
 
 def test_ridge_is_the_closed_form() -> None:
@@ -63,3 +74,12 @@ def test_r_squared_against_its_definition() -> None:
 def test_the_object_that_the_instruction_means(instruction: str, expected: int | None) -> None:
     names = ("basket_1", "alphabet_soup_1", "tomato_sauce_1")
     assert target_object(CachedEpisode("e", "t", 0, 0, 10, names), instruction) == expected
+
+
+def test_every_instruction_is_fitted_with_some_episodes(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of forty tasks, twelve episodes in all once gave an R² of 0.0 where four of each gave 0.9."""
+    subject = prepare(tiny_config, "1").subject
+    few, all_of_them = (run_probes(subject, [0, 1, 2], [3, 4], limit, mlp=False) for limit in (1, 3))
+    assert few == all_of_them
+    monkeypatch.setattr(probes, "EPISODES_PER_INSTRUCTION", 0)
+    assert run_probes(subject, [0, 1, 2], [3, 4], 1, mlp=False) != all_of_them

@@ -225,9 +225,11 @@ def _disk(topic: str) -> Iterator[Finding]:
     if not os.access(existing, os.W_OK):
         yield Finding(topic, "problem", f"{existing} is not writable", "set STATEVLA_HOME to a folder that is")
     elif free_gb < TRAINING_GB:
-        status: Status = "problem" if free_gb < MIN_FREE_GB else "note"
-        use = "" if status == "problem" else ": enough to run policies, little to collect and train"
-        yield Finding(topic, status, text + use, f"free {TRAINING_GB:.0f} GB, or set STATEVLA_HOME to another disk")
+        fix = f"free {TRAINING_GB:.0f} GB, or set STATEVLA_HOME to another disk"
+        if free_gb < MIN_FREE_GB:
+            yield Finding(topic, "problem", text, fix)
+        else:
+            yield Finding(topic, "note", f"{text}: enough to run policies, little to collect and train", fix)
     else:
         yield Finding(topic, "ok", text)
 

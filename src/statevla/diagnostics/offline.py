@@ -17,14 +17,7 @@ from statevla.diagnostics.actions import ChunkSamples, action_metrics, sample_ch
 from statevla.diagnostics.goals import measure_goal_places, measure_goals
 from statevla.diagnostics.object_surprise import NO_PAIRS, NO_POSES, Exchange, measure_object_surprise
 from statevla.diagnostics.plots import draw_all
-from statevla.diagnostics.probes import (
-    EPISODES_PER_INSTRUCTION,
-    MAX_EPISODES,
-    beats_baselines,
-    missing_roles,
-    run_probes,
-    thin,
-)
+from statevla.diagnostics.probes import MAX_EPISODES, beats_baselines, missing_roles, run_probes, thin
 from statevla.diagnostics.sequences import Subject
 from statevla.diagnostics.world_model import go_no_go, measure_world_model
 from statevla.errors import UserError
@@ -175,8 +168,7 @@ def measure_state(
         go = go_no_go(results["world_model"])
     if probes:
         limit = MAX_EPISODES if thorough else QUICK_EPISODES
-        fitted = max(limit, EPISODES_PER_INSTRUCTION * len(subject.cache.instructions))
-        results["probes"] = run_probes(subject, train, held_out, fitted, mlp=thorough)
+        results["probes"] = run_probes(subject, train, held_out, limit, mlp=thorough)
         if scores := results["probes"].get("object_from_hand"):
             go["object_from_hand"] = beats_baselines(scores)
         if "gripper_opening" in missing:

@@ -46,14 +46,15 @@ def run_probes(
 
     Args:
         train, held_out: episodes to fit and to score on.
-        max_episodes: of each side, taken evenly.
+        max_episodes: of each side, taken evenly; of data with many tasks, four for each instruction.
         mlp: also fit two-layer MLPs: to z, and to the two baselines that a straight line could wrong.
 
     Returns:
         target → {ridge, robot_state, episode_mean, random_encoder} by ridge regression, and with `mlp` {mlp,
         robot_state_mlp, random_encoder_mlp}; empty where either side has no episode.
     """
-    train, held_out = thin(train, max_episodes), thin(held_out, max_episodes)
+    most = max(max_episodes, EPISODES_PER_INSTRUCTION * len(subject.cache.instructions))
+    train, held_out = thin(train, most), thin(held_out, most)
     if not train or not held_out:
         return {}
     frames = [_frames(subject, episodes) for episodes in (train, held_out)]
