@@ -83,9 +83,9 @@ class Experiment(_Entry):
     phase1_of: str | None = None
     """The experiment whose phase 1, with the same seed, phase 2 builds on; for what concerns phase 2 alone."""
     init_checkpoint: str | None = None
-    """A checkpoint whose weights phase 1 or bc begins with instead of random ones."""
+    """A checkpoint whose weights the first phase begins with instead of random ones."""
     init_of: str | None = None
-    """The experiment whose phase 1, with the same seed, phase 1 goes on from with this row's data and steps."""
+    """The experiment whose run of the first phase, with the same seed, goes on here with this row's data and steps."""
     overrides: dict[str, Any] = {}
     """Dotted keys of the configuration."""
     rollouts: dict[str, dict[str, Any]] = {}
@@ -95,8 +95,17 @@ class Experiment(_Entry):
 
     @property
     def base(self) -> str | None:
-        """The experiment whose phase 1 this one needs."""
+        """The experiment whose `base_phase` this one needs."""
         return self.phase1_of or self.init_of
+
+    @property
+    def base_phase(self) -> PhaseName:
+        return "1" if self.phase1_of is not None else self.phases[0]
+
+    @property
+    def trained(self) -> list[PhaseName]:
+        """Its own phases: all but a phase 1 that another experiment trains."""
+        return [phase for phase in self.phases if self.phase1_of is None or phase != "1"]
 
 
 class Experiments(_Entry):
@@ -173,10 +182,11 @@ def read_experiments(file: Path) -> Experiments:
         given = [key for key in ("phase1_of", "init_of", "init_checkpoint") if getattr(experiment, key) is not None]
         if len(given) > 1:
             raise UserError(f"{file}: experiments.{name}: expected one of {', '.join(given)}; leave the others out")
-        source = experiment.base
+        source, phase = experiment.base, experiment.base_phase
         before = known.experiments.get(source or "")
-        if source is not None and (source == name or before is None or "1" not in before.phases):
-            raise UserError(f"{file}: experiments.{name}.{given[0]}: '{source}' is no experiment that trains phase 1")
+        if source is not None and (source == name or before is None or phase not in before.trained):
+            key = f"experiments.{name}.{given[0]}"
+            raise UserError(f"{file}: {key}: '{source}' is no experiment that trains phase {phase}")
     return known
 
 
@@ -196,17 +206,18 @@ def run(name: str, known: Experiments, args: Args, console: Console) -> None:
     folder = experiment_folder(name, args.seed)
     console.rule(folder.name)
     run_stages(list(stages(known, name, args, folder)), folder, console)
-    if subprocess.run(record_command(name, experiment, folder, args.seed), check=False).returncode:
+    if subprocess.run(record_command(known, name, folder, args.seed), check=False).returncode:
         raise UserError(f"experiment '{name}': ran, but could not be recorded; see above")
 
 
 def train_base(name: str, known: Experiments, args: Args, console: Console) -> None:
-    """Train the phase 1 that an experiment builds on, and what that builds on before it."""
-    if (source := known.experiments[name].base) is not None:
+    """Train the phase that an experiment builds on, and what that builds on before it."""
+    experiment = known.experiments[name]
+    if (source := experiment.base) is not None:
         train_base(source, known, args, console)
         folder = experiment_folder(source, args.seed)
-        console.rule(f"{folder.name}, phase 1")
-        run_stages(phase1_stages(known, source, args), folder, console)
+        console.rule(f"{folder.name}, phase {experiment.base_phase}")
+        run_stages(training_stages(known, source, args, experiment.base_phase), folder, console)
 
 
 def train_corrected(name: str, known: Experiments, args: Args, console: Console) -> None:
@@ -225,12 +236,13 @@ def corrected(known: Experiments, name: str) -> list[str]:
     return list(dict.fromkeys(each for source in own for each in [*corrected(known, source), source]))
 
 
-def record_command(name: str, experiment: Experiment, folder: Path, seed: int) -> list[str]:
+def record_command(known: Experiments, name: str, folder: Path, seed: int) -> list[str]:
     """What writes the record of an experiment that has run."""
+    experiment = known.experiments[name]
     command = ["python", f"benchmarks/{Path(__file__).name}", name, "--seed", str(seed)]
     record = [sys.executable, str(ROOT / "benchmarks" / "record_experiment.py"), "--name", folder.name]
     record += ["--checkpoint", str(run_folder(folder, experiment)), "--note", experiment.about]
-    record += ["--command", shlex.join(command), "--training-s", f"{training_seconds(experiment, folder, seed):.0f}"]
+    record += ["--command", shlex.join(command), "--training-s", f"{training_seconds(known, name, seed):.0f}"]
     if experiment.rollouts:
         record += ["--rollout", *(str(folder / "rollouts" / rollout) for rollout in experiment.rollouts)]
     if seed == 0 and experiment.headline:
@@ -238,32 +250,25 @@ def record_command(name: str, experiment: Experiment, folder: Path, seed: int) -
     return record
 
 
-def training_seconds(experiment: Experiment, folder: Path, seed: int) -> float:
-    """What all phases took, as their stages' marks say; a phase 1 that another experiment trained counts too."""
-    trained = dict.fromkeys(experiment.phases, folder)
-    if experiment.phase1_of is not None:
-        trained.pop("1", None)
-    files = [where / "stages" / f"phase_{phase}.json" for phase, where in trained.items()]
-    if experiment.base is not None:
-        files.append(experiment_folder(experiment.base, seed) / "stages" / "phase_1.json")
-    return sum(read_tree(file).get("seconds", 0.0) for file in files)
+def training_seconds(known: Experiments, name: str, seed: int, last: PhaseName | None = None) -> float:
+    """What an experiment's phases up to `last` took, and those before them of the experiments that it builds on."""
+    experiment, folder = known.experiments[name], experiment_folder(name, seed)
+    own = experiment.trained[: None if last is None else experiment.trained.index(last) + 1]
+    seconds = sum(read_tree(folder / "stages" / f"phase_{phase}.json").get("seconds", 0.0) for phase in own)
+    if experiment.base is None:
+        return seconds
+    return seconds + training_seconds(known, experiment.base, seed, experiment.base_phase)
 
 
 def experiment_folder(name: str, seed: int) -> Path:
     return home_dir() / "experiments" / f"{name}-s{seed}"
 
 
-def phase1_stages(known: Experiments, name: str, args: Args) -> list[Stage]:
-    """An experiment's stages up to its phase 1."""
+def training_stages(known: Experiments, name: str, args: Args, phase: PhaseName | None = None) -> list[Stage]:
+    """An experiment's stages up to a phase, by default its last one."""
     found = list(stages(known, name, args, experiment_folder(name, args.seed)))
-    return found[: [stage.name for stage in found].index("phase_1") + 1]
-
-
-def training_stages(known: Experiments, name: str, args: Args) -> list[Stage]:
-    """An experiment's stages up to its last phase."""
-    found = list(stages(known, name, args, experiment_folder(name, args.seed)))
-    last = max(i for i, stage in enumerate(found) if stage.name.startswith("phase_"))
-    return found[: last + 1]
+    last = phase or known.experiments[name].phases[-1]
+    return found[: [stage.name for stage in found].index(f"phase_{last}") + 1]
 
 
 def run_folder(folder: Path, experiment: Experiment) -> Path:
@@ -288,19 +293,18 @@ def stages(known: Experiments, name: str, args: Args, folder: Path) -> Iterator[
         # Text is given as it is, everything else as YAML.
         dumped = yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
         common += [f"--{key}", value if isinstance(value, str) else dumped]
-    theirs, more, first = None, "", experiment.init_checkpoint
+    theirs, of_base, first = None, "", experiment.init_checkpoint
     if experiment.base is not None:
-        before = phase1_stages(known, experiment.base, args)[-1]
-        more = f"{before.arguments} {before.settings}"
+        before = training_stages(known, experiment.base, args, experiment.base_phase)[-1]
+        of_base = f"{before.arguments} {before.settings}"
         theirs = experiment_folder(experiment.base, args.seed) / "checkpoints"
-    if experiment.phase1_of is not None:
-        yield training_stage("2", config, common, checkpoints, phase1_checkpoints=theirs, more=more, reads=reads)
-    else:
-        if theirs is not None:
-            first = str(theirs / PHASES["1"].folder / "checkpoint_best.pt")
-        for phase in experiment.phases:
-            of_base = more if phase == "1" else ""
-            yield training_stage(phase, config, common, checkpoints, init_checkpoint=first, more=of_base, reads=reads)
+        if experiment.init_of is not None:
+            first = str(theirs / PHASES[experiment.base_phase].folder / "checkpoint_best.pt")
+    for phase in experiment.trained:
+        if phase == experiment.trained[0]:
+            yield training_stage(phase, config, common, checkpoints, theirs, first, of_base, reads)
+        else:
+            yield training_stage(phase, config, common, checkpoints, reads=reads)
     checkpoint = ["--checkpoint", str(run_folder(folder, experiment) / "checkpoint_best.pt")]
     yield Stage("offline", "eval", checkpoint)
     for rollout, flags in experiment.rollouts.items():

@@ -94,7 +94,7 @@ def test_phase_2_can_build_on_another_experiments_phase_1(tmp_path: Path, monkey
     known, args = script.read_experiments(file), script.Args(seed=2)
     names = [stage.name for stage in script.stages(known, "late", args, script.experiment_folder("late", 2))]
     assert names == ["collect_all_one", "collect_all_two", "phase_2", "offline"]
-    before = script.phase1_stages(known, "base", args)
+    before = script.training_stages(known, "base", args, "1")
     assert [stage.name for stage in before] == ["collect_all_one", "collect_all_two", "phase_1"]
     phase2 = list(script.stages(known, "late", args, tmp_path / "late"))[2]
     wanted = tmp_path / "experiments" / "base-s2" / "checkpoints" / "phase1_temporal_jepa" / "checkpoint_best.pt"
@@ -170,35 +170,57 @@ def test_corrections_are_of_a_policy_that_was_trained_before(tmp_path: Path, mon
         script.read_experiments(file)
 
 
+def test_a_policy_can_go_on_from_another_experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATEVLA_HOME", str(tmp_path))
+    file = tmp_path / "list.yaml"
+    file.write_text(
+        "data: {all/one: {suite: libero_object}, all/two: {suite: libero_object, dagger: base}}\n"
+        "experiments:\n"
+        "  base: {about: x, data: all/one}\n"
+        "  late: {about: y, data: all, phases: ['2'], init_of: base}\n"
+    )
+    known, args, ran = script.read_experiments(file), script.Args(seed=2), []
+    found = list(script.stages(known, "late", args, script.experiment_folder("late", 2)))
+    assert [stage.name for stage in found][2:] == ["phase_2", "offline"]
+    wanted = tmp_path / "experiments" / "base-s2" / "checkpoints" / "phase2_flow_matching" / "checkpoint_best.pt"
+    assert found[2].arguments[found[2].arguments.index("--init_checkpoint") + 1] == str(wanted)
+    monkeypatch.setattr(script, "run_stages", lambda stages, folder, console: ran.append([s.name for s in stages]))
+    script.train_base("late", known, args, Console())
+    assert ran == [["collect_all_one", "phase_1", "phase_2"]]
+    file.write_text(file.read_text() + "  later: {about: z, data: all, init_of: late}\n")
+    with pytest.raises(UserError, match=r"later\.init_of: 'late' is no experiment that trains phase 1"):
+        script.read_experiments(file)
+
+
 def test_the_time_of_training_is_that_of_all_phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STATEVLA_HOME", str(tmp_path))
-    for name, phase, seconds in (("base", "1", 300.0), ("base", "2", 50.0), ("late", "2", 20.0)):
-        stage = script.Stage(f"phase_{phase}", "train", [])
-        write_json(mark_path(script.experiment_folder(name, 2), stage), {"done": True, "seconds": seconds})
-    base = script.Experiment(about="x", data="d")
-    assert script.training_seconds(base, script.experiment_folder("base", 2), 2) == 350.0
-    late = script.Experiment(about="y", data="d", phase1_of="base")
-    assert script.training_seconds(late, script.experiment_folder("late", 2), 2) == 320.0
-    gone_on = script.Experiment(about="x", data="d", init_of="late")
-    first = script.Stage("phase_1", "train", [])
-    write_json(mark_path(script.experiment_folder("late", 2), first), {"done": True, "seconds": 7.0})
-    assert script.training_seconds(gone_on, script.experiment_folder("base", 2), 2) == 357.0
+    rows = {
+        "base": script.Experiment(about="x", data="d"),
+        "late": script.Experiment(about="y", data="d", phase1_of="base"),
+        "further": script.Experiment(about="z", data="d", init_of="base"),
+        "last": script.Experiment(about="z", data="d", phases=["2"], init_of="further"),
+    }
+    known = script.Experiments(data={"d": script.Data()}, experiments=rows)
+    seconds = {"base1": 300.0, "base2": 50.0, "late2": 20.0, "further1": 7.0, "further2": 4.0, "last2": 1.0}
+    for key, spent in seconds.items():
+        stage = script.Stage(f"phase_{key[-1]}", "train", [])
+        write_json(mark_path(script.experiment_folder(key[:-1], 2), stage), {"done": True, "seconds": spent})
+    wanted = {"base": 350.0, "late": 320.0, "further": 311.0, "last": 312.0}
+    assert {name: script.training_seconds(known, name, 2) for name in rows} == wanted
 
 
 def test_the_record_is_of_all_rollouts_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from record_experiment import Args
 
-    experiment = script.read_experiments(script.LIST).experiments["object-keypoints"]
-    words = script.record_command("object-keypoints", experiment, tmp_path / "object-keypoints-s0", 0)
+    known = script.read_experiments(script.LIST)
+    words = script.record_command(known, "object-keypoints", tmp_path / "object-keypoints-s0", 0)
     args = tyro.cli(Args, args=words[2:])
-    assert [folder.name for folder in args.rollout] == list(experiment.rollouts)
+    assert [folder.name for folder in args.rollout] == list(known.experiments["object-keypoints"].rollouts)
     assert [folder.name for folder in args.rollout[:2]] == ["wide", "official"]
     assert args.headline == ("libero_object_wide_success=wide", "libero_object_success=official")
     assert args.command == "python benchmarks/run_experiment.py object-keypoints --seed 0"
-    assert "--headline" not in script.record_command(
-        "object-keypoints", experiment, tmp_path / "object-keypoints-s1", 1
-    )
+    assert "--headline" not in script.record_command(known, "object-keypoints", tmp_path / "object-keypoints-s1", 1)
 
 
 def test_headlines_are_means_of_whole_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:

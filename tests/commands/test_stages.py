@@ -154,10 +154,7 @@ def test_phase_2_builds_on_phase_1(tmp_path: Path) -> None:
     assert str(tmp_path / "other" / "phase1_temporal_jepa" / "checkpoint_best.pt") in other
 
 
-def test_only_what_begins_anew_takes_an_initial_checkpoint(tmp_path: Path) -> None:
-    def words(phase: str) -> list[str]:
-        return training_stage(phase, Config(), [], tmp_path, init_checkpoint="models/first").arguments
-
-    for phase in ("1", "bc"):
-        assert words(phase) == ["--phase", phase, "--init_checkpoint", "models/first"]
-    assert "--init_checkpoint" not in words("2")
+def test_an_initial_checkpoint_brings_its_encoder(tmp_path: Path) -> None:
+    for phase in ("1", "2", "bc"):
+        words = training_stage(phase, Config(), [], tmp_path, init_checkpoint="models/first").arguments
+        assert words == ["--phase", phase, "--init_checkpoint", "models/first"]

@@ -105,9 +105,34 @@ def test_a_resumed_run_needs_no_initial_checkpoint(
     assert load_checkpoint(run / "last").metrics["step"] == 10
 
 
+def test_phase_2_goes_on_from_a_policy_on_its_frozen_encoder(
+    tiny_config: Config, trained: Path, other_data: Path, tmp_path: Path
+) -> None:
+    config = on(tiny_config, other_data).model_copy(update={"output_dir": str(tmp_path)})
+    setup, theirs = begin(config, "2", trained), load_checkpoint(trained)
+    assert setup.statistics.to_dict() == theirs.statistics.to_dict()
+    for name, tensor in theirs.model.state_dict().items():
+        assert torch.equal(setup.model.state_dict()[name], tensor), name
+    run = train(config, "2", init_checkpoint=trained)
+    ours = load_checkpoint(run).model.state_dict()
+    changed = {name for name, tensor in theirs.model.state_dict().items() if not torch.equal(ours[name], tensor)}
+    assert changed
+    assert not any(name.startswith("state_encoder.") for name in changed), changed
+    phase2 = config.training.phase2.model_copy(update={"max_steps": config.training.phase2.max_steps + 2})
+    longer = config.model_copy(update={"training": config.training.model_copy(update={"phase2": phase2})})
+    train(longer, "2", resume=True, init_checkpoint=trained)
+    assert load_checkpoint(run / "last").metrics["step"] == phase2.max_steps
+
+
+def test_phase_2_goes_on_from_one_checkpoint_with_a_policy(tiny_config: Config, trained: Path, tmp_path: Path) -> None:
+    phase1 = train(tiny_config.model_copy(update={"output_dir": str(tmp_path)}), "1")
+    with pytest.raises(UserError, match=r"phase 1 made it, without a policy; give it as --phase1_checkpoint"):
+        begin(tiny_config, "2", phase1)
+    with pytest.raises(UserError, match=r"--init_checkpoint brings its encoder; leave --phase1_checkpoint out"):
+        prepare(tiny_config, "2", phase1_checkpoint=phase1, init_checkpoint=trained)
+
+
 def test_what_does_not_fit_is_said(tiny_config: Config, trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"phase 2 begins with --phase1_checkpoint; leave --init_checkpoint out"):
-        begin(tiny_config, "2", trained)
     wider = tiny_config.model_copy(update={"model": tiny_config.model.model_copy(update={"state_dim": 32})})
     with pytest.raises(
         UserError, match=r"another one; model\.state_dim is 32 here and 16 in the checkpoint; use the con"

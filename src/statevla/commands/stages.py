@@ -75,16 +75,18 @@ def training_stage(
         arguments: of the command, beside phase and phase-1 checkpoint.
         checkpoints: `output_dir`.
         phase1_checkpoints: the `output_dir` that phase 2 takes phase 1's best from; its own by default.
-        init_checkpoint: what the other phases begin with instead of random weights.
+        init_checkpoint: what it begins with instead of random weights.
         more: what else the result depends on.
         reads: the data sets.
     """
     last = checkpoints / PHASES[phase].folder / LAST
-    if phase == "2":
+    if init_checkpoint is not None:
+        before = ["--init_checkpoint", init_checkpoint]
+    elif phase == "2":
         phase1 = (phase1_checkpoints or checkpoints) / PHASES["1"].folder / "checkpoint_best.pt"
         before = ["--phase1_checkpoint", str(phase1)]
     else:
-        before = ["--init_checkpoint", init_checkpoint] if init_checkpoint is not None else []
+        before = []
     others = {
         other.section: getattr(TrainingConfig(), other.section) for number, other in PHASES.items() if number != phase
     }

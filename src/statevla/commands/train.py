@@ -23,8 +23,9 @@ class TrainArgs:
     phase1_checkpoint: str | None = None
     """What phase 2 builds on: a checkpoint folder, a run folder, or .../checkpoint_best.pt; not needed to resume."""
     init_checkpoint: str | None = None
-    """Fine-tuning: phase 1 or bc begins with this checkpoint's weights instead of random ones, on whatever data. Takes
-    what --phase1_checkpoint takes, libero_object_compact for one; not needed to resume."""
+    """Fine-tuning: begin with this checkpoint's weights instead of random ones, on whatever data; phase 2 goes on from
+    its policy, on its frozen encoder. Takes what --phase1_checkpoint takes, libero_object_compact for one; not needed
+    to resume."""
     resume: bool = False
     """Continue the run in the output folder exactly where its last checkpoint was written."""
     overwrite: bool = False

@@ -38,7 +38,8 @@ def train(
         phase1_checkpoint: what phase 2 builds on; a resumed run has it already.
         resume: continue `<run>/last` exactly.
         overwrite: start anew in a folder that holds checkpoints; they stay until the first new one is written.
-        init_checkpoint: what phase 1 or `bc` begins with instead of random weights; a resumed run has them.
+        init_checkpoint: what a phase begins with instead of random weights (for phase 2 a policy and its encoder); a
+            resumed run has them.
 
     Returns:
         Folder of the run, `<output_dir>/<phase's name>`, with `last`, `best`, their aliases, and logs.
@@ -63,7 +64,7 @@ def train(
             )
         if has_run and resume and phase == "2":
             # The run carries its encoder: another one would not fit the policy that was trained on it.
-            phase1_checkpoint = run / LAST
+            phase1_checkpoint, init_checkpoint = run / LAST, None
         context = RunContext(device, processes, _print if processes.is_main else _keep_silent)
         trainer = Trainer(prepare(config, phase, phase1_checkpoint, init_checkpoint, context), run, resume)
         _fit(trainer)

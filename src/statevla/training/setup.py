@@ -85,16 +85,17 @@ def prepare(
 ) -> Setup:
     """Open the data and build the model.
 
-    Phase 2 takes encoder, statistics, split and language from phase 1; the other phases begin with the weights of
-    `init_checkpoint`, if there is one. Statistics are then those of the new data all the same: by libero_object's,
-    where the hand hardly turns, it turns by up to 26 standard deviations in the four suites.
+    Phase 2 takes encoder, statistics, split and language from phase 1, or all that and the policy from
+    `init_checkpoint`. The other phases begin with its weights, if there is one, and have the statistics of the new data
+    all the same: by libero_object's, where the hand hardly turns, it turns by up to 26 standard deviations in the four
+    suites.
 
     Raises:
         UserError: data, language encoder or a checkpoint are missing or do not fit each other.
     """
     context = context or RunContext()
     initial = open_initial(config, phase, init_checkpoint)
-    phase1 = open_phase1(config, phase, phase1_checkpoint)
+    phase1 = open_phase1(config, phase, phase1_checkpoint, initial)
     if phase1 is not None:
         # How the encoder was trained is a fact of the checkpoint, whatever this run's file says.
         training = config.training.model_copy(update={"phase1": phase1.config.training.phase1})

@@ -23,8 +23,12 @@ WEIGHTLESS = {"model.robot_token_dropout"} | {
 """Keys of the model that say how it trains and samples: another value fits the same weights."""
 
 
-def open_phase1(config: Config, phase: str, path: str | Path | None) -> LoadedCheckpoint | None:
-    """The phase-1 checkpoint that phase 2 builds on, checked against the configuration; None for other phases.
+def open_phase1(
+    config: Config, phase: str, path: str | Path | None, initial: LoadedCheckpoint | None
+) -> LoadedCheckpoint | None:
+    """The checkpoint whose encoder phase 2 builds on, checked against the configuration; None for other phases.
+
+    A policy that goes on from `initial` builds on its encoder.
 
     Raises:
         UserError: it is missing, given to a phase that takes none, or of another architecture.
@@ -33,6 +37,10 @@ def open_phase1(config: Config, phase: str, path: str | Path | None) -> LoadedCh
         if path is not None:
             raise UserError(f"--phase1_checkpoint: phase {phase} takes none; leave it out or use --phase 2")
         return None
+    if initial is not None:
+        if path is not None:
+            raise UserError("--init_checkpoint brings its encoder; leave --phase1_checkpoint out")
+        return initial
     if path is None:
         raise UserError(
             "phase 2 needs --phase1_checkpoint; run `python train.py --config ... --phase 1` first and give its "
@@ -49,16 +57,16 @@ def open_phase1(config: Config, phase: str, path: str | Path | None) -> LoadedCh
 
 
 def open_initial(config: Config, phase: str, path: str | Path | None) -> LoadedCheckpoint | None:
-    """The checkpoint whose weights phase 1 or `bc` begins with, checked against the configuration; None without one.
+    """The checkpoint whose weights a phase begins with, checked against the configuration; None without one.
 
     Raises:
-        UserError: it is missing, given to phase 2, or of another architecture.
+        UserError: it is missing, of another architecture, or gives phase 2 no policy to go on from.
     """
     if path is None:
         return None
-    if phase == "2":
-        raise UserError("phase 2 begins with --phase1_checkpoint; leave --init_checkpoint out")
     initial = load_checkpoint(path)
+    if phase == "2" and initial.metrics.get("phase") == "1":
+        raise UserError(f"--init_checkpoint {path}: phase 1 made it, without a policy; give it as --phase1_checkpoint")
     left_out = WEIGHTLESS | {f"model.{key}" for key in open_dims(config)}
     trees = (_flatten_tree(source.model_dump(mode="json")["model"], "model.") for source in (config, initial.config))
     ours, theirs = ({key: value for key, value in tree.items() if key not in left_out} for tree in trees)
