@@ -87,9 +87,9 @@ def test_an_encoder_that_does_not_look_is_not_surprised(subject: Subject) -> Non
 
 def test_given_pictures_are_encoded_in_place_of_the_frames(subject: Subject) -> None:
     frames, other = torch.tensor([0, 5]), torch.tensor([24, 29])
-    own = encode_frames(subject, [0, 1], frames)
-    given = encode_frames(subject, [0, 1], frames, pictures=subject.cache.frames(other))
-    torch.testing.assert_close(given, encode_frames(subject, [0, 1], frames, images_from=other))
+    own = encode_frames(subject, frames)
+    given = encode_frames(subject, frames, pictures=subject.cache.frames(other))
+    torch.testing.assert_close(given, encode_frames(subject, frames, images_from=other))
     assert not torch.allclose(given, own)
 
 

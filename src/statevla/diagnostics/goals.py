@@ -120,7 +120,7 @@ def _read_goals(subject: Subject, keyframes: _Keyframes, episodes: Sequence[int]
     if not kept:
         return None
     frames = np.array([starts[i] + step for i in kept], np.int64)
-    z = encode_frames(subject, kept, torch.from_numpy(frames))
+    z = encode_frames(subject, torch.from_numpy(frames))
     expected = keyframes.head(z.to(subject.device)).float().cpu().numpy()[:, :2] * UNIT_M
     truth = keyframes.offsets_m[frames]
     return _Goals(truth, expected, keyframes.hands_m[frames, :2] + truth)

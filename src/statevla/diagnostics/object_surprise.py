@@ -14,18 +14,17 @@ simulator (`statevla.worlds.libero.moved_objects`) the object really is moved, a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from statevla.acting.alarm import surprise_of
-from statevla.diagnostics.probes import episode_of, target_positions, thin
-from statevla.diagnostics.sequences import LatentSequence, Subject, encode_frames, encode_sequences, retained_frames
+from statevla.diagnostics.probes import target_positions, thin
+from statevla.diagnostics.sequences import Subject, encode_frames, encode_sequences, episode_of, retained_frames
 from statevla.diagnostics.signed_rank import signed_rank_p_value
-from statevla.diagnostics.world_model import rollout
+from statevla.diagnostics.world_model import Windows, rollout
 
 MOVED_M, UNMOVED_M = 0.05, 0.015
 """From how far on an object counts as moved, and up to where as unmoved."""
@@ -43,48 +42,30 @@ NO_PAIRS = (
 NO_POSES = "object surprise and object probes: skipped, the data set has no poses of the object that instructions name"
 
 
-@dataclass(frozen=True)
-class Transitions:
-    """Retained frames that follow another one, with the world model's expectation of them.
+class Exchanged(NamedTuple):
+    """What some frames look like with other pictures.
 
     Attributes:
-        episodes: that the frames belong to.
-        frames: int64 `[M]`, indices into the cache.
-        expected: float32 `[M, Z]`, ẑ of these frames.
-        observed: float32 `[M, Z]`, z of these frames.
-    """
-
-    episodes: list[int]
-    frames: Tensor
-    expected: Tensor
-    observed: Tensor
-
-
-@dataclass(frozen=True)
-class Exchanged:
-    """Pictures that stand in for those of some transitions.
-
-    Attributes:
-        rows: int64 `[P]`, which transitions.
-        encode: (frames `[P]`, kind) → z of these frames with pictures of `moved` or `unmoved`, `[P, Z]`.
+        rows: int64 `[P]`, which of the frames.
+        z: `moved` and `unmoved` → z of these frames with such pictures, `[P, Z]`.
         source: where the pictures come from.
         details: numbers for the report.
     """
 
     rows: Tensor
-    encode: Callable[[Tensor, str], Tensor]
+    z: dict[str, Tensor]
     source: str
     details: dict[str, float]
 
 
-Exchange = Callable[[Subject, Transitions], "Exchanged | None"]
-"""Makes pictures for transitions; None where it cannot."""
+Exchange = Callable[[Subject, Tensor], "Exchanged | None"]
+"""Makes pictures for frames, int64 `[M]`, indices into the cache; None where it cannot."""
 
 
 def measure_object_surprise(
     subject: Subject, episodes: Sequence[int], exchange: Exchange | None = None
 ) -> dict[str, Any]:
-    """Paired tests of an object that jumped, on the transitions of `episodes`.
+    """Paired tests of an object that jumped, on at most `MAX_PAIRS` transitions, evenly spread over `episodes`.
 
     Args:
         exchange: makes the pictures; without it, or where it cannot, they are those of other episodes of the cache.
@@ -94,23 +75,22 @@ def measure_object_surprise(
         `moved` ones; `moved_more`, the share of pairs where the moved object surprises more than the control;
         `p_value`, of a one-sided Wilcoxon signed-rank test of that; `details`. Empty where there are too few pairs.
     """
-    transitions = _transitions(subject, encode_sequences(subject, episodes))
-    if transitions is None:
+    windows = Windows.of(encode_sequences(subject, episodes), 1)
+    if windows is None:
         return {}
-    exchanged = exchange(subject, transitions) if exchange else None
-    exchanged = exchanged or from_other_episodes(subject, transitions)
+    windows = Windows(*(part[thin(range(len(part)), MAX_PAIRS)] for part in windows))
+    exchanged = exchange(subject, windows.frames) if exchange else None
+    exchanged = exchanged or from_other_episodes(subject, windows.frames)
     if exchanged is None or len(exchanged.rows) < MIN_PAIRS:
         return {}
-    rows, frames = exchanged.rows, transitions.frames[exchanged.rows]
-    expected = transitions.expected[rows]
-    z = {kind: exchanged.encode(frames, kind) for kind in ("moved", "unmoved")}
-    z["repeated"] = encode_frames(subject, transitions.episodes, frames, use_target=True)
-    values = {kind: surprise_of(expected, code).numpy() for kind, code in z.items()}
-    true = surprise_of(expected, transitions.observed[rows]).numpy()
-    median = max(float(np.median(true)), 1e-12)
+    z, _, seen, actions, frames = (part[exchanged.rows] for part in windows)
+    expected = rollout(subject, z, actions)
+    codes = {"true": seen, "repeated": encode_frames(subject, frames, use_target=True), **exchanged.z}
+    values = {kind: surprise_of(expected, code).numpy() for kind, code in codes.items()}
+    median = max(float(np.median(values["true"])), 1e-12)
     return {
         "source": exchanged.source,
-        "num_pairs": len(rows),
+        "num_pairs": len(frames),
         "true": median,
         **{f"{kind}_ratio": float(np.median(values[kind])) / median for kind in ("repeated", "unmoved", "moved")},
         "moved_more": float(np.mean(values["moved"] > values["unmoved"])),
@@ -119,14 +99,14 @@ def measure_object_surprise(
     }
 
 
-def from_other_episodes(subject: Subject, transitions: Transitions) -> Exchanged | None:
+def from_other_episodes(subject: Subject, frames: Tensor) -> Exchanged | None:
     """Pictures of other episodes of the same task; None where no object poses are known, or no state of the arm."""
-    cache = subject.cache
-    tasks = {cache.episodes[index].task for index in transitions.episodes}
+    cache, wanted = subject.cache, frames.numpy()
+    own = episode_of(cache, wanted)
+    tasks = {cache.episodes[index].task for index in own}
     members = [index for index, episode in enumerate(cache.episodes) if episode.task in tasks]
-    donors = sorted({*transitions.episodes, *thin(members, MAX_DONOR_EPISODES)})
+    donors = sorted({*own.tolist(), *thin(members, MAX_DONOR_EPISODES)})
     pool = torch.cat([retained_frames(subject, index) for index in donors]).numpy()
-    wanted = transitions.frames.numpy()
     position, here = target_positions(cache, pool), target_positions(cache, wanted)
     if not np.isfinite(here).any() or not cache.robot.state_dim:
         return None
@@ -134,7 +114,7 @@ def from_other_episodes(subject: Subject, transitions: Transitions) -> Exchanged
     owner = episode_of(cache, pool)
     task_of = np.array([cache.episodes[index].task for index in owner])
     found = []
-    for row, (frame, index) in enumerate(zip(wanted, episode_of(cache, wanted))):
+    for row, (frame, index) in enumerate(zip(wanted, own)):
         allowed = (owner != index) & (task_of == cache.episodes[index].task)
         distance = np.linalg.norm(position - here[row], axis=1)  # NaN compares false: unknown objects drop out
         arm = np.sqrt(((states[pool] - states[frame]) ** 2).mean(axis=1))
@@ -146,25 +126,10 @@ def from_other_episodes(subject: Subject, transitions: Transitions) -> Exchanged
             found.append((row, pool[chosen], pool[control], far[chosen], near[control]))
     if not found:
         return None
-    rows, moved, unmoved, moved_off, unmoved_off = map(np.array, zip(*found))
-    pictures = {"moved": torch.from_numpy(moved), "unmoved": torch.from_numpy(unmoved)}
-
-    def encode(frames: Tensor, kind: str) -> Tensor:
-        return encode_frames(subject, donors, frames, use_target=True, images_from=pictures[kind])
-
+    rows, moved, unmoved, moved_off, unmoved_off = map(torch.tensor, zip(*found))
+    z = {
+        kind: encode_frames(subject, frames[rows], use_target=True, images_from=pictures)
+        for kind, pictures in (("moved", moved), ("unmoved", unmoved))
+    }
     off = {"arm_off_moved_std": moved_off, "arm_off_unmoved_std": unmoved_off}
-    details = {name: float(np.median(values)) for name, values in off.items()}
-    return Exchanged(torch.from_numpy(rows), encode, "other episodes", details)
-
-
-def _transitions(subject: Subject, sequences: Sequence[LatentSequence]) -> Transitions | None:
-    """At most `MAX_PAIRS` of them, evenly spread over the episodes."""
-    if not sequences:
-        return None
-    frames = torch.cat([sequence.frames[1:] for sequence in sequences])
-    kept = torch.tensor(thin(range(len(frames)), MAX_PAIRS))
-    z = torch.cat([sequence.z[:-1] for sequence in sequences])[kept]
-    actions = torch.cat([sequence.actions for sequence in sequences])[kept]
-    observed = torch.cat([sequence.target[1:] for sequence in sequences])[kept]
-    expected = rollout(subject, z, actions.unsqueeze(1))
-    return Transitions([sequence.episode for sequence in sequences], frames[kept], expected, observed)
+    return Exchanged(rows, z, "other episodes", {name: float(np.median(values)) for name, values in off.items()})

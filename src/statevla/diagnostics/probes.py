@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from statevla.data import CachedEpisode, FrameCache
 from statevla.data.keyframes import UNIT_M, next_keyframes
-from statevla.diagnostics.sequences import Subject, encode_frames, retained_frames
+from statevla.diagnostics.sequences import Subject, encode_frames, episode_of, retained_frames
 from statevla.model.statevla_model import StateVLA
 from statevla.robots import RobotSpec
 
@@ -63,9 +63,7 @@ def run_probes(
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         random = replace(subject, model=StateVLA(subject.config, subject.model.robot).to(subject.device).eval())
-    features, features_test = (
-        _features(subject, random, episodes, wanted) for episodes, wanted in zip((train, held_out), frames)
-    )
+    features, features_test = (_features(subject, random, wanted) for wanted in frames)
     results: dict[str, dict[str, float]] = {}
     for name in (name for name in targets if name in targets_test):
         known, known_test = (np.isfinite(side[name]).all(1) for side in (targets, targets_test))
@@ -247,20 +245,14 @@ def _frames(subject: Subject, episodes: Sequence[int]) -> Tensor:
     return frames[:: -(-len(frames) // MAX_FRAMES)]
 
 
-def episode_of(cache: FrameCache, frames: np.ndarray) -> np.ndarray:
-    """Index of the episode that each frame belongs to, int64 `[M]`."""
-    starts = np.array([episode.start for episode in cache.episodes])
-    return np.searchsorted(starts, frames, side="right") - 1
-
-
-def _features(subject: Subject, random: Subject, episodes: Sequence[int], frames: Tensor) -> Targets:
+def _features(subject: Subject, random: Subject, frames: Tensor) -> Targets:
     """What targets are read out of, float `[M, F]` each: z, and the baselines; `random` has random weights."""
-    z = encode_frames(subject, episodes, frames).numpy()
+    z = encode_frames(subject, frames).numpy()
     return {
         "ridge": z,
         "robot_state": subject.cache.robot_state[frames.numpy()].astype(np.float64),
         "episode_mean": _episode_mean(z, episode_of(subject.cache, frames.numpy())),
-        "random_encoder": encode_frames(random, episodes, frames).numpy(),
+        "random_encoder": encode_frames(random, frames).numpy(),
     }
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from statevla.config import Config
-from statevla.data import ChunkDataset, FrameCache
+from statevla.data import FrameCache
+from statevla.data.pixels import frames_to_float
 from statevla.machine.device import autocast
 from statevla.model.statevla_model import StateVLA
 from statevla.robots import RobotSpec
@@ -34,10 +36,6 @@ class Subject:
     transform: Transform
     language_table: Tensor
     device: torch.device
-
-    def frames_of(self, episodes: Sequence[int]) -> ChunkDataset:
-        """The frames of these episodes, one item each, in order."""
-        return ChunkDataset(self.cache, episodes, 1, self.transform, self.language_table)
 
     @property
     def robot(self) -> RobotSpec:
@@ -74,32 +72,32 @@ def retained_frames(subject: Subject, episode: int) -> Tensor:
     return torch.arange(entry.start, entry.stop, subject.frame_skip)
 
 
-@torch.no_grad()
+def episode_of(cache: FrameCache, frames: np.ndarray) -> np.ndarray:
+    """Index of the episode that each frame belongs to, int64 `[M]`."""
+    starts = np.array([episode.start for episode in cache.episodes])
+    return np.searchsorted(starts, frames, side="right") - 1
+
+
 def encode_sequences(subject: Subject, episodes: Sequence[int]) -> list[LatentSequence]:
     """Encode episodes with both encoders; episodes of fewer than three retained frames are left out."""
-    kept = [e for e in episodes if len(retained_frames(subject, e)) >= 3]
-    frames = [retained_frames(subject, e) for e in kept]
+    frames = {episode: retained_frames(subject, episode) for episode in episodes}
+    frames = {episode: own for episode, own in frames.items() if len(own) >= 3}
     if not frames:
         return []
-    wanted = torch.cat(frames)
-    z = encode_frames(subject, kept, wanted)
+    wanted, lengths = torch.cat([*frames.values()]), [*map(len, frames.values())]
+    z = encode_frames(subject, wanted)
     has_target = subject.model.state_encoder.target is not None
-    target = encode_frames(subject, kept, wanted, use_target=True) if has_target else z
-    skip = subject.frame_skip
+    target = encode_frames(subject, wanted, use_target=True) if has_target else z
     actions = subject.transform.normalize_actions(torch.from_numpy(subject.cache.executed_actions))
-    sequences, start = [], 0
-    for episode, own in zip(kept, frames):
-        part = slice(start, start + len(own))
-        start += len(own)
-        blocks = actions[own[:-1, None] + torch.arange(skip)].flatten(1)
-        sequences.append(LatentSequence(episode, own, z[part], target[part], blocks))
-    return sequences
+    skipped = torch.arange(subject.frame_skip)
+    return [
+        LatentSequence(episode, own, *latents, actions[own[:-1, None] + skipped].flatten(1))
+        for (episode, own), *latents in zip(frames.items(), z.split(lengths), target.split(lengths))
+    ]
 
 
-@torch.no_grad()
 def encode_frames(
     subject: Subject,
-    episodes: Sequence[int],
     wanted: Tensor,
     use_target: bool = False,
     images_from: Tensor | None = None,
@@ -108,26 +106,24 @@ def encode_frames(
     """z of frames, float32 `[len(wanted), Z]`, on the CPU.
 
     Args:
-        episodes: that the frames belong to.
         wanted: int64, indices into the cache.
         use_target: encode with the target encoder, where there is one.
-        images_from: take the pictures from these frames instead (the robot state stays); they belong to `episodes`.
+        images_from: take the pictures from these frames instead (the robot state stays).
         pictures: take these pictures instead, uint8 `[len(wanted), V, P, P, 3]`, upright.
     """
-    model, source = subject.model, subject.frames_of(episodes)
-    item_of = torch.full((subject.cache.num_frames,), -1, dtype=torch.int64)
-    item_of[source.frame_indices_of(torch.arange(len(source)))] = torch.arange(len(source))
+    model, cache, transform = subject.model, subject.cache, subject.transform
+    seen = wanted if images_from is None else images_from
+    instructions = [cache.episodes[index].instruction for index in episode_of(cache, wanted.numpy())]
     was_training = model.training
     model.eval()
     parts = []
-    for start in range(0, len(wanted), ENCODE_BATCH):
-        part = slice(start, start + ENCODE_BATCH)
-        observation = _observation(source, item_of[wanted[part]])
-        if images_from is not None:
-            images = _observation(source, item_of[images_from[part]]).images
-            observation = replace(observation, images=images)
-        elif pictures is not None:
-            observation = replace(observation, images=subject.transform.images_to_float(pictures[part]))
+    for part in torch.arange(len(wanted)).split(ENCODE_BATCH):
+        frames = cache.frames(seen[part]) if pictures is None else pictures[part]
+        observation = ModelInput(
+            images=frames_to_float(frames[None])[0],
+            robot_state=transform.normalize_robot_state(torch.from_numpy(cache.robot_state)[wanted[part]]),
+            language=subject.language_table[instructions][part].float(),
+        )
         encode = model.encode_target if use_target else model.encode
         parts.append(encode_batch(encode, observation, subject.config.training.precision, subject.device))
     model.train(was_training)
@@ -141,9 +137,3 @@ def encode_batch(
     """What `encode`, one of the model's verbs, makes of a batch: float32 `[B, ...]`, on the CPU."""
     with autocast(device, precision):
         return encode(observation.to(device)).float().cpu()
-
-
-def _observation(source: ChunkDataset, items: Tensor) -> ModelInput:
-    observation = source.gather(items).observation
-    assert observation is not None
-    return observation

@@ -123,30 +123,32 @@ def surprise(subject: Subject, sequences: Sequence[LatentSequence]) -> dict[str,
     """
     windows = Windows.of(sequences, 1)
     assert windows is not None
-    episodes = [s.episode for s in sequences]
-    after = torch.cat([s.frames[1:] for s in sequences])
     elsewhere = torch.cat([s.frames[1:].roll(len(s.frames) // 2) for s in sequences])
     before = torch.cat([s.frames[:-1] for s in sequences])
-    teleported = encode_frames(subject, episodes, after, use_target=True, images_from=elsewhere)
-    frozen = encode_frames(subject, episodes, after, use_target=True, images_from=before)
+    exchanged = (
+        encode_frames(subject, windows.frames, use_target=True, images_from=other) for other in (elsewhere, before)
+    )
     predicted = rollout(subject, windows.z, windows.actions)
-    true, far, still = (surprise_of(predicted, z).numpy() for z in (windows.later, teleported, frozen))
+    true, far, still = (surprise_of(predicted, z).numpy() for z in (windows.later, *exchanged))
+    median, of_far, of_still = (float(np.median(values)) for values in (true, far, still))
     return {
-        "surprise_true": float(np.median(true)),
-        "surprise_teleported_ratio": _ratio(float(np.median(far)), float(np.median(true))),
-        "surprise_frozen_ratio": _ratio(float(np.median(still)), float(np.median(true))),
+        "surprise_true": median,
+        "surprise_teleported_ratio": _ratio(of_far, median),
+        "surprise_frozen_ratio": _ratio(of_still, median),
         "surprise_teleported_more": float(np.mean(far > true)),
         "surprise_p_value": signed_rank_p_value(far - true),
     }
 
 
 class Windows(NamedTuple):
-    """All windows of k steps: z and target at the start, target at the end, actions between (`[M, k, K·A]`)."""
+    """All windows of k steps: z and target at the start, target at the end, actions between (`[M, k, K·A]`), and the
+    frame at the end (index into the cache)."""
 
     z: Tensor
     now: Tensor
     later: Tensor
     actions: Tensor
+    frames: Tensor
 
     @classmethod
     def of(cls, sequences: Sequence[LatentSequence], horizon: int) -> Windows | None:
@@ -158,6 +160,7 @@ class Windows(NamedTuple):
             torch.cat([s.target[:-horizon] for s in long]),
             torch.cat([s.target[horizon:] for s in long]),
             torch.cat([s.actions.unfold(0, horizon, 1).transpose(1, 2) for s in long]),
+            torch.cat([s.frames[horizon:] for s in long]),
         )
 
 

@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("libero")
 
 from statevla.config import Config
-from statevla.diagnostics.object_surprise import Transitions, measure_object_surprise
+from statevla.diagnostics.object_surprise import measure_object_surprise
 from statevla.training.setup import prepare
 from statevla.worlds.collect import collect
 from statevla.worlds.libero.episodes import CollectSettings
@@ -37,15 +37,14 @@ def test_only_the_object_differs(config: Config) -> None:
     subject = prepare(config, "1").subject
     start = subject.cache.episodes[1].start
     frames = torch.tensor([start + 2, start + 10])
-    nothing = torch.zeros(2, 16)
-    exchanged = move_target_objects(subject, Transitions([1], frames, nothing, nothing))
+    exchanged = move_target_objects(subject, frames)
     assert exchanged is not None
     assert exchanged.source == "simulator"
     assert exchanged.rows.tolist() == [0, 1]
     assert exchanged.details["shift_m"] == SHIFT_M
     # Drawn again from the recorded state, frames are what the collector stored.
     assert exchanged.details["pixel_difference_of_unmoved"] < 0.5
-    same, moved = (exchanged.encode(frames, kind) for kind in ("unmoved", "moved"))
+    same, moved = (exchanged.z[kind] for kind in ("unmoved", "moved"))
     assert (moved - same).norm(dim=1).min() > 0
 
 
@@ -63,5 +62,4 @@ def test_the_test_of_surprise_uses_the_simulator(config: Config) -> None:
 
 def test_files_of_others_are_left_alone(tiny_config: Config, libero_dir: Path) -> None:
     subject = prepare(tiny_config, "1").subject
-    nothing = torch.zeros(2, 16)
-    assert move_target_objects(subject, Transitions([0], torch.tensor([1, 2]), nothing, nothing)) is None
+    assert move_target_objects(subject, torch.tensor([1, 2])) is None

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from statevla.config import expand_path
 from statevla.data.libero import BEFORE_ACTION, TIMING_ATTRIBUTE, open_hdf5
-from statevla.diagnostics.object_surprise import Exchanged, Transitions
-from statevla.diagnostics.probes import episode_of, target_object, thin
-from statevla.diagnostics.sequences import Subject, encode_frames
+from statevla.diagnostics.object_surprise import Exchanged
+from statevla.diagnostics.probes import target_object, thin
+from statevla.diagnostics.sequences import Subject, encode_frames, episode_of
 from statevla.types import Rendering
 from statevla.worlds.demo_file import SETTINGS_ATTRIBUTE
 from statevla.worlds.libero.demo_file import FIXTURES_ATTRIBUTE, HIDDEN_ATTRIBUTE
@@ -34,14 +34,14 @@ MAX_FILES, MAX_MOMENTS = 3, 96
 """Making a scene takes some seconds, two frames some hundredths."""
 
 
-def move_target_objects(subject: Subject, transitions: Transitions) -> Exchanged | None:
-    """Draw moments of `transitions` again, as they were and with the object moved.
+def move_target_objects(subject: Subject, frames: Tensor) -> Exchanged | None:
+    """Draw the moments of some of these frames, int64 `[M]`, again, as they were and with the object moved.
 
     Returns:
         None where the data set is none of this package's collector (it alone records whole states).
     """
     cache, root = subject.cache, expand_path(subject.config.data.path)
-    wanted = transitions.frames.numpy()
+    wanted = frames.numpy()
     owner = episode_of(cache, wanted)
     places = [_place(root, cache.episodes[index].episode_id) for index in owner]
     files = [file for file in sorted({file for file, _ in places}) if _is_collected(file)]
@@ -73,15 +73,11 @@ def move_target_objects(subject: Subject, transitions: Transitions) -> Exchanged
     if not kept:
         return None
     stacked = {kind: torch.from_numpy(np.stack(drawn)) for kind, drawn in pictures.items()}
-    use_target = subject.model.state_encoder.target is not None
-
-    def encode(frames: Tensor, kind: str) -> Tensor:
-        return encode_frames(subject, transitions.episodes, frames, use_target, pictures=stacked[kind])
-
+    z = {kind: encode_frames(subject, frames[kept], use_target=True, pictures=own) for kind, own in stacked.items()}
     recorded = cache.frames(wanted[kept]).float()
     drawn_again = float((recorded - stacked["unmoved"].float()).abs().mean())
     details = {"shift_m": SHIFT_M, "pixel_difference_of_unmoved": drawn_again}
-    return Exchanged(torch.tensor(kept), encode, "simulator", details)
+    return Exchanged(torch.tensor(kept), z, "simulator", details)
 
 
 def _place(root: Path, episode_id: str) -> tuple[Path, str]:
