@@ -92,22 +92,10 @@ def action_metrics(samples: ChunkSamples, subject: Subject) -> dict[str, Any]:
         Where it has binary ones, `binary`: name → accuracy, precision, recall and F1 of switching on.
         And `num_samples`, `num_seeds`.
     """
-    robot, weight = subject.robot, samples.valid.astype(np.float64)
+    robot = subject.robot
     result: dict[str, Any] = {"num_samples": len(samples.truth), "num_seeds": len(samples.sampled)}
-    continuous = np.flatnonzero(~robot.is_binary)
-    if len(continuous):
-        errors = _Errors(samples, subject, continuous)
-        result["names"] = [samples.names[dim] for dim in continuous]
-        result["units"] = [action_units(robot)[dim] for dim in continuous]
-        for units in ("normalized", "real"):
-            still = errors.of_mean_action(units)
-            result[units] = {
-                **_summary(errors.of_policy(units), weight),
-                "mse_of_mean_action": float(_mean(still**2, weight).mean()),
-            }
-        result["spread"] = errors.spread(weight)
-        if measured := _repeat_state(errors, subject, weight):
-            result["repeat_state"] = measured
+    if robot.num_continuous:
+        result |= _continuous_metrics(samples, subject)
     if robot.num_binary:
         result["binary"] = {
             samples.names[dim]: binary_metrics(samples.sampled[0, ..., dim], samples.truth[..., dim], samples.valid)
@@ -139,73 +127,43 @@ def binary_metrics(predicted: np.ndarray, truth: np.ndarray, valid: np.ndarray) 
     return {"accuracy": accuracy, "precision": float(precision), "recall": float(recall), "f1": float(f1)}
 
 
-class _Errors:
-    """Differences from the demonstrated chunks in the C continuous numbers `dims`, by units."""
+def _continuous_metrics(samples: ChunkSamples, subject: Subject) -> dict[str, Any]:
+    """What `action_metrics` says of continuous numbers."""
+    robot, transform, weight = subject.robot, subject.transform, samples.valid.astype(np.float64)
+    start = torch.from_numpy(subject.cache.robot_state[samples.frames])
 
-    def __init__(self, samples: ChunkSamples, subject: Subject, dims: np.ndarray) -> None:
-        self._transform, self.dims, self.frames = subject.transform, dims, samples.frames
-        self._start = torch.from_numpy(subject.cache.robot_state[samples.frames])
-        self._truth = {"normalized": samples.truth, "real": self._real(samples.truth)}
-        self._sampled = {"normalized": samples.sampled, "real": self._real(samples.sampled)}
+    def real(targets: np.ndarray) -> np.ndarray:
+        return transform.targets_to_chunks(torch.from_numpy(targets), start).numpy()
 
-    def of_policy(self, units: str) -> np.ndarray:
-        """float64 `[seeds, M, H, C]`."""
-        return self._taken(self._sampled[units]) - self._goal(units)
+    def normalized(chunks: np.ndarray) -> np.ndarray:
+        return transform.chunks_to_targets(torch.from_numpy(chunks), start).numpy()
 
-    def of_mean_action(self, units: str) -> np.ndarray:
-        """float64 `[M, H, C]`, of always answering the mean of the training episodes' actions."""
-        mean = np.asarray(self._transform.statistics.actions.mean, np.float32)
-        return self.of_answer(np.broadcast_to(mean, self._truth["real"].shape), units)
-
-    def of_answer(self, chunks: np.ndarray, units: str) -> np.ndarray:
-        """float64 `[M, H, C]`, of answering `chunks` `[M, H, A]`, in the robot's units."""
-        if units == "normalized":
-            chunks = self._transform.chunks_to_targets(torch.from_numpy(chunks.copy()), self._start).numpy()
-        return self._taken(chunks) - self._goal(units)
-
-    def spread(self, weight: np.ndarray) -> list[float]:
-        """Standard deviation over seeds of every number, real units."""
-        return _mean(self._taken(self._sampled["real"]).std(0), weight).tolist()
-
-    def answer_of_state(self, states: dict[int, np.ndarray]) -> np.ndarray:
-        """Chunks float32 `[M, H, A]` of `states`, number of an action → `[M]`; of what was demonstrated elsewhere."""
-        chunks = self._truth["real"].copy()
-        for dim, values in states.items():
-            chunks[..., dim] = values[:, None]
-        return chunks
-
-    def _goal(self, units: str) -> np.ndarray:
-        return self._taken(self._truth[units]).astype(np.float64)
-
-    def _taken(self, chunks: np.ndarray) -> np.ndarray:
-        return np.take(chunks, self.dims, axis=-1)
-
-    def _real(self, targets: np.ndarray) -> np.ndarray:
-        return self._transform.targets_to_chunks(torch.from_numpy(targets), self._start).numpy()
-
-
-def _repeat_state(errors: _Errors, subject: Subject, weight: np.ndarray) -> dict[str, Any]:
-    """`repeat_state` of `action_metrics`; empty where no state field measures what is commanded."""
-    robot, cache = subject.robot, subject.cache
-    states: dict[int, np.ndarray] = {}
+    truth, sampled = real(samples.truth), real(samples.sampled)
+    mean = np.tile(np.asarray(transform.statistics.actions.mean, np.float32), (*samples.valid.shape, 1))
+    state = truth.copy()
+    measured: list[int] = []
     for group, part in zip(robot.actions, robot.action_slices().values()):
-        measured = None if group.state is None else cache.robot_states.get(group.state)
-        if measured is not None:
-            states |= dict(zip(range(part.start, part.stop), measured[errors.frames].T))
-    if not states:
-        return {}
-    answer, kept = errors.answer_of_state(states), np.isin(errors.dims, list(states))
-    dims = errors.dims[kept]
-    result: dict[str, Any] = {
-        "names": [robot.action_names[dim] for dim in dims],
-        "units": [action_units(robot)[dim] for dim in dims],
-    }
-    for units in ("normalized", "real"):
-        result[units] = {
-            **_summary(errors.of_answer(answer, units)[None, ..., kept], weight),
-            "policy": _summary(errors.of_policy(units)[..., kept], weight),
-        }
-    return result
+        if (values := subject.cache.robot_states.get(group.state or "")) is not None:
+            state[..., part] = values[samples.frames, None]
+            measured += range(part.start, part.stop)
+    dims, units_of = np.flatnonzero(~robot.is_binary), action_units(robot)
+
+    def described(some: Sequence[int]) -> dict[str, Any]:
+        return {"names": [samples.names[dim] for dim in some], "units": [units_of[dim] for dim in some]}
+
+    result, still = described(dims.tolist()), described(measured)
+    for units, goal, *answers in (
+        ("normalized", samples.truth, samples.sampled, normalized(mean), normalized(state)),
+        ("real", truth, sampled, mean, state),
+    ):
+        own, of_mean, of_state = (answer - goal.astype(np.float64) for answer in answers)
+        square = float(_mean(of_mean[..., dims] ** 2, weight).mean())
+        result[units] = {**_summary(own[..., dims], weight), "mse_of_mean_action": square}
+        if measured:
+            policy = _summary(own[..., measured], weight)
+            still[units] = {**_summary(of_state[None, ..., measured], weight), "policy": policy}
+    result["spread"] = _mean(sampled[..., dims].std(0), weight).tolist()
+    return result | ({"repeat_state": still} if measured else {})
 
 
 def _summary(error: np.ndarray, weight: np.ndarray) -> dict[str, Any]:

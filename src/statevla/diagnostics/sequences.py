@@ -91,8 +91,8 @@ def encode_sequences(subject: Subject, episodes: Sequence[int]) -> list[LatentSe
     actions = subject.transform.normalize_actions(torch.from_numpy(subject.cache.executed_actions))
     skipped = torch.arange(subject.frame_skip)
     return [
-        LatentSequence(episode, own, *latents, actions[own[:-1, None] + skipped].flatten(1))
-        for (episode, own), *latents in zip(frames.items(), z.split(lengths), target.split(lengths))
+        LatentSequence(episode, own, *codes, actions[own[:-1, None] + skipped].flatten(1))
+        for (episode, own), codes in zip(frames.items(), zip(z.split(lengths), target.split(lengths)))
     ]
 
 
