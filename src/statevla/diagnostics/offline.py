@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,13 +120,24 @@ def open_subject(
         UserError: one of them is missing, or they do not fit each other, as those of different robots.
     """
     loaded = load_checkpoint(checkpoint, resolve_device(device))
-    if loaded.config.num_threads:
-        torch.set_num_threads(loaded.config.num_threads)
-    subject = _subject(loaded, data, orientation)
-    split = loaded.data
+    config, split = loaded.config, loaded.data
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    if data is not None:
+        # What was said of the training's frames says nothing of others.
+        changed = config.data.model_copy(update={"path": data, "orientation": orientation})
+        config = config.model_copy(update={"data": changed})
+    settings = config.data
+    with open_reader(settings.path, settings.format, settings.orientation, settings.robot) as reader:
+        check_robot(reader.robot, loaded.robot, f"checkpoint {loaded.path}")  # before a cache is built in vain
+    cache = open_frame_cache(config)
+    encoder = build_language_encoder(config.language, config.model.language_dim)
+    table = encoder.encode(list(cache.instructions))
+    check_language(encoder.info, loaded.path)
+    transform = Transform(config.model, loaded.statistics, loaded.robot)
+    subject = Subject(loaded.model, config, cache, transform, table, next(loaded.model.parameters()).device)
     limit = split.demos_per_task if data is None else None
-    train, held_out = split_episodes(subject.cache, split.train_split, split.split_seed, limit)
-    return OpenedSubject(loaded, subject, train, held_out)
+    return OpenedSubject(loaded, subject, *split_episodes(cache, split.train_split, split.split_seed, limit))
 
 
 def measure_state(
@@ -185,39 +196,12 @@ def measure_state(
     return results
 
 
-def _subject(loaded: LoadedCheckpoint, data: str | None, orientation: Orientation) -> Subject:
-    config = loaded.config
-    if data is not None:
-        # What was said of the training's frames says nothing of others.
-        changed = config.data.model_copy(update={"path": data, "orientation": orientation})
-        config = config.model_copy(update={"data": changed})
-    settings = config.data
-    with open_reader(settings.path, settings.format, settings.orientation, settings.robot) as reader:
-        check_robot(reader.robot, loaded.robot, f"checkpoint {loaded.path}")  # before a cache is built in vain
-    cache = open_frame_cache(config)
-    encoder = build_language_encoder(config.language, config.model.language_dim)
-    table, language = encoder.encode(list(cache.instructions)), encoder.info
-    check_language(language, loaded.path)
-    device = next(loaded.model.parameters()).device
-    return Subject(loaded.model, config, cache, Transform(config.model, loaded.statistics, loaded.robot), table, device)
-
-
 def write_results(results: dict[str, Any], samples: ChunkSamples | None, file: Path) -> list[Path]:
     """Write an evaluation's results, or a part of them, as JSON, and pictures beside it; returns the pictures.
 
     Raises:
         UserError: they cannot be written.
     """
-    write_json(file, seal(_finite(results)))
+    # JSON has no NaN and no infinity: null.
+    write_json(file, seal(json.loads(json.dumps(results), parse_constant=lambda _: None)))
     return draw_all(results, samples, file.parent)
-
-
-def _finite(tree: Any) -> Any:
-    """A tree for JSON, which has no NaN and no infinity: null."""
-    if isinstance(tree, dict):
-        return {key: _finite(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_finite(value) for value in tree]
-    if isinstance(tree, float):
-        return float(tree) if math.isfinite(tree) else None
-    return tree

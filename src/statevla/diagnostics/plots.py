@@ -20,15 +20,13 @@ def draw_all(results: dict[str, Any], samples: ChunkSamples | None, folder: Path
     """Write every picture that the results have data for; returns their paths, none without the extra `plots`."""
     if missing("plots"):
         return []
-    written = []
+    figures = {}
     if "normalized" in results.get("actions", {}):
-        written.append(_draw_errors(results["actions"], folder / "action_errors.png"))
+        figures["action_errors"] = _draw_errors(results["actions"])
     if samples is not None:
-        written.append(_draw_chunks(samples, folder / "chunks.png"))
-    for part, draw in _DRAWINGS.items():
-        if results.get(part):
-            written.append(draw(results[part], folder / f"{part}.png"))
-    return written
+        figures["chunks"] = _draw_chunks(samples)
+    figures |= {part: draw(results[part]) for part, draw in _DRAWINGS.items() if results.get(part)}
+    return [_save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
 def names_of(pictures: Sequence[Path]) -> str:
@@ -49,7 +47,7 @@ def _save(figure: Any, path: Path) -> Path:
     return path
 
 
-def _draw_errors(actions: dict[str, Any], path: Path) -> Path:
+def _draw_errors(actions: dict[str, Any]) -> Any:
     """Left: over the steps of the chunk; right: a bar per number, whatever their number."""
     names, still = names_with_units(actions), actions.get("repeat_state")
     figure, (steps, axis) = _figure(1, 2, (10, max(3.5, 0.8 + 0.24 * len(names))))
@@ -68,7 +66,7 @@ def _draw_errors(actions: dict[str, Any], path: Path) -> Path:
     axis.invert_yaxis()
     axis.set(xlabel="mean squared error (normalised)")
     axis.legend(fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
-    return _save(figure, path)
+    return figure
 
 
 def _plot_steps(axis: Any, values: Sequence[float | None], label: str) -> None:
@@ -76,7 +74,7 @@ def _plot_steps(axis: Any, values: Sequence[float | None], label: str) -> None:
     axis.plot(range(len(steps)), steps, marker="o", markersize=4, label=label)
 
 
-def _draw_chunks(samples: ChunkSamples, path: Path) -> Path:
+def _draw_chunks(samples: ChunkSamples) -> Any:
     """A panel per number: chunks of some frames side by side, the demonstrated ones and every sampled one."""
     # Whole chunks say most; the ends of episodes are cut short.
     whole = np.flatnonzero(samples.valid.all(axis=1))
@@ -86,25 +84,23 @@ def _draw_chunks(samples: ChunkSamples, path: Path) -> Path:
     columns = min(MAX_COLUMNS, count)
     rows = -(-count // columns)
     figure, axes = _figure(rows, columns, (2.5 * columns, 1.5 * rows + 0.4))
-    for dim, axis in enumerate(axes):
-        if dim >= count:
-            axis.set_visible(False)
-            continue
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    for dim, (name, axis) in enumerate(zip(samples.names, axes)):
         for place, index in enumerate(shown):
-            steps = place * (horizon + 1) + np.flatnonzero(samples.valid[index])
             valid = samples.valid[index]
-            for chunk in samples.sampled[:, index]:
-                axis.plot(steps, chunk[valid, dim], color="tab:blue", alpha=0.5, linewidth=1)
+            steps = place * (horizon + 1) + np.flatnonzero(valid)
+            axis.plot(steps, samples.sampled[:, index, :, dim][:, valid].T, color="tab:blue", alpha=0.5, linewidth=1)
             axis.plot(steps, samples.truth[index, valid, dim], color="black", linewidth=1.5)
-        axis.set_title(samples.names[dim], fontsize=8)
+        axis.set_title(name, fontsize=8)
         axis.set_xticks([])
         axis.tick_params(labelsize=6)
     title = f"chunks of {len(shown)} frames side by side: demonstrated (black), sampled (blue); normalised"
     figure.suptitle(title, fontsize=9)
-    return _save(figure, path)
+    return figure
 
 
-def _draw_world_model(values: dict[str, float], path: Path) -> Path:
+def _draw_world_model(values: dict[str, float]) -> Any:
     figure, axes = _figure(1, 2, (10, 3.5))
     trivial_answers = (("copy_skill", 0.0, "copying the present"), ("action_sensitivity", 1.0, "ignoring actions"))
     for axis, (name, trivial, label) in zip(axes, trivial_answers):
@@ -113,10 +109,10 @@ def _draw_world_model(values: dict[str, float], path: Path) -> Path:
         axis.axhline(trivial, color="black", linestyle="--", label=label)
         axis.set(xlabel="retained steps ahead", ylabel=name.replace("_", " "))
         axis.legend()
-    return _save(figure, path)
+    return figure
 
 
-def _draw_probes(probes: dict[str, dict[str, float]], path: Path) -> Path:
+def _draw_probes(probes: dict[str, dict[str, float]]) -> Any:
     figure, (axis,) = _figure(1, 1, (10, 4))
     kinds = list(next(iter(probes.values())))
     width = 0.8 / len(kinds)
@@ -126,10 +122,10 @@ def _draw_probes(probes: dict[str, dict[str, float]], path: Path) -> Path:
     axis.set_xticks(np.arange(len(probes)) + 0.4 - width / 2, [name.replace("_", " ") for name in probes])
     axis.set(ylabel="R² on held-out episodes (cut at -0.2)", ylim=(-0.2, 1))
     axis.legend(fontsize=8)
-    return _save(figure, path)
+    return figure
 
 
-def _draw_goal_places(squares: Sequence[dict[str, float]], path: Path) -> Path:
+def _draw_goal_places(squares: Sequence[dict[str, float]]) -> Any:
     """The table as the front camera sees it: the robot above, its left (y > 0) on the right."""
     figure, (axis,) = _figure(1, 1, (6, 5))
     x, y, medians = (np.array([square[key] for square in squares]) for key in ("x_m", "y_m", "median_m"))
@@ -144,20 +140,20 @@ def _draw_goal_places(squares: Sequence[dict[str, float]], path: Path) -> Path:
         title="goal read off z before the hand moves, cm off\n(medians over all episodes, most trained on)",
     )
     figure.colorbar(points, ax=axis)
-    return _save(figure, path)
+    return figure
 
 
-def _draw_object_surprise(values: dict[str, Any], path: Path) -> Path:
+def _draw_object_surprise(values: dict[str, Any]) -> Any:
     figure, (axis,) = _figure(1, 1, (6, 3.5))
     kinds = ("repeated", "unmoved", "moved")
     axis.bar(kinds, [values[f"{kind}_ratio"] for kind in kinds], color=("tab:gray", "tab:blue", "tab:red"))
     axis.axhline(1.0, color="black", linestyle="--")
     title = f"pictures from {values['source']}, {values['num_pairs']} pairs, p = {values['p_value']:.2g}"
     axis.set(ylabel="median surprise over that of the true frame", title=title)
-    return _save(figure, path)
+    return figure
 
 
-_DRAWINGS: dict[str, Callable[[Any, Path], Path]] = {
+_DRAWINGS: dict[str, Callable[[Any], Any]] = {
     "world_model": _draw_world_model,
     "probes": _draw_probes,
     "goal_places": _draw_goal_places,

@@ -57,25 +57,30 @@ def run_probes(
     train, held_out = thin(train, most), thin(held_out, most)
     if not train or not held_out:
         return {}
-    frames = [_frames(subject, episodes) for episodes in (train, held_out)]
-    targets, targets_test = (probe_targets(subject, wanted.numpy()) for wanted in frames)
-    groups = episode_of(subject.cache, frames[0].numpy())
+    sides = [_frames(subject, episodes) for episodes in (train, held_out)]
+    frames = torch.cat(sides)
+    groups, is_test = episode_of(subject.cache, frames.numpy()), np.arange(len(frames)) >= len(sides[0])
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         random = replace(subject, model=StateVLA(subject.config, subject.model.robot).to(subject.device).eval())
-    features, features_test = (_features(subject, random, wanted) for wanted in frames)
+    z = encode_frames(subject, frames).numpy()
+    features = {  # what targets are read out of, `[M, F]` each
+        "ridge": z,
+        "robot_state": subject.cache.robot_state[frames.numpy()].astype(np.float64),
+        "episode_mean": _episode_mean(z, groups),
+        "random_encoder": encode_frames(random, frames).numpy(),
+    }
     results: dict[str, dict[str, float]] = {}
-    for name in (name for name in targets if name in targets_test):
-        known, known_test = (np.isfinite(side[name]).all(1) for side in (targets, targets_test))
-        y, y_test = targets[name][known], targets_test[name][known_test]
-        if not len(y) or not len(y_test) or y_test.std(0).max() < MIN_STD:
+    for name, target in probe_targets(subject, frames.numpy()).items():
+        is_known = np.isfinite(target).all(1)
+        fit, test = is_known & ~is_test, is_known & is_test
+        if not fit.any() or not test.any() or target[test].std(0).max() < MIN_STD:
             continue
         results[name] = {}
-        for kind in features:
-            x, x_test = features[kind][known], features_test[kind][known_test]
-            results[name][kind] = score_ridge(x, y, x_test, y_test, groups[known])
+        for kind, x in features.items():
+            results[name][kind] = score_ridge(x[fit], target[fit], x[test], target[test], groups[fit])
             if mlp and kind in MLP_NAMES:
-                results[name][MLP_NAMES[kind]] = r_squared(fit_mlp(x, y, x_test), y_test)
+                results[name][MLP_NAMES[kind]] = r_squared(fit_mlp(x[fit], target[fit], x[test]), target[test])
     return results
 
 
@@ -166,16 +171,12 @@ def target_object(episode: CachedEpisode, instruction: str) -> int | None:
     Names are the simulator's (`salad_dressing_1`). An object mentioned in full goes before one mentioned in part.
     """
     words = re.findall(r"[a-z0-9]+", instruction.lower())
-    best: tuple[float, int] | None = None
-    choice = None
+    ranks = []
     for number, name in enumerate(episode.object_names):
         parts: list[str] = re.findall(r"[a-z]+", name.lower())
-        found = [words.index(part) for part in parts if part in words]
-        if found:
-            rank = (-len(found) / len(parts), min(found))
-            if best is None or rank < best:
-                best, choice = rank, number
-    return choice
+        if found := [words.index(part) for part in parts if part in words]:
+            ranks.append((-len(found) / len(parts), min(found), number))
+    return min(ranks)[-1] if ranks else None
 
 
 def r_squared(predicted: np.ndarray, truth: np.ndarray) -> float:
@@ -243,17 +244,6 @@ def thin(episodes: Sequence[int], count: int) -> list[int]:
 def _frames(subject: Subject, episodes: Sequence[int]) -> Tensor:
     frames = torch.cat([retained_frames(subject, episode) for episode in episodes])
     return frames[:: -(-len(frames) // MAX_FRAMES)]
-
-
-def _features(subject: Subject, random: Subject, frames: Tensor) -> Targets:
-    """What targets are read out of, float `[M, F]` each: z, and the baselines; `random` has random weights."""
-    z = encode_frames(subject, frames).numpy()
-    return {
-        "ridge": z,
-        "robot_state": subject.cache.robot_state[frames.numpy()].astype(np.float64),
-        "episode_mean": _episode_mean(z, episode_of(subject.cache, frames.numpy())),
-        "random_encoder": encode_frames(random, frames).numpy(),
-    }
 
 
 def _episode_mean(x: np.ndarray, groups: np.ndarray) -> np.ndarray:

@@ -31,15 +31,12 @@ def measure_world_model(subject: Subject, episodes: Sequence[int]) -> dict[str, 
         return {}
     values: dict[str, float] = {}
     for horizon in HORIZONS:
-        windows = Windows.of(sequences, horizon)
-        if windows is None:
-            continue
-        predicted = rollout(subject, windows.z, windows.actions)
-        values[f"copy_skill_{horizon}"] = copy_skill(predicted, windows.now, windows.later)
-        shuffled = rollout(subject, windows.z, windows.actions[derangement(len(windows.actions))])
-        values[f"action_sensitivity_{horizon}"] = _ratio(
-            _error(shuffled, windows.later), _error(predicted, windows.later)
-        )
+        if windows := Windows.of(sequences, horizon):
+            predicted = rollout(subject, windows.z, windows.actions)
+            values[f"copy_skill_{horizon}"] = copy_skill(predicted, windows.now, windows.later)
+            shuffled = rollout(subject, windows.z, windows.actions[derangement(len(windows.actions))])
+            errors = (_error(answer, windows.later) for answer in (shuffled, predicted))
+            values[f"action_sensitivity_{horizon}"] = _ratio(*errors)
     values["action_retrieval_top1"] = action_retrieval(subject, sequences)
     values["within_episode_variance"] = within_episode_variance([s.z for s in sequences])
     values["rank_me_z"] = rank_me(torch.cat([s.z for s in sequences]))
@@ -66,18 +63,15 @@ def copy_skill(predicted: Tensor, now: Tensor, later: Tensor) -> float:
 
 def within_episode_variance(latents: Sequence[Tensor]) -> float:
     """tr E_episodes[Cov(z)] / tr Cov(z); near 0 the code says which episode it is and nothing else."""
-    within = torch.stack([z.var(dim=0, correction=0).sum() for z in latents])
-    lengths = torch.tensor([float(len(z)) for z in latents])
-    return _ratio(
-        float((within * lengths).sum() / lengths.sum()), float(torch.cat(list(latents)).var(0, correction=0).sum())
-    )
+    within = torch.cat([z - z.mean(dim=0) for z in latents])
+    return _ratio(*(float(z.var(dim=0, correction=0).sum()) for z in (within, torch.cat(list(latents)))))
 
 
 def rank_me(z: Tensor) -> float:
     """exp(−Σ p log p) with p = σ_i / Σσ, the effective rank of `z` `[M, Z]` (Garrido et al. 2023, arXiv 2210.02885)."""
     singular = torch.linalg.svdvals(z.double())
     share = singular / singular.sum().clamp_min(1e-12)
-    return float(torch.exp(-(share * torch.log(share + 1e-12)).sum()))
+    return float(torch.special.entr(share).sum().exp())
 
 
 def straightness(latents: Sequence[Tensor]) -> float:
