@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -14,33 +14,16 @@ from statevla.config import home_dir
 from statevla.errors import UserError
 from statevla.machine.extras import require
 from statevla.types import ReachKind, Rendering
-from statevla.worlds.collect import TaskSummary, summary_table
 from statevla.worlds.collect import collect as run
+from statevla.worlds.collect import summary_table
 from statevla.worlds.collect_tasks import Recipe
 from statevla.worlds.recording import WorldRecipe
 from statevla.worlds.registry import is_libero
 from statevla.worlds.task_indices import parse_indices
 
-LIBERO_NOISE = 0.1
-_OF_ANY_WORLD = [
-    "world",
-    "expert",
-    "out",
-    "tasks",
-    "demos",
-    "workers",
-    "image_size",
-    "format",
-    "seed",
-    "rendering",
-]
-"""Flags; the others are for LIBERO's scripted expert alone."""
-
 
 @dataclass(frozen=True)
-class CollectArgs:
-    """Collect demonstrations."""
-
+class _AnyWorldArgs:
     world: Annotated[str, tyro.conf.arg(aliases=["--suite"])] = "libero_object"
     """A suite of LIBERO or LIBERO-PRO, another world (`so101`), or your own as `module:factory`."""
     expert: str | None = None
@@ -64,6 +47,12 @@ class CollectArgs:
     rendering: Rendering | None = None
     """LIBERO, so101: `exact`: full meshes, 3 and more times slower on a CPU; `fast` (default): simplified meshes,
     smoothed by supersampling."""
+
+
+@dataclass(frozen=True)
+class CollectArgs(_AnyWorldArgs):
+    """Collect demonstrations: the flags of any world, and those of LIBERO's scripted expert alone."""
+
     noise: float | None = None
     """LIBERO: execution noise in units of action, 0.1 by default; the clean action is what `actions` stores."""
     wide: bool = False
@@ -123,18 +112,12 @@ def collect(args: CollectArgs) -> int:
         from statevla.data.convert import convert
 
         console.print(f"written: {convert(folder, converted, 'lerobot', progress=True)}", soft_wrap=True)
-    return _tell_of_counts(summaries, args.demos, console)
-
-
-def _tell_of_counts(summaries: list[TaskSummary], num_demos: int, console: Console) -> int:
-    """Say where there are fewer episodes than asked for, or more; the exit status."""
-    short = [summary.task.name for summary in summaries if summary.num_demos < num_demos]
+    short = [summary.task.name for summary in summaries if summary.num_demos < args.demos]
     if short:
         console.print(f"the expert fails too often on: {', '.join(short)}")
-    long = [summary.task.name for summary in summaries if summary.num_demos > num_demos]
-    if long:
+    if long := [summary.task.name for summary in summaries if summary.num_demos > args.demos]:
         console.print(
-            f"more than {num_demos} episodes, kept from an earlier collection: {', '.join(long)}; training takes all "
+            f"more than {args.demos} episodes, kept from an earlier collection: {', '.join(long)}; training takes all "
             "of them: for fewer, collect into another --out folder"
         )
     return 1 if short else 0
@@ -147,7 +130,7 @@ def _world_recipe(args: CollectArgs) -> Recipe:
         UserError: a flag is LIBERO's alone.
     """
     for field in fields(CollectArgs):
-        if field.name not in _OF_ANY_WORLD and getattr(args, field.name) != field.default:
+        if not hasattr(_AnyWorldArgs, field.name) and getattr(args, field.name) != field.default:
             raise UserError(
                 f"--{field.name}: is for LIBERO's scripted expert alone; leave it out for world '{args.world}'"
             )
@@ -166,13 +149,13 @@ def _libero_recipe(args: CollectArgs) -> Recipe:
     from statevla.worlds.libero.exchange import check_exchangeable
     from statevla.worlds.libero.tasks import parse_task_indices
 
-    noise = LIBERO_NOISE if args.noise is None else args.noise
-    if noise < 0:
-        raise UserError(f"--noise: expected at least 0, got {noise}")
+    if args.noise is not None and args.noise < 0:
+        raise UserError(f"--noise: expected at least 0, got {args.noise}")
     if args.play and args.reaches:
         raise UserError("--play and --reaches: expected one of them; collect each into a folder of its own")
-    if args.reaches and args.format == "lerobot":
-        raise UserError("--reaches: lack frames, which LeRobotDataset cannot say; leave out --format")
+    for flag, lacks in (("reaches", args.reaches), ("frame-stride", args.frame_stride > 1), ("dagger", args.dagger)):
+        if lacks and args.format == "lerobot":
+            raise UserError(f"--{flag}: lacks frames, which LeRobotDataset cannot say; leave out --format")
     if args.dagger is not None and (args.play or args.reaches):
         raise UserError("--dagger: corrects demonstrations; collect play and reaches into folders of their own")
     if args.rearrange and not args.wide:
@@ -186,10 +169,6 @@ def _libero_recipe(args: CollectArgs) -> Recipe:
             f"--frame-stride: expected at least 1, and 1 with --reaches and --dagger, which choose their frames, got "
             f"{args.frame_stride}; leave it out"
         )
-    if args.frame_stride > 1 and args.format == "lerobot":
-        raise UserError("--frame-stride: leaves out frames, which LeRobotDataset cannot say; leave out --format")
-    if args.dagger is not None and args.format == "lerobot":
-        raise UserError("--dagger: lacks frames, which LeRobotDataset cannot say; leave out --format")
     if args.replan_steps is not None and args.dagger is None:
         raise UserError("--replan-steps: is for --dagger, and none was asked for; give a checkpoint, or leave it out")
     if args.reach_tasks != "all" and not args.reaches:
@@ -198,21 +177,10 @@ def _libero_recipe(args: CollectArgs) -> Recipe:
         )
     # In one spelling: files of one folder are collected with the same settings.
     among = parse_task_indices(args.world, args.reach_tasks)
-    settings = CollectSettings(
-        args.world,
-        args.seed,
-        noise,
-        args.wide,
-        args.play,
-        args.reaches,
-        "all" if args.reach_tasks == "all" else ",".join(map(str, sorted(among))),
-        args.image_size,
-        args.rendering or "fast",
-        args.frame_stride,
-        args.exchange,
-        args.recolor,
-        args.rearrange,
-    )
+    wishes: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in fields(CollectSettings)}
+    if args.reach_tasks != "all":
+        wishes["reach_tasks"] = ",".join(map(str, sorted(among)))
+    settings = CollectSettings(args.world, **{name: wish for name, wish in wishes.items() if wish is not None})
     if args.dagger is None:
         return settings
     from statevla.worlds.libero.corrections import REPLAN_STEPS, correcting

@@ -19,17 +19,8 @@ if TYPE_CHECKING:
     from statevla.serving.server import PolicyServer
 
 logger = logging.getLogger(__name__)
-_OPENPI_FLAGS = (
-    "api_key_file",
-    "default_prompt",
-    "temporal_ensembling",
-    "max_clients",
-    "max_message_mib",
-    "max_batch_size",
-    "batch_window_ms",
-    "heavy_share",
-    "idle_timeout_s",
-)
+_VLA_EVAL_FLAGS = {"checkpoint", "host", "protocol", "port"} | {option.name for option in fields(ActingOptions)}
+_VLA_EVAL_FLAGS -= {"temporal_ensembling"}
 
 
 @dataclass(frozen=True)
@@ -96,18 +87,12 @@ def serve(args: ServeArgs) -> None:
         run(policy, args.host, args.port)
         return
     settings = ServerSettings(
-        host=args.host,
-        port=args.port,
         api_key=key,
         model_name=policy.name,
-        default_prompt=args.default_prompt,
         max_message_bytes=int(args.max_message_mib * 2**20),
-        max_clients=args.max_clients,
         max_queue_size=max(64, 2 * args.max_clients),
-        max_batch_size=args.max_batch_size,
         batch_window_s=args.batch_window_ms / 1000,
-        heavy_share=args.heavy_share,
-        idle_timeout_s=args.idle_timeout_s,
+        **{field.name: getattr(args, field.name) for field in fields(ServerSettings) if hasattr(args, field.name)},
     )
     asyncio.run(_run(PolicyServer(policy, settings)))
 
@@ -134,7 +119,7 @@ async def _run(server: PolicyServer) -> None:
 def _check(args: ServeArgs) -> None:
     if args.protocol == "vla-eval":
         for field in fields(ServeArgs):
-            if field.name in _OPENPI_FLAGS and getattr(args, field.name) != field.default:
+            if field.name not in _VLA_EVAL_FLAGS and getattr(args, field.name) != field.default:
                 raise UserError(
                     f"--{field.name.replace('_', '-')}: vla-eval's protocol has no such thing; leave it out"
                 )
