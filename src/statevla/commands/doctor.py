@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from statevla.config import home_dir
 from statevla.errors import UserError
+from statevla.machine.capacity import num_cores
 from statevla.machine.extras import EXTRAS, install_line, missing
 from statevla.machine.kernel_cache import VARIABLE, choose_kernel_cache
 
@@ -50,20 +52,17 @@ def doctor(args: DoctorArgs) -> int:
     The status is 1 where something that is installed does not work.
     """
     findings = list(examine())
-    problems = sum(finding.status == "problem" for finding in findings)
     if args.json:
-        import json
-
         print(json.dumps([vars(finding) for finding in findings], indent=1))
-        return int(problems > 0)
-    console = Console(soft_wrap=True)
-    for finding in findings:
-        console.print(f"{_MARKS[finding.status]} {finding.topic + ':':<18} ", end="")
-        console.print(finding.text, markup=False, highlight=False)
-        if finding.fix:
-            console.print(f"        {'':<18} fix: {finding.fix}", markup=False, highlight=False)
-    console.print(verdict(findings), highlight=False, markup=False)
-    return int(problems > 0)
+    else:
+        console = Console(soft_wrap=True)
+        for finding in findings:
+            console.print(f"{_MARKS[finding.status]} {finding.topic + ':':<18} ", end="")
+            console.print(finding.text, markup=False, highlight=False)
+            if finding.fix:
+                console.print(f"        {'':<18} fix: {finding.fix}", markup=False, highlight=False)
+        console.print(verdict(findings), highlight=False, markup=False)
+    return int(any(finding.status == "problem" for finding in findings))
 
 
 def verdict(findings: list[Finding]) -> str:
@@ -91,12 +90,14 @@ def examine() -> Iterator[Finding]:
         yield from found
 
 
+def _judged(topic: str, is_wrong: bool, text: str, fix: str, status: Status = "problem") -> Finding:
+    """Of what is said in the same words, whether it is right or wrong."""
+    return Finding(topic, status, text, fix) if is_wrong else Finding(topic, "ok", text)
+
+
 def _python(topic: str) -> Iterator[Finding]:
     text = f"{platform.python_version()} in {sys.prefix}, {platform.system()} {platform.machine()}"
-    if sys.version_info < MIN_PYTHON:
-        yield Finding(topic, "problem", text, "use Python 3.11 to 3.13")
-    else:
-        yield Finding(topic, "ok", text)
+    yield _judged(topic, sys.version_info < MIN_PYTHON, text, "use Python 3.11 to 3.13")
 
 
 def _package(topic: str) -> Iterator[Finding]:
@@ -106,13 +107,10 @@ def _package(topic: str) -> Iterator[Finding]:
 def _torch(topic: str) -> Iterator[Finding]:
     import torch
 
-    num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = torch.get_num_threads()
+    num_cpus, threads = num_cores(), torch.get_num_threads()
     text = f"{torch.__version__}, {threads} thread(s) on {num_cpus} core(s), {torch.backends.cpu.get_cpu_capability()}"
-    if threads > num_cpus:
-        yield Finding(topic, "problem", text, f"set OMP_NUM_THREADS={num_cpus}, or num_threads in the configuration")
-    else:
-        yield Finding(topic, "ok", text)
+    fix = f"set OMP_NUM_THREADS={num_cpus}, or num_threads in the configuration"
+    yield _judged(topic, threads > num_cpus, text, fix)
 
 
 def _gpu(topic: str) -> Iterator[Finding]:
@@ -146,7 +144,7 @@ def _scan(topic: str) -> Iterator[Finding]:
             slow = choice.backend in ("chunked", "reference")
             text = f"{choice.device} {choice.dtype}: {choice.backend} ({choice.reason})"
             fix = "pip install 'numba>=0.60'" if choice.device == "cpu" else install_line("cuda")
-            yield Finding(topic, "note" if slow else "ok", text, fix if slow else "")
+            yield _judged(topic, slow, text, fix, "note")
 
 
 def _language(topic: str) -> Iterator[Finding]:
@@ -224,14 +222,11 @@ def _disk(topic: str) -> Iterator[Finding]:
     text = f"{free_gb:.0f} GB free for {folder}"
     if not os.access(existing, os.W_OK):
         yield Finding(topic, "problem", f"{existing} is not writable", "set STATEVLA_HOME to a folder that is")
-    elif free_gb < TRAINING_GB:
-        fix = f"free {TRAINING_GB:.0f} GB, or set STATEVLA_HOME to another disk"
-        if free_gb < MIN_FREE_GB:
-            yield Finding(topic, "problem", text, fix)
-        else:
-            yield Finding(topic, "note", f"{text}: enough to run policies, little to collect and train", fix)
-    else:
-        yield Finding(topic, "ok", text)
+        return
+    is_note = MIN_FREE_GB <= free_gb < TRAINING_GB
+    text += ": enough to run policies, little to collect and train" if is_note else ""
+    fix = f"free {TRAINING_GB:.0f} GB, or set STATEVLA_HOME to another disk"
+    yield _judged(topic, free_gb < TRAINING_GB, text, fix, "note" if is_note else "problem")
 
 
 CHECKS: dict[str, Callable[[str], Iterator[Finding]]] = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from statevla.checkpoints.checkpoint import read_config, read_robot, resolve_checkpoint
 from statevla.config import Config, fit_to_robot, load_config
@@ -55,10 +55,8 @@ def info(args: InfoArgs) -> None:
 
 def robot_table(robot: RobotSpec) -> Table:
     """What a robot declares: its actions, its state, its cameras."""
-    table = Table(title=f"robot {robot.name}, {robot.control_freq_hz:g} Hz")
-    table.add_column("what")
-    table.add_column("name", no_wrap=True)
-    table.add_column("in order")
+    title = f"robot {robot.name}, {robot.control_freq_hz:g} Hz"
+    table = Table("what", Column("name", no_wrap=True), "in order", title=title)
     parts = {
         "actions": [(group.name, group_text(group)) for group in robot.actions],
         "state": [(field.name, field_text(field)) for field in robot.state],
@@ -72,9 +70,7 @@ def robot_table(robot: RobotSpec) -> Table:
 
 
 def _parameters(name: str, parts: list[tuple[str, int]]) -> Table:
-    table = Table(title=f"parameters of {name}")
-    table.add_column("part")
-    table.add_column("parameters", justify="right")
+    table = Table("part", Column("parameters", justify="right"), title=f"parameters of {name}")
     for part, count in parts:
         table.add_row(part, f"{count:,}")
     table.add_section()

@@ -28,20 +28,16 @@ class ReplayArgs:
 
 def replay(args: ReplayArgs) -> int:
     """Replay recorded actions from recorded initial states: data that fails here cannot teach a policy."""
-    from statevla.worlds.libero.replay import ReplayResult, replay_data
+    from statevla.worlds.libero.replay import replay_data
 
     if args.demos is not None and args.demos < 1:
         raise UserError(f"--demos {args.demos}: expected at least 1")
     console = Console(markup=False)
+    results = []
     with console.status("replaying") as status:
-        count = 0
-
-        def report(result: ReplayResult) -> None:
-            nonlocal count
-            count += 1
-            status.update(f"{count} episodes replayed, {result.file}")
-
-        results = replay_data(args.data, args.suite, args.demos, report)
+        for result in replay_data(args.data, args.suite, args.demos):
+            results.append(result)
+            status.update(f"{len(results)} episodes replayed, {result.file}")
     if not results:
         raise UserError(f"data {args.data}: no episodes to replay; give files with 'data/demo_<i>' groups")
     table = Table("file", "successes", "largest deviation from the recorded states")

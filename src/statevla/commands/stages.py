@@ -15,6 +15,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 from rich.console import Console
@@ -113,7 +115,8 @@ def run_stages(stages: Sequence[Stage], folder: Path, console: Console) -> None:
     keys = _keys(stages)
     with only_writer_in(folder):
         for index, stage in enumerate(stages):
-            if _is_done(stage, keys[index], folder):
+            mark = read_tree(mark_path(folder, stage))
+            if mark.get("key") == keys[index] and mark.get("done"):
                 console.print(f"[{index + 1}/{len(stages)}] {stage.name}: done already", highlight=False, markup=False)
                 continue
             gone = [i for i, earlier in enumerate(stages[:index]) if _is_gone(earlier, stage)]
@@ -129,11 +132,6 @@ def _keys(stages: Sequence[Stage]) -> list[str]:
         key = hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
         keys.append(key)
     return keys
-
-
-def _is_done(stage: Stage, key: str, folder: Path) -> bool:
-    mark = read_tree(mark_path(folder, stage))
-    return mark.get("key") == key and bool(mark.get("done"))
 
 
 def _is_gone(earlier: Stage, stage: Stage) -> bool:
@@ -173,20 +171,11 @@ def run_stage(stage: Stage, key: str, folder: Path, number: str, console: Consol
 def call(command: list[str]) -> int:
     """Run a command to its end; on Linux it does not outlive this process, however that dies. Elsewhere neither, where
     SIGTERM is an exception, as in every command (`run_command`)."""
-    return subprocess.run(command, check=False, preexec_fn=_die_with_parent()).returncode
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    """For a child to call before it begins: Linux then ends it when its parent is gone."""
-    if sys.platform != "linux":
-        return None
-    libc = ctypes.CDLL(None, use_errno=True)
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG in <sys/prctl.h>
-
-    def ask() -> None:
-        libc.prctl(set_parent_death_signal, signal.SIGTERM)
-
-    return ask
+    die_with_parent = None
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG in <sys/prctl.h>
+        die_with_parent = partial(ctypes.CDLL(None).prctl, set_parent_death_signal, signal.SIGTERM)
+    return subprocess.run(command, check=False, preexec_fn=die_with_parent).returncode
 
 
 def mark_path(folder: Path, stage: Stage) -> Path:
@@ -202,13 +191,11 @@ def set_aside(folder: Path) -> None:
     if not folder.exists():
         return
     kept = folder.parent / EARLIER
-    number = 1
-    while (kept / f"{folder.name}-{number}").exists():
-        number += 1
+    target = next(path for number in count(1) if not (path := kept / f"{folder.name}-{number}").exists())
     try:
         kept.mkdir(exist_ok=True)
         with only_writer_in(folder):
-            folder.rename(kept / f"{folder.name}-{number}")
-        (kept / f"{folder.name}-{number}" / LOCK_NAME).unlink(missing_ok=True)
+            folder.rename(target)
+        (target / LOCK_NAME).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be moved to {kept} ({error.strerror}); move it by hand") from None

@@ -38,6 +38,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "completion": ("completion:completion", "a script with which the shell completes all this"),
 }
 
+_USAGE = """\
+usage: statevla COMMAND [flags]
+       statevla help [COMMAND]
+       statevla --version
+
+A compact robot policy: learn how the world moves (Temporal JEPA), then act (flow matching).
+"""
+
 
 def main() -> None:
     """Entry point of the console script and of `python -m statevla`."""
@@ -94,14 +102,4 @@ def _call(name: str, arguments: list[str], prog: str) -> int:
 def _overview() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: statevla COMMAND [flags]",
-            "       statevla help [COMMAND]",
-            "       statevla --version",
-            "",
-            "A compact robot policy: learn how the world moves (Temporal JEPA), then act (flow matching).",
-            "",
-            *lines,
-        ]
-    )
+    return "\n".join([_USAGE, *lines])

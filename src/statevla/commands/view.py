@@ -152,10 +152,9 @@ def _log_episode(recording: Any, path: str, instruction: str, arrays: EpisodeArr
         for camera, frames in arrays.images.items() if arrays.seen[step] else ():
             frame = np.ascontiguousarray(to_upright(frames[step], robot.camera(camera).orientation))
             recording.log(f"{path}/{camera}", rerun.Image(frame).compress(jpeg_quality=90))
-        for name, part in robot.action_slices().items():
-            group = next(group for group in robot.actions if group.name == name)
+        for group, part in zip(robot.actions, robot.action_slices().values()):
             for dim, value in zip(group.dims, arrays.actions[step, part]):
-                log(["action", name, dim], value)
+                log(["action", group.name, dim], value)
         for field in robot.state:
             for dim, value in zip(field.dims, arrays.robot_states[field.name][step]):
                 log(["state", field.name, dim], value)
@@ -183,10 +182,8 @@ def _log_video(recording: Any, path: str, file: Path, freq_hz: float) -> None:
 
     asset = rerun.AssetVideo(path=file)
     recording.log(f"{path}/video", asset, static=True)
-    times_ns = asset.read_frame_timestamps_nanos()
-    for time_ns in times_ns:
-        seconds = float(time_ns) / 1e9
-        _set_step(recording, round(seconds * freq_hz), freq_hz)
+    for time_ns in asset.read_frame_timestamps_nanos():
+        _set_step(recording, round(float(time_ns) / 1e9 * freq_hz), freq_hz)
         recording.log(f"{path}/video", rerun.VideoFrameReference(nanoseconds=int(time_ns)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,14 +117,8 @@ def calibrate_on_rollouts(checkpoint: str | Path, rollouts: Path, alpha: float) 
         "surprise": {count: [max(line["surprise"], default=0.0) for line in judged]},
         "novelty": {count: [max(line["novelty"]) for line in judged]},
     }
-    return Calibration(
-        alpha=alpha,
-        num_episodes=len(judged),
-        thresholds=_thresholds(scores, alpha),
-        memory=policy.calibration.memory,
-        weights_sha256=policy.calibration.weights_sha256,
-        source=f"{len(judged)} rollouts of {rollouts.name}",
-    )
+    thresholds, source = _thresholds(scores, alpha), f"{len(judged)} rollouts of {rollouts.name}"
+    return replace(policy.calibration, alpha=alpha, num_episodes=len(judged), thresholds=thresholds, source=source)
 
 
 def _read_rollouts(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -52,13 +52,13 @@ def _draw_errors(actions: dict[str, Any]) -> Any:
     names, still = names_with_units(actions), actions.get("repeat_state")
     figure, (steps, axis) = _figure(1, 2, (10, max(3.5, 0.8 + 0.24 * len(names))))
     normalized = actions["normalized"]
-    _plot_steps(steps, normalized["mae_per_step"], "policy")
+    steps.plot(normalized["mae_per_step"], marker="o", markersize=4, label="policy")
     axis.barh(range(len(names)), normalized["mse_per_dim"])
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.axvline(normalized["mse_of_mean_action"], color="black", linestyle="--", label="mean action, on average")
     if still is not None:
         if len(still["names"]) == len(names):
-            _plot_steps(steps, still["normalized"]["mae_per_step"], "present state")
+            steps.plot(still["normalized"]["mae_per_step"], marker="o", markersize=4, label="present state")
         rows = [actions["names"].index(name) for name in still["names"]]
         axis.plot(still["normalized"]["mse_per_dim"], rows, "|", color="tab:red", markersize=9, label="present state")
     steps.set(xlabel="step of the chunk", ylabel="mean absolute error (normalised)", ylim=(0, None))
@@ -67,11 +67,6 @@ def _draw_errors(actions: dict[str, Any]) -> Any:
     axis.set(xlabel="mean squared error (normalised)")
     axis.legend(fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     return figure
-
-
-def _plot_steps(axis: Any, values: Sequence[float | None], label: str) -> None:
-    steps = [np.nan if value is None else value for value in values]
-    axis.plot(range(len(steps)), steps, marker="o", markersize=4, label=label)
 
 
 def _draw_chunks(samples: ChunkSamples) -> Any:

@@ -227,10 +227,11 @@ def score_ridge(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.nda
     inner = np.isin(groups, np.unique(groups)[::5])
     penalty = 1.0
     if inner.any() and not inner.all():
-        trials = {
-            p: r_squared(apply_ridge(fit_ridge(x[~inner], y[~inner], p), x[inner]), y[inner]) for p in RIDGE_PENALTIES
-        }
-        penalty = max(trials, key=lambda p: trials[p])
+
+        def trial(penalty: float) -> float:
+            return r_squared(apply_ridge(fit_ridge(x[~inner], y[~inner], penalty), x[inner]), y[inner])
+
+        penalty = max(RIDGE_PENALTIES, key=trial)
     return r_squared(apply_ridge(fit_ridge(x, y, penalty), x_test), y_test)
 
 

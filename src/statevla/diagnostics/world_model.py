@@ -161,9 +161,7 @@ class Windows(NamedTuple):
 def derangement(count: int) -> Tensor:
     """A fixed random order in which nothing keeps its place (for count > 1)."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(SEED))
-    shifted = torch.empty_like(order)
-    shifted[order] = order.roll(1)
-    return shifted
+    return torch.empty_like(order).scatter(0, order, order.roll(1))
 
 
 def _error(a: Tensor, b: Tensor) -> float:

@@ -130,7 +130,7 @@ def test_reader_understands_the_file(collected: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.ci
 def test_replay_repeats_exactly(collected: Path, tmp_path: Path) -> None:
-    results = replay_data(collected)
+    results = list(replay_data(collected))
     assert [result.success for result in results] == [True, True]
     assert [result.deviation for result in results] == [0.0, 0.0]
     # Without the complete start, as in LIBERO's own files, it still succeeds; with idle actions it does not.
@@ -144,10 +144,10 @@ def test_replay_repeats_exactly(collected: Path, tmp_path: Path) -> None:
             del demo.attrs[HIDDEN_ATTRIBUTE]
         handle["data/demo_1/executed_actions"][:, :6] = 0
     with pytest.raises(UserError, match="does not say its suite"):
-        replay_data(copy)
+        list(replay_data(copy))
     with pytest.raises(UserError, match="has no task"):
-        replay_data(copy, "libero_spatial")
-    official_like = replay_data(copy, "libero_object")
+        list(replay_data(copy, "libero_spatial"))
+    official_like = list(replay_data(copy, "libero_object"))
     assert [result.success for result in official_like] == [True, False]
     assert official_like[0].deviation < 0.05 < official_like[1].deviation
 

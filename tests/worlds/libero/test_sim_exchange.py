@@ -83,6 +83,6 @@ def test_they_are_collected_and_replayed_as_their_own_goal(tmp_path: Path) -> No
         for demo in file["data"].values():
             told = goals[demo.attrs["language_instruction"]]
             assert json.loads(demo.attrs[GOAL_ATTRIBUTE]) == list(map(list, told))
-    results = replay_data(summary.file)
+    results = list(replay_data(summary.file))
     assert len(results) == 3
     assert all(result.success and result.deviation == 0 for result in results)

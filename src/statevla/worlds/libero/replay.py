@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,36 +44,27 @@ class ReplayResult:
     deviation: float
 
 
-def replay_data(
-    path: Path,
-    suite: str | None = None,
-    max_demos: int | None = None,
-    report: Callable[[ReplayResult], None] = lambda result: None,
-) -> list[ReplayResult]:
-    """Replay the episodes of a LIBERO HDF5 file or of a folder of them.
+def replay_data(path: Path, suite: str | None = None, max_demos: int | None = None) -> Iterator[ReplayResult]:
+    """Replay the episodes of a LIBERO HDF5 file or of a folder of them, one by one.
 
     Args:
         path: file or folder.
         suite: the suite of the tasks; by default what the file says.
         max_demos: episodes per file.
-        report: called after each episode.
 
     Raises:
         UserError: there is no file, its task is not in the suite, or it cannot be replayed.
     """
     if not path.exists():
         raise UserError(f"data {path}: expected an HDF5 file or a folder of them, found nothing; check the path")
-    results = []
     for file in list_files(path):
         with open_hdf5(file) as handle:
             data = handle["data"]
             simulation = Simulation(task_of_file(file, data, suite))
             demos = sorted(data, key=lambda key: int("".join(filter(str.isdigit, key)) or 0))
             for key in demos[:max_demos]:
-                results.append(_replay_demo(simulation, file.name, data[key]))
-                report(results[-1])
+                yield _replay_demo(simulation, file.name, data[key])
             simulation.close()
-    return results
 
 
 def task_of_file(file: Path, data: h5py.Group, suite: str | None) -> TaskSpec:
