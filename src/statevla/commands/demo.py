@@ -119,17 +119,13 @@ def outcome_table(folder: Path) -> Table:
         table.add_row("held-out actions, normalised MSE (the mean action's)", f"{own} ({mean})")
         for name, scores in actions.get("binary", {}).items():
             table.add_row(f"held-out {name}, accuracy", _number(scores["accuracy"]))
-    for task in rollouts.get("tasks", []):
-        table.add_row(task["instruction"], _success_text(task))
-    if total := rollouts.get("total"):
-        table.add_row("success in simulation", _success_text(total))
+    total = [{"instruction": "success in simulation", **rollouts["total"]}] if "total" in rollouts else []
+    for rates in [*rollouts.get("tasks", []), *total]:
+        low, high = rates["interval_95"]
+        errors = f", {rates['errors']} errors" if rates["errors"] else ""
+        success = f"{rates['successes']}/{rates['episodes']} (95 %: {low:.0%} to {high:.0%}){errors}"
+        table.add_row(rates["instruction"], success)
     return table
-
-
-def _success_text(rates: dict[str, Any]) -> str:
-    low, high = rates["interval_95"]
-    errors = f", {rates['errors']} errors" if rates["errors"] else ""
-    return f"{rates['successes']}/{rates['episodes']} (95 %: {low:.0%} to {high:.0%}){errors}"
 
 
 def _number(value: Any) -> str:

@@ -64,10 +64,11 @@ def run_probes(
         torch.manual_seed(SEED)
         random = replace(subject, model=StateVLA(subject.config, subject.model.robot).to(subject.device).eval())
     z = encode_frames(subject, frames).numpy()
+    episodes, place = np.unique(groups, return_inverse=True)
     features = {  # what targets are read out of, `[M, F]` each
         "ridge": z,
         "robot_state": subject.cache.robot_state[frames.numpy()].astype(np.float64),
-        "episode_mean": _episode_mean(z, groups),
+        "episode_mean": np.stack([z[groups == episode].mean(0) for episode in episodes])[place],
         "random_encoder": encode_frames(random, frames).numpy(),
     }
     results: dict[str, dict[str, float]] = {}
@@ -245,10 +246,3 @@ def thin(episodes: Sequence[int], count: int) -> list[int]:
 def _frames(subject: Subject, episodes: Sequence[int]) -> Tensor:
     frames = torch.cat([retained_frames(subject, episode) for episode in episodes])
     return frames[:: -(-len(frames) // MAX_FRAMES)]
-
-
-def _episode_mean(x: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    mean = np.empty_like(x)
-    for group in np.unique(groups):
-        mean[groups == group] = x[groups == group].mean(0)
-    return mean
