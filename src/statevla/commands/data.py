@@ -16,8 +16,6 @@ from statevla.machine.extras import require
 from statevla.machine.lock import only_writer_of
 from statevla.types import Orientation
 
-Format = Literal["auto", "libero", "lerobot"]
-
 
 @dataclass(frozen=True)
 class InspectArgs:
@@ -29,7 +27,7 @@ class InspectArgs:
     """Print the findings as JSON instead of tables."""
     report: Path | None = None
     """Write a self-contained HTML page with pictures and plots."""
-    format: Format = "auto"
+    format: Literal["auto", "libero", "lerobot"] = "auto"
     """Format of the data set."""
     orientation: Orientation = "auto"
     """How the frames are stored; `auto` believes the data set."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 from rich.console import Console
 
@@ -25,15 +23,6 @@ def rollout(args: RolloutArgs) -> int:
         return 0
     console.print(results_table(summary))
     console.print(f"results: {folder}", soft_wrap=True, highlight=False)
-    return _status(summary)
-
-
-def _status(summary: Mapping[str, Any]) -> int:
-    """The exit status; errors of the world are told of on stderr.
-
-    Raises:
-        UserError: every episode ended in one.
-    """
     if not summary["errors"]:
         return 0
     judged, errors = summary["total"]["episodes"], summary["total"]["errors"]

@@ -106,11 +106,8 @@ def action_metrics(samples: ChunkSamples, subject: Subject) -> dict[str, Any]:
 
 def action_units(robot: RobotSpec) -> list[str]:
     """Unit of each of the A numbers of an action: that of the state field which measures it, '' where none does."""
-    units = []
-    for group in robot.actions:
-        field = None if group.state is None else robot.find_field(group.state)
-        units += ["" if field is None else field.units] * len(group.dims)
-    return units
+    measured = [(robot.find_field(group.state or ""), group.dims) for group in robot.actions]
+    return [field.units if field else "" for field, dims in measured for _ in dims]
 
 
 def binary_metrics(predicted: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> dict[str, float]:

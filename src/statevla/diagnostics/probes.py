@@ -109,7 +109,12 @@ def probe_targets(subject: Subject, frames: np.ndarray) -> Targets:
         keyframes, is_known = next_keyframes(cache, subject.transform)
         name, unit = ("next_keyframe_state", 1.0) if hand is None else ("next_keyframe", UNIT_M)
         targets[name] = np.where(is_known[frames, None], keyframes[frames] * unit, np.nan)
-    targets |= _gripper_widths(cache, frames)
+    grippers = [field for field in cache.robot.state if field.role == "gripper_opening"]
+    for field in grippers:
+        # The distance of its two fingers, or whatever the field measures instead.
+        opening = cache.robot_states[field.name][frames].astype(np.float64)
+        name = "gripper_width" if len(grippers) == 1 else f"gripper_width_{field.name}"
+        targets[name] = opening[:, :1] - opening[:, 1:] if field.size == 2 else opening
     position = target_positions(cache, frames)
     if np.isfinite(position).any():
         targets["target_object"] = position
@@ -139,17 +144,6 @@ def missing_roles(robot: RobotSpec) -> dict[str, str]:
         for role, cost in costs.items()
         if robot.field_with_role(role) is None
     }
-
-
-def _gripper_widths(cache: FrameCache, frames: np.ndarray) -> Targets:
-    """How far each gripper is open: the distance of its two fingers, or whatever the field measures instead."""
-    fields = [field for field in cache.robot.state if field.role == "gripper_opening"]
-    widths: Targets = {}
-    for field in fields:
-        opening = cache.robot_states[field.name][frames].astype(np.float64)
-        name = "gripper_width" if len(fields) == 1 else f"gripper_width_{field.name}"
-        widths[name] = opening[:, :1] - opening[:, 1:] if field.size == 2 else opening
-    return widths
 
 
 def target_positions(cache: FrameCache, frames: np.ndarray) -> np.ndarray:
