@@ -24,6 +24,8 @@ from statevla.worlds.task_indices import parse_indices
 
 @dataclass(frozen=True)
 class _AnyWorldArgs:
+    """Flags that every world takes; those that `CollectArgs` adds are for LIBERO's scripted expert alone."""
+
     world: Annotated[str, tyro.conf.arg(aliases=["--suite"])] = "libero_object"
     """A suite of LIBERO or LIBERO-PRO, another world (`so101`), or your own as `module:factory`."""
     expert: str | None = None
@@ -51,7 +53,7 @@ class _AnyWorldArgs:
 
 @dataclass(frozen=True)
 class CollectArgs(_AnyWorldArgs):
-    """Collect demonstrations: the flags of any world, and those of LIBERO's scripted expert alone."""
+    """Collect demonstrations."""
 
     noise: float | None = None
     """LIBERO: execution noise in units of action, 0.1 by default; the clean action is what `actions` stores."""
