@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _VLA_EVAL_FLAGS = {"checkpoint", "host", "protocol", "port"} | {option.name for option in fields(ActingOptions)}
 _VLA_EVAL_FLAGS -= {"temporal_ensembling"}
+"""What vla-eval's protocol knows; the other flags are for openpi's alone."""
 
 
 @dataclass(frozen=True)

@@ -111,9 +111,10 @@ def encode_frames(
         images_from: take the pictures from these frames instead (the robot state stays).
         pictures: take these pictures instead, uint8 `[len(wanted), V, P, P, 3]`, upright.
     """
-    model, cache, transform = subject.model, subject.cache, subject.transform
+    model, cache = subject.model, subject.cache
     seen = wanted if images_from is None else images_from
     instructions = [cache.episodes[index].instruction for index in episode_of(cache, wanted.numpy())]
+    states, language = torch.from_numpy(cache.robot_state), subject.language_table[instructions].float()
     was_training = model.training
     model.eval()
     parts = []
@@ -121,8 +122,8 @@ def encode_frames(
         frames = cache.frames(seen[part]) if pictures is None else pictures[part]
         observation = ModelInput(
             images=frames_to_float(frames[None])[0],
-            robot_state=transform.normalize_robot_state(torch.from_numpy(cache.robot_state)[wanted[part]]),
-            language=subject.language_table[instructions][part].float(),
+            robot_state=subject.transform.normalize_robot_state(states[wanted[part]]),
+            language=language[part],
         )
         encode = model.encode_target if use_target else model.encode
         parts.append(encode_batch(encode, observation, subject.config.training.precision, subject.device))
