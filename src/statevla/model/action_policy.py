@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from statevla.config import ModelConfig
 from statevla.errors import UserError
+from statevla.model.flow import FlowDraws, flow_matching_loss, interpolate, masked_mean, solve
 from statevla.model.mamba import MambaStack
 from statevla.robots import RobotSpec
 
@@ -71,11 +72,6 @@ class StateWays(nn.Module):
         z, language = (torch.ones(len(masks), layout.widths[part]) for part in (0, 2))
         self.register_buffer("masks", torch.cat([z, seen, language], dim=1), persistent=False)
 
-    def draw(self, leading: torch.Size, device: torch.device, generator: torch.Generator | None) -> Tensor:
-        """Which way each sample's state is said in, evenly: int64 of shape `leading`."""
-        place = generator.device if generator else device
-        return torch.randint(len(self.masks), leading, generator=generator, device=place).to(device)
-
     def forward(self, state: Tensor, way: Tensor) -> Tensor:
         """Policy state `[B, P]` → the same with zeros, the mean, for what `way` `[B]` does not say."""
         return state * self.masks[way]
@@ -96,13 +92,9 @@ class PolicyCondition(nn.Module):
 
     def forward(self, state: Tensor) -> Tensor:
         """`[B, P]` → `[B, num_tokens, D]`."""
-        z, robot, language = self.layout.split(state)
-        parts = [self.state(z).unsqueeze(1)]
-        if self.robot_state is not None:
-            parts.append(self.robot_state(robot).unsqueeze(1))
-        if self.language is not None:
-            parts.append(self.language(language).unsqueeze(1))
-        return torch.cat(parts, dim=1)
+        layers = (self.state, self.robot_state, self.language)
+        parts = zip(layers, self.layout.split(state))
+        return torch.stack([layer(part) for layer, part in parts if layer is not None], dim=1)
 
 
 class FlowMatchingPolicy(nn.Module):
@@ -147,6 +139,17 @@ class FlowMatchingPolicy(nn.Module):
         outputs = self.stack(tokens + self.positions)
         return self.head(outputs[:, -self.horizon :]).float()
 
+    def loss(self, state: Tensor, x_0: Tensor, draws: FlowDraws, mask: Tensor) -> Tensor:
+        """Flow-matching loss of the chunks `x_0` `[B, H, C]` given `state` `[B, P]`, over steps of `mask` `[B, H]`."""
+        condition = self.condition(state)
+        x_t = interpolate(x_0, draws.noise, draws.time[:, None, None])
+        return flow_matching_loss(self(x_t, draws.time, condition), x_0, draws.noise, mask)
+
+    def sample(self, state: Tensor, noise: Tensor, steps: int) -> Tensor:
+        """Noise `[B, H, C]` → chunks, the same shape, for `state` `[B, P]`."""
+        condition = self.condition(state)
+        return solve(lambda x, t: self(x, torch.full((len(x),), t, device=x.device), condition), noise, steps)
+
 
 class GripperClassifier(nn.Module):
     """Policy state → one logit per step of the chunk and binary number; positive means on (of a gripper: close).
@@ -171,20 +174,16 @@ class GripperClassifier(nn.Module):
         return self.mlp(state).float().unflatten(-1, (-1, self.binary_dim))
 
 
-def gripper_loss(logits: Tensor, command: Tensor, mask: Tensor | None = None) -> Tensor:
+def gripper_loss(logits: Tensor, command: Tensor, mask: Tensor) -> Tensor:
     """Binary cross-entropy against the commands.
 
     Args:
         logits: `[B, H, G]`.
         command: `[B, H, G]`, -1 (off) or +1 (on).
-        mask: bool `[B, H]`, true where a step counts; None counts all.
+        mask: bool `[B, H]`, true where a step counts.
     """
     is_on = (command > 0).to(logits.dtype)
-    loss = F.binary_cross_entropy_with_logits(logits, is_on, reduction="none").mean(dim=-1)
-    if mask is None:
-        return loss.mean()
-    weight = mask.to(loss.dtype)
-    return (loss * weight).sum() / weight.sum().clamp_min(1.0)
+    return masked_mean(F.binary_cross_entropy_with_logits(logits, is_on, reduction="none").mean(dim=-1), mask)
 
 
 def gripper_command(logits: Tensor) -> Tensor:

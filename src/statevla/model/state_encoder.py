@@ -8,15 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from statevla.config import Config, ModelConfig
-from statevla.model.jepa import (
-    Encoder,
-    InverseDynamics,
-    KeyframeHead,
-    TemporalPredictor,
-    Tokenizer,
-    ema_momentum,
-    update_ema,
-)
+from statevla.model.jepa.encoder import Encoder, ema_momentum, update_ema
+from statevla.model.jepa.inverse_dynamics import InverseDynamics
+from statevla.model.jepa.temporal_predictor import TemporalPredictor
+from statevla.model.jepa.tokenizer import Tokenizer
 from statevla.types import ModelInput
 
 
@@ -29,7 +24,7 @@ class JepaStateEncoder(nn.Module):
 
     target: Encoder | None
     inverse_dynamics: InverseDynamics | None
-    keyframe: KeyframeHead | None
+    keyframe: nn.Linear | None
 
     def __init__(self, config: Config, keyframe_dim: int) -> None:
         super().__init__()
@@ -44,7 +39,9 @@ class JepaStateEncoder(nn.Module):
         self.inverse_dynamics = None
         if phase1.loss.inverse_dynamics_weight > 0:
             self.inverse_dynamics = InverseDynamics(model.state_dim, action_dim, hidden_dim)
-        self.keyframe = KeyframeHead(model.state_dim, keyframe_dim) if phase1.loss.keyframe_weight > 0 else None
+        # Predicting the next frame asks for what moves; a linear reading of where the robot will be at the next event
+        # asks for what the motion is about, from the first frame on, and z has to hold that ready for use.
+        self.keyframe = nn.Linear(model.state_dim, keyframe_dim) if phase1.loss.keyframe_weight > 0 else None
         self.target = copy.deepcopy(self.encoder).requires_grad_(False) if phase1.target.kind == "ema" else None
 
     def encode(self, observation: ModelInput) -> Tensor:
@@ -67,12 +64,9 @@ class JepaStateEncoder(nn.Module):
         that it can be computed once per frame and stored.
         """
         condition = self.config.policy.condition
-        parts = [
-            z,
-            *([observation.robot_state] if condition.robot_state else []),
-            *([observation.language] if condition.language else []),
-        ]
-        return torch.cat([part.float() for part in parts], dim=-1)
+        is_asked = (True, condition.robot_state, condition.language)
+        parts = zip((z, observation.robot_state, observation.language), is_asked)
+        return torch.cat([part.float() for part, asked in parts if asked], dim=-1)
 
     def update_target(self, step: int, total_steps: int) -> float:
         """Move the target towards the online weights; returns the momentum used (nothing to move: 0)."""

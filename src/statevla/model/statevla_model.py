@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from statevla.config import Config, fit_to_robot, phase_of
 from statevla.errors import UserError
 from statevla.model.action_policy import FlowMatchingPolicy, GripperClassifier, StateWays, gripper_command, gripper_loss
-from statevla.model.flow import FlowDraws, check_steps, flow_matching_loss, interpolate, solve
-from statevla.model.jepa import (
+from statevla.model.flow import FlowDraws, check_steps
+from statevla.model.jepa.loss import (
     JepaLosses,
     covariance_loss,
     keyframe_loss,
@@ -152,13 +152,20 @@ class StateVLA(nn.Module):
         self, *leading: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
     ) -> FlowDraws:
         """Noise and flow times for chunks of leading dims `leading`, from `generator` (None: the global one)."""
-        model = self.config.model
-        place = torch.device(device)
-        shape = torch.Size((*leading, model.action_seq_len, self.robot.num_continuous))
-        noise = _draw(torch.randn, shape, place, generator)
-        time = _draw(torch.rand, torch.Size(leading), place, generator)
-        way = None if self._state_ways is None else self._state_ways.draw(torch.Size(leading), place, generator)
-        return FlowDraws(noise, time, way)
+        place = generator.device if generator else device
+        noise = self._draw_noise(leading, device, generator)
+        time = torch.rand(leading, generator=generator, device=place)
+        way = None
+        if self._state_ways is not None:
+            way = torch.randint(len(self._state_ways.masks), leading, generator=generator, device=place)
+        return FlowDraws(noise, time, way).to(device)
+
+    def _draw_noise(
+        self, leading: tuple[int, ...], device: torch.device | str, generator: torch.Generator | None
+    ) -> Tensor:
+        """Standard normal `[..., H, C]`, on the generator's device: a CPU generator draws the same on every device."""
+        shape = (*leading, self.config.model.action_seq_len, self.robot.num_continuous)
+        return torch.randn(shape, generator=generator, device=generator.device if generator else device).to(device)
 
     def action_loss(self, batch: ChunkBatch, draws: FlowDraws | None = None) -> ActionLosses:
         """Phase 2: flow matching on the continuous numbers, cross-entropy on the binary ones.
@@ -178,20 +185,13 @@ class StateVLA(nn.Module):
         if self._state_ways is not None and draws.way is not None and self.training:
             state = self._state_ways(state, draws.way)
         mask = ~batch.is_pad
-        continuous = self._continuous_loss(state, batch.actions[..., self._continuous], mask, draws)
+        continuous = state.new_zeros(())
+        if self.policy is not None:
+            continuous = self.policy.loss(state, batch.actions[..., self._continuous], draws, mask)
         if self.gripper is None:
             return ActionLosses(continuous, continuous, continuous.new_zeros(()))
         gripper = gripper_loss(self.gripper(state), batch.actions[..., self._binary], mask)
         return ActionLosses(continuous + gripper, continuous, gripper)
-
-    def _continuous_loss(self, state: Tensor, x_0: Tensor, mask: Tensor, draws: FlowDraws) -> Tensor:
-        """Flow-matching loss of the continuous numbers `x_0` `[B, H, C]` given `state` `[B, P]`."""
-        if self.policy is None:
-            return state.new_zeros(())
-        condition = self.policy.condition(state)
-        x_1, t, _ = draws
-        velocity = self.policy(interpolate(x_0, x_1, t[:, None, None]), t, condition)
-        return flow_matching_loss(velocity, x_0, x_1, mask)
 
     @torch.no_grad()
     def sample_actions(
@@ -217,12 +217,14 @@ class StateVLA(nn.Module):
         state = observation if isinstance(observation, Tensor) else self.encode_for_policy(observation)
         settings = self.config.model
         steps = check_steps(steps or settings.policy.num_sampling_steps)
-        noise = self._scaled_noise(len(state), state.device, generator, noise, temperature)
+        if noise is None:
+            noise = self._draw_noise((len(state),), state.device, generator)
+        noise = (settings.policy.sampling_temperature if temperature is None else temperature) * noise
         if programs := self._current_programs():
             chunk, flat = programs.act(state, noise, steps)
             logits = None if self.gripper is None or flat is None else flat.unflatten(-1, (-1, self.gripper.binary_dim))
         else:
-            chunk = None if noise is None else self._solve(state, noise, steps)
+            chunk = None if self.policy is None else self.policy.sample(state, noise, steps)
             logits = None if self.gripper is None else self.gripper(state)
         actions = torch.empty(len(state), settings.action_seq_len, settings.action_dim, device=state.device)
         if chunk is not None:
@@ -230,34 +232,6 @@ class StateVLA(nn.Module):
         if logits is not None:
             actions[..., self._binary] = gripper_command(logits)
         return actions
-
-    def _scaled_noise(
-        self,
-        batch: int,
-        device: torch.device,
-        generator: torch.Generator | None,
-        noise: Tensor | None,
-        temperature: float | None,
-    ) -> Tensor | None:
-        """What the solver starts from, `[B, H, C]`; None where the robot has no continuous numbers."""
-        if self.policy is None:
-            return None
-        if noise is None:
-            noise = _draw(
-                torch.randn, torch.Size((batch, self.policy.horizon, self.policy.continuous_dim)), device, generator
-            )
-        return (self.config.model.policy.sampling_temperature if temperature is None else temperature) * noise
-
-    def _solve(self, state: Tensor, noise: Tensor, steps: int) -> Tensor:
-        """Noise `[B, H, C]` → the chunk's continuous numbers, the same shape, for `state` `[B, P]`."""
-        head = self.policy
-        assert head is not None
-        condition = head.condition(state)
-
-        def velocity(x: Tensor, t: float) -> Tensor:
-            return head(x, torch.full((x.shape[0],), t, device=x.device), condition)
-
-        return solve(velocity, noise, steps)
 
     def prepare_for_inference(self, precision: str) -> StateVLA:
         """Evaluation mode; on a CPU, `encode` and `sample_actions` become one call each (`model/program/`).
@@ -349,10 +323,3 @@ class StateVLA(nn.Module):
         }
         present = [(name, part) for name, part in parts.items() if part is not None]
         return [(name, sum(parameter.numel() for parameter in part.parameters())) for name, part in present]
-
-
-def _draw(
-    draw: Callable[..., Tensor], shape: torch.Size, device: torch.device, generator: torch.Generator | None
-) -> Tensor:
-    """By `torch.rand` or `randn`, on the generator's device: a CPU generator draws the same on every device."""
-    return draw(shape, generator=generator, device=generator.device if generator else device).to(device)

@@ -10,21 +10,19 @@ from torch import Tensor, nn
 
 from statevla.config import JepaLossConfig, load_config
 from statevla.errors import UserError
-from statevla.model.jepa import (
-    Encoder,
+from statevla.model.jepa.encoder import Encoder, ema_momentum, update_ema
+from statevla.model.jepa.loss import (
     JepaLosses,
-    TemporalPredictor,
-    Tokenizer,
     covariance_loss,
-    ema_momentum,
     keyframe_loss,
     prediction_loss,
     sigreg,
-    update_ema,
     variance_loss,
     weighted,
 )
 from statevla.model.jepa.stem import Keypoints
+from statevla.model.jepa.temporal_predictor import TemporalPredictor
+from statevla.model.jepa.tokenizer import Tokenizer
 from statevla.types import ModelInput
 
 TINY = [

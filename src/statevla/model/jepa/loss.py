@@ -9,7 +9,7 @@ under autocast.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import reduce, wraps
 from typing import NamedTuple
 
 import torch
@@ -36,25 +36,10 @@ class JepaLosses(NamedTuple):
     keyframe: Tensor
 
 
-def weighted(
-    config: JepaLossConfig,
-    prediction: Tensor,
-    variance: Tensor,
-    covariance: Tensor,
-    sigreg: Tensor,
-    inverse_dynamics: Tensor,
-    keyframe: Tensor,
-) -> JepaLosses:
-    """The terms, and their weighted sum."""
-    total = (
-        config.prediction_weight * prediction
-        + config.variance_weight * variance
-        + config.covariance_weight * covariance
-        + config.sigreg_weight * sigreg
-        + config.inverse_dynamics_weight * inverse_dynamics
-        + config.keyframe_weight * keyframe
-    )
-    return JepaLosses(total, prediction, variance, covariance, sigreg, inverse_dynamics, keyframe)
+def weighted(config: JepaLossConfig, **terms: Tensor) -> JepaLosses:
+    """The terms, by their names, and their weighted sum."""
+    total = reduce(torch.add, (getattr(config, f"{name}_weight") * term for name, term in terms.items()))
+    return JepaLosses(total=total, **terms)
 
 
 def in_float32(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -50,5 +50,5 @@ def test_loss_counts_only_unmasked_steps() -> None:
     velocity[:, 2:] += 100.0
     mask = torch.tensor([[True, True, False, False]] * 2)
     assert flow_matching_loss(velocity, x_0, x_1, mask) == 0
-    assert flow_matching_loss(velocity, x_0, x_1) > 1000
+    assert flow_matching_loss(velocity, x_0, x_1, torch.ones_like(mask)) > 1000
     assert flow_matching_loss(velocity, x_0, x_1, torch.zeros_like(mask)) == 0
