@@ -33,7 +33,7 @@ from harness import (
     update_summary,
     write_results,
 )
-from statevla.model.mamba import MambaStack, RMSNorm
+from statevla.model.mamba import MambaStack
 from statevla.model.program import StackProgram
 
 DIM, DEPTH, TOKENS, HEADS = 256, 12, 395, 8
@@ -63,13 +63,13 @@ class TransformerLayer(nn.Module):
     def __init__(self, hidden: int, gated: bool) -> None:
         super().__init__()
         self.norm1, self.qkv, self.out = (
-            RMSNorm(DIM),
+            nn.RMSNorm(DIM, 1e-5),
             nn.Linear(DIM, 3 * DIM, bias=False),
             nn.Linear(DIM, DIM, bias=False),
         )
         self.hidden, self.gated = hidden, gated
         if hidden:
-            self.norm2 = RMSNorm(DIM)
+            self.norm2 = nn.RMSNorm(DIM, 1e-5)
             self.fc1 = nn.Linear(DIM, (1 + gated) * hidden, bias=False)
             self.fc2 = nn.Linear(hidden, DIM, bias=False)
 
@@ -92,7 +92,7 @@ class Transformer(nn.Module):
     def __init__(self, hidden: int, gated: bool = True) -> None:
         super().__init__()
         self.layers = nn.Sequential(*(TransformerLayer(hidden, gated) for _ in range(DEPTH)))
-        self.norm_f = RMSNorm(DIM)
+        self.norm_f = nn.RMSNorm(DIM, 1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm_f(self.layers(x))

@@ -74,7 +74,7 @@ def validate(
 
 def term_names(phase: str) -> list[str]:
     """Names of a phase's loss terms, in order."""
-    from statevla.model.jepa import JepaLosses
+    from statevla.model.jepa.loss import JepaLosses
     from statevla.model.statevla_model import ActionLosses
 
     return list((JepaLosses if phase == "1" else ActionLosses)._fields)

@@ -1,7 +1,8 @@
 """Which implementation of the selective scan runs where, and why.
 
-Every backend lives in its own module with one `BACKEND: ScanBackend`, imported at first use, so that numba or
-mamba_ssm cost nothing where they are not used. The choice is: argument, then `STATEVLA_SCAN_BACKEND`, then automatic.
+Every backend lives in a module of its own, `scan_<name>`, with one `BACKEND: ScanBackend`, imported at first use, so
+that numba or mamba_ssm cost nothing where they are not used. The choice is: argument, then `STATEVLA_SCAN_BACKEND`,
+then automatic.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,14 +23,8 @@ from statevla.errors import UserError
 
 ENVIRONMENT_VARIABLE = "STATEVLA_SCAN_BACKEND"
 
-_MODULES = {
-    "reference": "statevla.model.mamba.scan_reference",
-    "chunked": "statevla.model.mamba.scan_chunked",
-    "numba": "statevla.model.mamba.scan_numba",
-    "mamba_ssm": "statevla.model.mamba.scan_mamba_ssm",
-}
+_NAMES = ("reference", "chunked", "numba", "mamba_ssm")
 _PORTABLE = "chunked"
-_Function = TypeVar("_Function", bound=Callable[..., object])
 _load_lock = threading.RLock()
 
 
@@ -95,7 +90,7 @@ def _load(name: str) -> tuple[ScanBackend | None, str]:
     """The backend, or None and why it cannot work here. Any failure counts: a kernel compiler can fail in any way."""
     with _load_lock:
         try:
-            return importlib.import_module(_MODULES[name]).BACKEND, ""
+            return importlib.import_module(f"statevla.model.mamba.scan_{name}").BACKEND, ""
         except Exception as error:  # numba raises its own hierarchy, and ImportError, OSError, ...
             detail = (str(error).strip().splitlines() or ["no message"])[0]
             return None, f"{type(error).__name__}: {detail}"
@@ -125,8 +120,8 @@ def _requested(argument: str) -> tuple[str, str]:
     name, source = argument, "argument or config"
     if name == "auto":
         name, source = os.environ.get(ENVIRONMENT_VARIABLE) or "auto", ENVIRONMENT_VARIABLE
-    if name != "auto" and name not in _MODULES:
-        raise UserError(f"scan backend ({source}): expected one of auto, {', '.join(_MODULES)}; got '{name}'")
+    if name != "auto" and name not in _NAMES:
+        raise UserError(f"scan backend ({source}): expected one of auto, {', '.join(_NAMES)}; got '{name}'")
     return name, source
 
 
@@ -149,13 +144,6 @@ def _choose(name: str, source: str, device: str, dtype: torch.dtype) -> tuple[st
     return fast, asked
 
 
-def _constant_in_graphs(function: _Function) -> _Function:
-    """What `torch.compiler.assume_constant_result` does, which imports the compiler (over a second) for one mark."""
-    function.__dict__["_dynamo_marked_constant"] = True
-    return function
-
-
-@_constant_in_graphs
 def resolve_backend(requested: str, device: str, dtype: torch.dtype) -> str:
     """Name of the backend that runs for tensors on `device` (a device type) with `dtype`.
 
@@ -163,6 +151,10 @@ def resolve_backend(requested: str, device: str, dtype: torch.dtype) -> str:
         UserError: if `requested` or `STATEVLA_SCAN_BACKEND` names no backend.
     """
     return _choose(*_requested(requested), device, dtype)[0]
+
+
+# What `torch.compiler.assume_constant_result` does, which imports the compiler (over a second) for this mark.
+resolve_backend.__dict__["_dynamo_marked_constant"] = True
 
 
 def load_backend(requested: str) -> None:

@@ -1,4 +1,4 @@
-"""RMSNorm, alone and fused with the residual addition before it: plain PyTorch, or a CPU kernel as an operator."""
+"""RMSNorm fused with the residual addition before it: plain PyTorch, or a CPU kernel as an operator."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from torch import Tensor, nn
 from statevla.model.mamba.backends import resolve_backend
 
 _ROWS_PER_TASK = 64
+
+
+class RMSNorm(nn.RMSNorm):
+    """PyTorch's, of which a stack takes weight and `eps` for `add_rms_norm`."""
+
+    eps: float
 
 
 def add_rms_norm(
@@ -141,16 +147,3 @@ def _backward(ctx: Any, grad_total: Tensor | None, grad_normed: Tensor | None) -
 
 
 _norm_op.register_autograd(_backward, setup_context=_setup_context)
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last dimension, with a weight and no bias."""
-
-    def __init__(self, dim: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., D] -> [..., D]`, computed in the dtype of `x`."""
-        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)

@@ -9,6 +9,14 @@ from torch import Tensor
 
 from statevla.errors import UserError
 from statevla.model.mamba.backends import Gradients, ScanInputs, get_backend, resolve_backend
+from statevla.model.mamba.scan_reference import compute_dtype
+
+_INPUTS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
+    "Tensor? initial_state, bool delta_softplus"
+)
+"""`ScanInputs`, as PyTorch's operators declare their arguments."""
+_GRADIENTS = ", ".join(["Tensor"] * 9)
 
 
 def selective_scan(
@@ -80,71 +88,49 @@ def _check_shapes(inputs: ScanInputs) -> None:
             )
 
 
-@torch.library.custom_op("statevla::selective_scan", mutates_args=())
-def _scan_op(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    delta_softplus: bool,
-    keep: bool,
-    return_last_state: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus)
-    result = get_backend(backend).forward(inputs, keep, return_last_state)
-    return result.out, result.last_state, result.checkpoints
+@torch.library.custom_op(
+    "statevla::selective_scan",
+    mutates_args=(),
+    schema=f"({_INPUTS}, bool keep, bool return_last_state, str backend) -> (Tensor, Tensor, Tensor)",
+)
+def _scan_op(*arguments: Any) -> tuple[Tensor, ...]:
+    *inputs, keep, return_last_state, backend = arguments
+    return tuple(get_backend(backend).forward(ScanInputs._make(inputs), keep, return_last_state))
 
 
 @_scan_op.register_fake
-def _(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, keep, return_last_state, backend):
-    batch, length, inner = u.shape
-    state = A.shape[1]
-    state_dtype = u.dtype if u.dtype in (torch.float32, torch.float64) else torch.float32
+def _(*arguments):
+    *inputs, keep, return_last_state, backend = arguments
+    u, (inner, state) = inputs[0], inputs[2].shape
+    batch, length, _ = u.shape
     shape = get_backend(backend).checkpoint_shape(batch, length, inner, state) if keep else (0,)
     return (
-        u.new_empty(batch, length, inner),
-        u.new_empty((batch, inner, state) if return_last_state else (0,), dtype=state_dtype),
+        u.new_empty(u.shape),
+        u.new_empty((batch, inner, state) if return_last_state else (0,), dtype=compute_dtype(u.dtype)),
         u.new_empty(shape, dtype=torch.float32),
     )
 
 
-@torch.library.custom_op("statevla::selective_scan_backward", mutates_args=())
-def _scan_backward_op(
-    grad_out: Tensor,
-    grad_last_state: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    checkpoints: Tensor,
-    delta_softplus: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus)
+@torch.library.custom_op(
+    "statevla::selective_scan_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad_out, Tensor? grad_last_state, Tensor checkpoints, {_INPUTS}, str backend) -> ({_GRADIENTS})",
+)
+def _scan_backward_op(*arguments: Any) -> Gradients:
+    grad_out, grad_last_state, checkpoints, *inputs, backend = arguments
     kernel = get_backend(backend).backward
     assert kernel is not None
-    gradients = kernel(grad_out, grad_last_state, inputs, checkpoints)
-    return tuple(u.new_empty(0) if g is None else g for g in gradients)  # type: ignore[return-value]
+    gradients = kernel(grad_out, grad_last_state, ScanInputs._make(inputs), checkpoints)
+    return tuple(grad_out.new_empty(0) if g is None else g for g in gradients)
 
 
 @_scan_backward_op.register_fake
-def _(grad_out, grad_last_state, u, delta, A, B, C, D, z, delta_bias, initial_state, checkpoints, softplus, backend):
-    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    return tuple(u.new_empty(0) if t is None else t.new_empty(t.shape) for t in tensors)
+def _(*arguments):
+    grad_out, _, _, *tensors, _, _ = arguments
+    return tuple(grad_out.new_empty(0) if t is None else t.new_empty(t.shape) for t in tensors)
 
 
-def _recompute_gradients(
+def recompute_gradients(
     grad_out: Tensor, grad_last_state: Tensor | None, inputs: ScanInputs, backend: str
 ) -> Gradients:
     """Run the forward again under autograd: one layer's intermediate states live at a time, never those of all."""
@@ -174,8 +160,8 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | None,
     grad_last_state = grad_last_state if ctx.returns_state else None
     if get_backend(ctx.backend).backward is None:
         inputs = ScanInputs._make([*tensors, ctx.delta_softplus])
-        return (*_recompute_gradients(grad_out, grad_last_state, inputs, ctx.backend), None, None, None, None)
-    gradients = _scan_backward_op(grad_out, grad_last_state, *tensors, checkpoints, ctx.delta_softplus, ctx.backend)
+        return (*recompute_gradients(grad_out, grad_last_state, inputs, ctx.backend), None, None, None, None)
+    gradients = _scan_backward_op(grad_out, grad_last_state, checkpoints, *tensors, ctx.delta_softplus, ctx.backend)
     return (*(None if t is None else g for t, g in zip(tensors, gradients)), None, None, None, None)
 
 

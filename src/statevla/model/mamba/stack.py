@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from statevla.model.mamba.block import MambaBlock, MambaCache
 from statevla.model.mamba.norm import RMSNorm, add_rms_norm
 
+NORM_EPS = 1e-5
+
 
 class GatedMLP(nn.Module):
     """`fc2(value * silu(gate))` with `value, gate = fc1(x)`; no biases (SwiGLU, Shazeer 2020).
@@ -40,10 +42,10 @@ class MambaLayer(nn.Module):
 
     def __init__(self, mixer: MambaBlock, mlp: GatedMLP | None) -> None:
         super().__init__()
-        self.norm = RMSNorm(mixer.d_model)
+        self.norm = RMSNorm(mixer.d_model, NORM_EPS)
         self.mixer = mixer
         if mlp is not None:
-            self.norm2 = RMSNorm(mixer.d_model)
+            self.norm2 = RMSNorm(mixer.d_model, NORM_EPS)
         self.mlp = mlp
 
 
@@ -79,7 +81,7 @@ class MambaStack(nn.Module):
             )
             for _ in range(num_layers)
         )
-        self.norm_f = RMSNorm(d_model)
+        self.norm_f = RMSNorm(d_model, NORM_EPS)
 
     def typed_layers(self) -> list[MambaLayer]:
         """The layers, as what they are (`nn.ModuleList` forgets it)."""
@@ -90,14 +92,9 @@ class MambaStack(nn.Module):
 
         With `last_only`, the last output alone, `[B, D]`: equal to `forward(x)[:, -1]`, for less.
         """
-        layers = self.typed_layers()
-        if not last_only:
-            return self._run(x, [layer.mixer for layer in layers])
-
-        def mix_last(y: Tensor) -> Tensor:
-            return layers[-1].mixer(y, last_only=True)
-
-        return self._run(x, [*(layer.mixer for layer in layers[:-1]), mix_last])[:, -1]
+        last = self.typed_layers()[-1].mixer if last_only else None
+        y = self._run(x, lambda mixer, y: mixer(y, last_only=mixer is last))
+        return y[:, -1] if last_only else y
 
     def allocate_cache(self, batch: int) -> list[MambaCache]:
         """One empty cache per layer for `batch` streams."""
@@ -105,31 +102,23 @@ class MambaStack(nn.Module):
 
     def step(self, x_t: Tensor, cache: Sequence[MambaCache]) -> tuple[Tensor, list[MambaCache]]:
         """One time step, `[B, D] -> [B, D]`, equal to `forward` on the sequence so far; returns the next cache."""
-        following: list[MambaCache] = []
+        past, following = iter(cache), list[MambaCache]()
 
-        def stepping(mixer: MambaBlock, past: MambaCache) -> Callable[[Tensor], Tensor]:
-            def mix(y: Tensor) -> Tensor:
-                out, present = mixer.step(y, past)
-                following.append(present)
-                return out
+        def mix(mixer: MambaBlock, y: Tensor) -> Tensor:
+            out, present = mixer.step(y, next(past))
+            following.append(present)
+            return out
 
-            return mix
+        return self._run(x_t, mix), following
 
-        mixers = [stepping(layer.mixer, past) for layer, past in zip(self.typed_layers(), cache)]
-        return self._run(x_t, mixers), following
-
-    def _branch_dtype(self, x: Tensor) -> torch.dtype:
-        """What the branches compute in: as autocast says, or the dtype of `x`."""
+    def _run(self, x: Tensor, mix: Callable[[MambaBlock, Tensor], Tensor]) -> Tensor:
         device = x.device.type
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-    def _run(self, x: Tensor, mixers: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
-        branch_dtype = self._branch_dtype(x)
+        branch_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         residual, update = x, None
-        for layer, mixer in zip(self.typed_layers(), mixers):
+        for layer in self.typed_layers():
             residual, y = self._norm(layer.norm, residual, update, branch_dtype)
-            update = mixer(y)
-            if update.shape != residual.shape:  # a mixer that gave the last output only
+            update = mix(layer.mixer, y)
+            if update.shape != residual.shape:  # the last output only
                 residual = residual[:, -1:]
             if layer.mlp is not None:
                 residual, y = self._norm(layer.norm2, residual, update, branch_dtype)
