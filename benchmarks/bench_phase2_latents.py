@@ -26,6 +26,7 @@ from harness import environment, update_summary, write_results
 from statevla.checkpoints.checkpoint import DataInfo
 from statevla.config import Config, fit_to_robot, load_config
 from statevla.data import ChunkDataset
+from statevla.diagnostics.sequences import Subject
 from statevla.machine.processes import Processes
 from statevla.model.language import LanguageInfo
 from statevla.model.statevla_model import StateVLA
@@ -107,10 +108,8 @@ def main() -> None:
             replace(setup, train=ImageSamples(setup.train)), args.encoding_steps, 1, folder / "encoding"
         )
         started = time.perf_counter()
-        states = open_latents(
-            setup.model.eval(), config, setup.cache, setup.transform, setup.language_table, setup.device,
-            setup.processes, print,
-        )  # fmt: skip
+        subject = Subject(setup.model.eval(), config, setup.cache, setup.transform, setup.language_table, setup.device)
+        states = open_latents(subject, setup.processes, print)
         encode_s = time.perf_counter() - started
         stored = samples_per_s(
             replace(setup, train=LatentSamples(setup.train, states)), args.latent_steps, 25, folder / "stored"

@@ -15,7 +15,7 @@ from statevla.data import open_frame_cache
 from statevla.errors import UserError
 from statevla.model.language import build_language_encoder
 from statevla.robots import ActionGroup, Camera, RobotSpec, StateField
-from statevla.training.sources import measure_statistics, open_main_source
+from statevla.training.sources import measure_statistics, open_source
 from statevla.transforms import FieldStatistics, RelativeActions, Statistics, Transform
 
 TWO_ARMS = RobotSpec(
@@ -90,7 +90,7 @@ def test_statistics_are_those_of_the_relative_numbers(tmp_path: Path, chosen: st
         open_frame_cache(config, progress=False),
         build_language_encoder(config.language, config.model.language_dim),
     )
-    source = open_main_source(config, cache, DataInfo("", 0.7, 0), encoder, print)
+    source = open_source(config, cache, DataInfo("", 0.7, 0), encoder, print)
     statistics = measure_statistics(config, cache.robot, [source])
     steps = np.concatenate([np.arange(cache.episodes[i].start, cache.episodes[i].stop) for i in source.train])
     for key, values in vars(FieldStatistics.of(cache.actions[steps])).items():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -18,17 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from statevla.config import Config, expand_path
-from statevla.data import ChunkDataset, FrameCache
+from statevla.config import expand_path
+from statevla.data import ChunkDataset
 from statevla.data.cache import CACHE_FIX
-from statevla.diagnostics.sequences import ENCODE_BATCH, encode_batch
+from statevla.diagnostics.sequences import ENCODE_BATCH, Subject, encode_batch
 from statevla.errors import UserError
 from statevla.machine.device import resolve_precision
 from statevla.machine.lock import only_writer_of
 from statevla.machine.processes import Processes
 from statevla.machine.storage import read_json, sha256, sync, write_json, writing
-from statevla.model.statevla_model import StateVLA
-from statevla.transforms import Transform
+from statevla.model.action_policy import PolicyStateLayout
 from statevla.types import ChunkBatch, ModelInput
 
 
@@ -62,41 +60,29 @@ class LatentSamples:
         return self.dataset.episode_ids_of(indices)
 
 
-def open_latents(
-    model: StateVLA,
-    config: Config,
-    cache: FrameCache,
-    transform: Transform,
-    language_table: Tensor,
-    device: torch.device,
-    processes: Processes,
-    say: Callable[[str], None],
-) -> Tensor:
+def open_latents(subject: Subject, processes: Processes, say: Callable[[str], None]) -> Tensor:
     """States of all frames, float32 `[num_frames, P]`, memory-mapped; encoded first where not on disk yet.
 
     Another run that encodes the same frames at the same time is waited for.
 
     Args:
-        model: with the frozen encoder, on `device`, in evaluation mode.
-        language_table: float `[instructions, E]`.
+        subject: its model has the frozen encoder, and is in evaluation mode.
         processes: each encodes its share of the frames, into one file.
         say: takes a line about the progress.
 
     Raises:
         UserError: the disk is full, or a frame cannot be read.
     """
-    key = _fingerprint(model, config, cache, language_table, device)
-    target = expand_path(config.data.cache_dir) / "latents" / f"{key}.npy"
+    target = expand_path(subject.config.data.cache_dir) / "latents" / f"{_fingerprint(subject)}.npy"
 
     def is_missing(tell: Callable[[str], None]) -> bool:
-        return processes.main_says(processes.is_main and not _is_whole(target, tell), device)
+        return processes.main_says(processes.is_main and not _is_whole(target, tell), subject.device)
 
     if is_missing(say):
-        with processes.main_holds(only_writer_of(target, CACHE_FIX, say), device):
+        with processes.main_holds(only_writer_of(target, CACHE_FIX, say), subject.device):
             if is_missing(lambda line: None):  # nobody has made it meanwhile
-                frames = ChunkDataset(cache, range(len(cache.episodes)), 1, transform, language_table)
                 with writing(target, CACHE_FIX):
-                    _encode_all(model, frames, target, config.training.precision, device, processes, say)
+                    _encode_all(subject, target, processes, say)
     # Copy-on-write: nothing writes to it, but PyTorch warns of maps that it could not write to.
     return torch.from_numpy(np.load(target, mmap_mode="c"))
 
@@ -120,28 +106,19 @@ def _is_whole(target: Path, say: Callable[[str], None]) -> bool:
     return True
 
 
-@torch.no_grad()
-def _encode_all(
-    model: StateVLA,
-    frames: ChunkDataset,
-    target: Path,
-    precision: str,
-    device: torch.device,
-    processes: Processes,
-    say: Callable[[str], None],
-) -> None:
-    count = frames.cache.num_frames
-    width = _encode(model, frames, torch.zeros(1, dtype=torch.int64), precision, device).shape[1]
+def _encode_all(subject: Subject, target: Path, processes: Processes, say: Callable[[str], None]) -> None:
+    frames = subject.frames_of(range(len(subject.cache.episodes)))
+    shape = (subject.cache.num_frames, sum(PolicyStateLayout(subject.config.model).widths))
     unfinished = target.with_name(f".{target.name}.tmp")
     try:
         if processes.is_main:
-            _make_empty(unfinished, (count, width))
+            np.lib.format.open_memmap(unfinished, "w+", np.float32, shape)  # what is never written takes no room
         processes.wait()
         first_byte = np.load(unfinished, mmap_mode="r").offset
         mine = np.array_split(np.arange(len(frames)), processes.world_size)[processes.rank]
         # Written, not mapped: where a disk is full, writing to a map ends the process with a bus error.
         with open(unfinished, "r+b") as file:
-            for places, states in _encode_batches(model, frames, mine, precision, device, say):
+            for places, states in _encode_batches(subject, frames, mine, say):
                 for place, state in zip(places, states):
                     file.seek(first_byte + place * state.nbytes)
                     file.write(state.tobytes())
@@ -157,19 +134,19 @@ def _encode_all(
 
 
 def _encode_batches(
-    model: StateVLA,
-    frames: ChunkDataset,
-    mine: np.ndarray,
-    precision: str,
-    device: torch.device,
-    say: Callable[[str], None],
+    subject: Subject, frames: ChunkDataset, mine: np.ndarray, say: Callable[[str], None]
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     """Indices in the cache, and states float32 `[b, P]`, batch by batch; `mine` are indices into `frames`."""
     started = reported = time.monotonic()
     for start in range(0, len(mine), ENCODE_BATCH):
         indices = torch.from_numpy(mine[start : start + ENCODE_BATCH])
-        states = _encode(model, frames, indices, precision, device)
-        yield frames.frame_indices_of(indices).tolist(), states.numpy()
+        observation = frames.gather(indices).observation
+        assert observation is not None
+        verb, precision = subject.model.encode_for_policy, subject.config.training.precision
+        yield (
+            frames.frame_indices_of(indices).tolist(),
+            encode_batch(verb, observation, precision, subject.device).numpy(),
+        )
         done, now = start + len(indices), time.monotonic()
         if now - reported > 10.0 or done == len(mine):
             reported = now
@@ -178,40 +155,18 @@ def _encode_batches(
             say(f"encoding frames for phase 2: {done}/{len(mine)}, {rate:.0f} frames/s, {left:.0f} s left")
 
 
-def _make_empty(path: Path, shape: tuple[int, ...]) -> None:
-    """A float32 `.npy` file of this shape, zeros throughout; what is never written takes no room."""
-    with open(path, "wb") as file:
-        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        file.truncate(file.tell() + 4 * math.prod(shape))
-
-
-def _encode(
-    model: StateVLA,
-    frames: ChunkDataset,
-    indices: Tensor,
-    precision: str,
-    device: torch.device,
-) -> Tensor:
-    observation = frames.gather_drawn(indices, None).observation
-    assert observation is not None
-    return encode_batch(model.encode_for_policy, observation, precision, device)
-
-
-def _fingerprint(
-    model: StateVLA, config: Config, cache: FrameCache, language_table: Tensor, device: torch.device
-) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in model.state_encoder.state_dict().items():
+def _fingerprint(subject: Subject) -> str:
+    config, cache, digest = subject.config, subject.cache, hashlib.sha256()
+    for name, tensor in subject.model.state_encoder.state_dict().items():
         # What only phase 1 needs has no part in encoding.
         if not name.startswith(("target.", "predictor.", "inverse_dynamics.", "keyframe.")):
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    digest.update(language_table.contiguous().numpy().tobytes())
+    digest.update(subject.language_table.contiguous().numpy().tobytes())
     digest.update(np.array([episode.instruction for episode in cache.episodes], "<i8").tobytes())
     settings = {
         "cache": str(cache.folder.resolve()),
         "condition": config.model.policy.condition.model_dump(),
-        "precision": resolve_precision(config.training.precision, device),
+        "precision": resolve_precision(config.training.precision, subject.device),
     }
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()[:32]

@@ -67,22 +67,23 @@ def restore_optimizer(
     Raises:
         UserError: the stored state is not that of these parameters.
     """
-    names = {name.rpartition(".")[0].removeprefix("optimizer.") for name in tensors if name.startswith("optimizer.")}
-    if names != set(parameters):
-        odd = sorted(names ^ set(parameters))[0]
+    stored: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        kind, _, place = key.partition(".")
+        if kind == "optimizer":
+            name, _, slot = place.rpartition(".")
+            stored.setdefault(name, {})[slot] = value
+    if stored.keys() != parameters.keys():
+        odd = sorted(stored.keys() ^ parameters.keys())[0]
         raise UserError(f"{source}: optimizer state does not fit the trained parameters (first: {odd}); start anew")
     for name, parameter in parameters.items():
-        prefix = f"optimizer.{name}."
-        slots = {
-            key.removeprefix(prefix): value for key, value in tensors.items() if key.rpartition(".")[0] + "." == prefix
-        }
-        for slot, value in slots.items():
+        for slot, value in stored[name].items():
             if value.ndim and value.shape != parameter.shape:
                 raise UserError(
-                    f"{source}: {prefix}{slot} has shape {list(value.shape)}, expected {list(parameter.shape)}"
+                    f"{source}: optimizer.{name}.{slot} has shape {list(value.shape)}, expected {list(parameter.shape)}"
                 )
         # The step counter stays on the CPU, where AdamW keeps it.
         optimizer.state[parameter] = {
-            slot: (value.clone() if value.ndim == 0 else value.to(parameter.device, copy=True))
-            for slot, value in slots.items()
+            slot: value.clone() if value.ndim == 0 else value.to(parameter.device, copy=True)
+            for slot, value in stored[name].items()
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def train(
         if has_run and resume and phase == "2":
             # The run carries its encoder: another one would not fit the policy that was trained on it.
             phase1_checkpoint, init_checkpoint = run / LAST, None
-        context = RunContext(device, processes, _print if processes.is_main else _keep_silent)
+        context = RunContext(device, processes, partial(print, flush=True) if processes.is_main else _keep_silent)
         trainer = Trainer(prepare(config, phase, phase1_checkpoint, init_checkpoint, context), run, resume)
         _fit(trainer)
     return run
@@ -107,10 +108,6 @@ def _probe(setup: Setup, run: Path) -> None:
         say(note)
     read = ", ".join(f"{name} {scores['ridge']:.3f}" for name, scores in results["probes"].items())
     say(f"linear probes of z, R² on held-out episodes: {read}; {run / 'probe.json'}, more with `statevla probe`")
-
-
-def _print(line: str) -> None:
-    print(line, flush=True)
 
 
 def _keep_silent(line: str) -> None:

@@ -18,7 +18,7 @@ from statevla.model.language import LanguageInfo, build_language_encoder
 from statevla.model.statevla_model import StateVLA
 from statevla.robots import RobotSpec
 from statevla.training.latents import LatentSamples, open_latents
-from statevla.training.sources import Source, measure_statistics, open_further_sources, open_main_source
+from statevla.training.sources import Source, measure_statistics, open_further_sources, open_source
 from statevla.training.start import begin_with, open_initial, open_phase1, warn_of_other_data, with_cameras_of
 from statevla.transforms import Statistics, Transform
 
@@ -65,17 +65,6 @@ class Setup:
         return Subject(self.model, self.config, main.cache, self.transform, main.language_table, self.context.device)
 
 
-@dataclass(frozen=True)
-class _OpenedData:
-    """All sources of a run; `config` has the dimensions and cameras of `robot`."""
-
-    config: Config
-    robot: RobotSpec
-    sources: list[Source]
-    language: LanguageInfo
-    info: DataInfo
-
-
 def prepare(
     config: Config,
     phase: str,
@@ -102,30 +91,34 @@ def prepare(
         config = config.model_copy(update={"training": training})
     for flag, checkpoint in (("--phase1_checkpoint", phase1), ("--init_checkpoint", initial)):
         config = config if checkpoint is None else with_cameras_of(config, checkpoint, flag)
-    data = _open_data(config, phase, phase1, context)
-    statistics = measure_statistics(data.config, data.robot, data.sources)
+    config, robot, sources, language, info = _open_data(config, phase, phase1, context)
+    statistics = measure_statistics(config, robot, sources)
     for checkpoint in filter(None, (phase1, initial)):
-        check_robot(data.robot, checkpoint.robot, f"checkpoint {checkpoint.path}")
-        check_language(data.language, checkpoint.path)
+        check_robot(robot, checkpoint.robot, f"checkpoint {checkpoint.path}")
+        check_language(language, checkpoint.path)
     if phase1 is not None:
         warn_of_other_data(statistics, phase1, context.say)
         statistics = phase1.statistics
-    transform = Transform(data.config.model, statistics, data.robot, data.config.data.augmentation)
+    transform = Transform(config.model, statistics, robot, config.data.augmentation)
     torch.manual_seed(config.seed)
-    model = StateVLA(data.config, data.robot)
+    model = StateVLA(config, robot)
     if phase1 is not None:
         load_strict(model.state_encoder, phase1.model.state_encoder.state_dict(), f"checkpoint {phase1.path}")
         model.freeze_encoder()
     if initial is not None:
         begin_with(model, initial, context.say)
-    train, validation = _samples_of(data, phase, model.to(context.device), transform, context)
-    return Setup(
-        data.config, phase, model, transform, data.sources[0], data.language, data.info, train, validation, context
-    )
+    train, validation = _samples_of(config, phase, sources, model.to(context.device), transform, context)
+    return Setup(config, phase, model, transform, sources[0], language, info, train, validation, context)
 
 
-def _open_data(config: Config, phase: str, phase1: LoadedCheckpoint | None, context: RunContext) -> _OpenedData:
-    """Open `data.path` and `data.sources`; episodes that phase 1 held out stay held out."""
+def _open_data(
+    config: Config, phase: str, phase1: LoadedCheckpoint | None, context: RunContext
+) -> tuple[Config, RobotSpec, list[Source], LanguageInfo, DataInfo]:
+    """Open `data.path` and `data.sources`; episodes that phase 1 held out stay held out.
+
+    Returns:
+        The configuration with the robot's dimensions and cameras, the robot, and what a checkpoint notes of all.
+    """
     show_progress = context.processes.is_main
     cache = open_frame_cache(config, progress=show_progress)
     config, robot = fit_to_robot(config, cache.robot)
@@ -136,30 +129,27 @@ def _open_data(config: Config, phase: str, phase1: LoadedCheckpoint | None, cont
         info = replace(phase1.data, cache=info.cache, demos_per_task=info.demos_per_task)
     info = replace(info, frame_size=cache.frame_size)
     encoder = build_language_encoder(config.language, config.model.language_dim)
-    main = open_main_source(config, cache, info, encoder, context.say)
+    main = open_source(config, cache, info, encoder, context.say)
     further = open_further_sources(config, robot, info, encoder, phase == "1", show_progress, context.say)
     info = replace(info, source_caches=tuple(source.cache.folder.name for source in further))
-    return _OpenedData(config, robot, [main, *further], encoder.info, info)
+    return config, robot, [main, *further], encoder.info, info
 
 
 def _samples_of(
-    data: _OpenedData, phase: str, model: StateVLA, transform: Transform, context: RunContext
+    config: Config, phase: str, sources: Sequence[Source], model: StateVLA, transform: Transform, context: RunContext
 ) -> tuple[Any, Any]:
     """What batches are drawn from: for training, and for validation (None where nothing is held out)."""
     train, validation = [], []
-    for source in data.sources:
-        own, held_out = _samples_of_source(data.config, phase, source, transform, context.say)
+    for source in sources:
+        own, held_out = _samples_of_source(config, phase, source, transform, context.say)
         if phase == "2":
-            table = source.language_table
-            states = open_latents(
-                model.eval(), data.config, source.cache, transform, table,
-                context.device, context.processes, context.say,
-            )  # fmt: skip
+            subject = Subject(model.eval(), config, source.cache, transform, source.language_table, context.device)
+            states = open_latents(subject, context.processes, context.say)
             own = LatentSamples(own, states)
             held_out = LatentSamples(held_out, states) if held_out is not None else None
         train.append(own)
         validation += [] if held_out is None else [held_out]
-    for source, own in zip(data.sources[1:], train[1:]):
+    for source, own in zip(sources[1:], train[1:]):
         kind = "" if source.labelled else " of play"
         context.say(
             f"also trained on: {source.cache.folder.name}, {len(source.cache.episodes)} episodes{kind}, {len(own)} "
@@ -167,7 +157,7 @@ def _samples_of(
         )
     if len(train) == 1:
         return train[0], validation[0] if validation else None
-    joined = JoinedSamples(train, [source.weight for source in data.sources])
+    joined = JoinedSamples(train, [source.weight for source in sources])
     return joined, JoinedSamples(validation, [1.0] * len(validation)) if validation else None
 
 

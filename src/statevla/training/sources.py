@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -38,15 +38,24 @@ class Source:
     labelled: bool = True
 
 
-def open_main_source(
-    config: Config, cache: FrameCache, split: DataInfo, encoder: LanguageEncoder, say: Callable[[str], None]
+def open_source(
+    config: Config,
+    cache: FrameCache,
+    split: DataInfo,
+    encoder: LanguageEncoder,
+    say: Callable[[str], None],
+    weight: float = 1.0,
+    labelled: bool = True,
 ) -> Source:
-    """The data set of `data.path`, whose cache is open already."""
-    train, held_out = split_episodes(cache, split.train_split, split.split_seed, split.demos_per_task)
+    """The data set of an open cache; what is unlabelled is trained on whole, and its words stay."""
+    train_split = split.train_split if labelled else 1.0
+    train, held_out = split_episodes(cache, train_split, split.split_seed, split.demos_per_task)
     reaches = partial_episodes(cache)
-    if config.data.wordings is not None:
-        _reword(config.data.wordings, cache, [*train, *reaches], say)
-    return Source(cache, encoder.encode(list(cache.instructions)), train, held_out, reaches)
+    if config.data.wordings is not None and labelled:
+        episodes = [*train, *reaches]
+        count = reword(cache, read_wordings(expand_path(config.data.wordings)), episodes)
+        say(f"{count} of {len(episodes)} training episodes of {cache.folder.name} are told in other words")
+    return Source(cache, encoder.encode(list(cache.instructions)), train, held_out, reaches, weight, labelled)
 
 
 def open_further_sources(
@@ -78,18 +87,9 @@ def open_further_sources(
         changes = {"path": source.path, "format": source.format, "robot": source.robot, "orientation": "auto"}
         its_config = config.model_copy(update={"data": config.data.model_copy(update=changes)})
         cache = open_frame_cache(its_config, progress, same_as=robot)
-        train, held_out = split_episodes(cache, split.train_split if source.labelled else 1.0, split.split_seed)
-        reaches = partial_episodes(cache)
-        if config.data.wordings is not None and source.labelled:
-            _reword(config.data.wordings, cache, [*train, *reaches], say)
-        table = encoder.encode(list(cache.instructions))
-        found.append(Source(cache, table, train, held_out, reaches, source.weight, source.labelled))
+        its_split = replace(split, demos_per_task=None)
+        found.append(open_source(config, cache, its_split, encoder, say, source.weight, source.labelled))
     return found
-
-
-def _reword(wordings: str, cache: FrameCache, episodes: Sequence[int], say: Callable[[str], None]) -> None:
-    count = reword(cache, read_wordings(expand_path(wordings)), episodes)
-    say(f"{count} of {len(episodes)} training episodes of {cache.folder.name} are told in other words")
 
 
 def measure_statistics(config: Config, robot: RobotSpec, sources: Sequence[Source]) -> Statistics:

@@ -17,9 +17,7 @@ from statevla.transforms import STD_FLOOR, Statistics
 
 SHIFT_WARNING = 1.0
 """Standard deviations between the means of two data sets from which on a warning is due."""
-WEIGHTLESS = {"model.robot_token_dropout"} | {
-    f"model.policy.{key}" for key in ("num_sampling_steps", "sampling_temperature")
-}
+WEIGHTLESS = {"robot_token_dropout": True, "policy": {"num_sampling_steps", "sampling_temperature"}}
 """Keys of the model that say how it trains and samples: another value fits the same weights."""
 
 
@@ -47,10 +45,9 @@ def open_phase1(
             "checkpoints/phase1_temporal_jepa/checkpoint_best.pt"
         )
     phase1 = load_checkpoint(path)
-    differing = encoder_differences(config, phase1.config)
-    if differing:
+    if differing := _model_differences(config, phase1.config, {"policy": True, "action_seq_len": True}):
         raise UserError(
-            f"--phase1_checkpoint {path}: its encoder is another one; {'; '.join(differing[:4])}; "
+            f"--phase1_checkpoint {path}: its encoder is another one; {differing}; "
             "use the configuration that phase 1 ran with"
         )
     return phase1
@@ -67,12 +64,9 @@ def open_initial(config: Config, phase: str, path: str | Path | None) -> LoadedC
     initial = load_checkpoint(path)
     if phase == "2" and initial.metrics.get("phase") == "1":
         raise UserError(f"--init_checkpoint {path}: phase 1 made it, without a policy; give it as --phase1_checkpoint")
-    left_out = WEIGHTLESS | {f"model.{key}" for key in open_dims(config)}
-    trees = (_flatten_tree(source.model_dump(mode="json")["model"], "model.") for source in (config, initial.config))
-    ours, theirs = ({key: value for key, value in tree.items() if key not in left_out} for tree in trees)
-    if differing := _differences(ours, theirs):
+    if differing := _model_differences(config, initial.config, WEIGHTLESS):
         raise UserError(
-            f"--init_checkpoint {path}: its model is another one; {'; '.join(differing[:4])}; "
+            f"--init_checkpoint {path}: its model is another one; {differing}; "
             "use the configuration that it was trained with"
         )
     return initial
@@ -89,11 +83,6 @@ def begin_with(model: StateVLA, initial: LoadedCheckpoint, say: Callable[[str], 
     load_strict(model, shared, f"--init_checkpoint {initial.path}")
     fresh = sorted({name.rpartition(".")[0] for name in own.keys() - theirs.keys()})
     say(f"begins with the weights of {initial.path}" + (f"; random: {', '.join(fresh)}" if fresh else ""))
-
-
-def open_dims(config: Config) -> set[str]:
-    """Keys of `model` that are `auto`: they are the robot's, which is compared by itself."""
-    return {key for key in ("action_dim", "robot_state_dim", "cameras") if not getattr(config.model, key)}
 
 
 def with_cameras_of(config: Config, checkpoint: LoadedCheckpoint, flag: str) -> Config:
@@ -119,15 +108,11 @@ def with_cameras_of(config: Config, checkpoint: LoadedCheckpoint, flag: str) -> 
     return config.model_copy(update={"model": config.model.model_copy(update={"cameras": list(cameras)})})
 
 
-def encoder_differences(config: Config, trained: Config) -> list[str]:
-    """Keys that the encoder depends on and that differ, as `key: this run's value, the checkpoint's value`."""
-
-    def kept(source: Config) -> dict[str, Any]:
-        tree = source.model_dump(mode="json")["model"]
-        left_out = {"policy", "action_seq_len"} | open_dims(config)
-        return _flatten_tree({k: v for k, v in tree.items() if k not in left_out}, "model.")
-
-    return _differences(kept(config), kept(trained))
+def _model_differences(config: Config, trained: Config, left_out: dict[str, Any]) -> str:
+    """The first keys of `model` that differ. Those that are `auto` are the robot's, which is compared by itself."""
+    auto = {key: True for key in ("action_dim", "robot_state_dim", "cameras") if not getattr(config.model, key)}
+    trees = [source.model.model_dump(mode="json", exclude={**left_out, **auto}) for source in (config, trained)]
+    return "; ".join(_differences(*({"model": tree} for tree in trees))[:4])
 
 
 def warn_of_other_data(statistics: Statistics, phase1: LoadedCheckpoint, say: Callable[[str], None]) -> None:
@@ -163,32 +148,30 @@ def resume_differences(config: Config, saved: Config, saved_phase: str, phase: s
 
     How long to train, how often to save and log, threads and places may change; what the weights depend on may not.
     """
-    free = {"output_dir", "device", "num_threads", "data", "language"}
     section = PHASES[phase].section
-    free_training = {"validate_every_steps", "max_validation_batches", "checkpoint_every_steps", "checkpoint_every_s"}
-    free_training |= {
+    free_training = {
+        "validate_every_steps",
+        "max_validation_batches",
+        "checkpoint_every_steps",
+        "checkpoint_every_s",
         "log_every_steps",
         "wandb",
         "compile",
-        *(other.section for other in PHASES.values() if other.section != section),
+        *(other.section for other in PHASES.values()),
     }
-
+    free: dict[str, Any] = dict.fromkeys(("output_dir", "device", "num_threads", "data", "language"), True)
+    free["training"] = {**dict.fromkeys(free_training, True), section: {"num_epochs", "max_steps"}}
     of_data = {"train_split", "demos_per_task", "augmentation", "action_normalization", "relative_actions", "wordings"}
 
-    def kept(source: Config) -> dict[str, Any]:
-        tree = {key: value for key, value in source.model_dump(mode="json").items() if key not in free}
-        tree["training"] = {key: value for key, value in tree["training"].items() if key not in free_training}
-        length = {"num_epochs", "max_steps"}
-        tree["training"][section] = {k: v for k, v in tree["training"][section].items() if k not in length}
-        tree["data"] = source.data.model_dump(include=of_data)
-        return tree
+    def kept(source: Config, its_phase: str) -> dict[str, Any]:
+        data = source.data.model_dump(include=of_data)
+        return source.model_dump(mode="json", exclude=free) | {"data": data, "phase": its_phase}
 
-    ours = _flatten_tree(kept(config)) | {"phase": phase}
-    theirs = _flatten_tree(kept(saved)) | {"phase": saved_phase}
-    return _differences(ours, theirs)
+    return _differences(kept(config, phase), kept(saved, saved_phase))
 
 
-def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+def _differences(our_tree: dict[str, Any], their_tree: dict[str, Any]) -> list[str]:
+    ours, theirs = _flatten_tree(our_tree), _flatten_tree(their_tree)
     return [
         f"{key} is {ours.get(key)} here and {theirs.get(key)} in the checkpoint"
         for key in sorted(ours.keys() | theirs.keys())

@@ -248,10 +248,8 @@ class Trainer:
             self.loss,
             setup.validation,
             self.phase_settings.batch_size,
-            self.settings.max_validation_batches,
-            self.settings.precision,
-            setup.context.device,
-            setup.context.processes,
+            self.settings,
+            setup.context,
         )
         is_best = values["loss"] < self.best_loss
         self.best_loss = min(values["loss"], self.best_loss)

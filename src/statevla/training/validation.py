@@ -6,22 +6,19 @@ from typing import Any
 
 import torch
 
+from statevla.config import TrainingConfig
 from statevla.machine.device import autocast
-from statevla.machine.processes import Processes
+from statevla.model.jepa.loss import JepaLosses
+from statevla.model.statevla_model import ActionLosses
 from statevla.training.phases import PhaseLoss, num_targets
+from statevla.training.setup import RunContext
 
 VALIDATION_SEED = 0x5EED
 
 
 @torch.no_grad()
 def validate(
-    loss: PhaseLoss,
-    samples: Any,
-    batch_size: int,
-    max_batches: int,
-    precision: str,
-    device: torch.device,
-    processes: Processes,
+    loss: PhaseLoss, samples: Any, batch_size: int, settings: TrainingConfig, context: RunContext
 ) -> dict[str, float]:
     """Mean of every loss term over evenly spread held-out samples, and `loss`, what "best" is chosen by.
 
@@ -29,20 +26,19 @@ def validate(
     validation batch. Processes share the batches out.
 
     Args:
-        loss: of the phase, on `device`.
+        loss: of the phase, on the device of `context`.
         samples: `gather_drawn`, `__len__`.
         batch_size: samples per batch.
-        max_batches: an upper bound on batches.
-        precision: as in training.
+        settings: the largest number of batches, and the precision, which is as in training.
     """
-    count = len(samples)
-    num_batches = max(1, min(max_batches, count // batch_size))
+    count, device, processes = len(samples), context.device, context.processes
+    num_batches = max(1, min(settings.max_validation_batches, count // batch_size))
     wanted = min(count, num_batches * batch_size)
     # Spread over the episodes: neighbouring samples say almost the same. Shuffled, as phase 1 compares samples.
     spread = torch.linspace(0, count - 1, wanted).round().long()
     order = spread[torch.randperm(wanted, generator=torch.Generator().manual_seed(VALIDATION_SEED))]
-    names = None
-    sums = torch.zeros(0, dtype=torch.float64, device=device)
+    names = (JepaLosses if loss.phase == "1" else ActionLosses)._fields
+    sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)  # of every term, and of the weights
     gather, loss.gather = loss.gather, None
     was_training = loss.training
     loss.eval()
@@ -54,27 +50,14 @@ def validate(
                     continue
                 torch.manual_seed(VALIDATION_SEED + number)
                 batch = samples.gather_drawn(indices, None).to(device)
-                with autocast(device, precision):
+                with autocast(device, settings.precision):
                     _, terms = loss(batch)
-                weight = num_targets(batch)
-                row = torch.stack([*(value.double() * weight for value in terms.values())])
-                row = torch.cat([row, row.new_tensor([weight])])
-                names, sums = list(terms), row if names is None else sums + row
+                values = torch.stack([*(terms[name].double() for name in names), sums.new_ones(())])
+                sums += values * num_targets(batch)
     finally:
         loss.gather = gather
         loss.train(was_training)
-    if names is None:  # more processes than batches: take part in the sum with nothing
-        names, sums = term_names(loss.phase), torch.zeros(len(term_names(loss.phase)) + 1, dtype=torch.float64)
-        sums = sums.to(device)
     processes.sum(sums)
     *totals, weight_sum = sums.tolist()
     terms_mean = {name: total / weight_sum for name, total in zip(names, totals)}
     return {"loss": terms_mean["total"], **terms_mean}
-
-
-def term_names(phase: str) -> list[str]:
-    """Names of a phase's loss terms, in order."""
-    from statevla.model.jepa.loss import JepaLosses
-    from statevla.model.statevla_model import ActionLosses
-
-    return list((JepaLosses if phase == "1" else ActionLosses)._fields)
