@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
 from statevla.checkpoints.checkpoint import ALARM_FILE, MEMORY_FILE
@@ -136,6 +137,7 @@ class Calibration:
     memory: Tensor
     weights_sha256: str
     source: str
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
 
     def save(self, folder: Path) -> None:
         """Write the memory, then `alarm.json`, which names it: a kill in between leaves the calibration of before.
@@ -149,19 +151,8 @@ class Calibration:
         memory = folder / f"alarm_{digest[:16]}.safetensors"
         with writing(memory):
             fresh.replace(memory)
-        tree = {
-            "alpha": self.alpha,
-            "num_episodes": self.num_episodes,
-            "source": self.source,
-            "weights_sha256": self.weights_sha256,
-            "thresholds": {
-                score: {str(count): value for count, value in values.items()}
-                for score, values in self.thresholds.items()
-            },
-            "memory": memory.name,
-            "memory_sha256": digest,
-        }
-        write_json(folder / ALARM_FILE, seal(tree))
+        tree = _STORED.dump_python(self, mode="json", exclude={"memory"})
+        write_json(folder / ALARM_FILE, seal({**tree, "memory": memory.name, "memory_sha256": digest}))
         for earlier in folder.glob("alarm*.safetensors"):
             if earlier != memory:
                 earlier.unlink(missing_ok=True)
@@ -181,22 +172,12 @@ class Calibration:
             raise UserError(f"{path}: expected a mapping; {_FIX}")
         check_seal(tree, str(path), _FIX, was_sealed="memory" in tree)  # earlier versions named no memory
         memory = _read_memory(folder, tree)
-        fits = memory is not None and memory.ndim == 2 and memory.shape[1] == state_dim and len(memory) > 0
         try:
-            calibration = cls(
-                alpha=float(tree["alpha"]),
-                num_episodes=int(tree["num_episodes"]),
-                thresholds={
-                    score: {int(count): float(value) for count, value in tree["thresholds"][score].items()}
-                    for score in SCORES
-                },
-                memory=memory if memory is not None else torch.empty(0),
-                weights_sha256=str(tree["weights_sha256"]),
-                source=str(tree["source"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError):
-            fits = False
-        if not fits:
+            calibration = _STORED.validate_python({**tree, "memory": memory})
+        except ValidationError:
+            raise UserError(f"{path}: damaged; {_FIX}") from None
+        shape = calibration.memory.shape
+        if len(shape) != 2 or shape[1] != state_dim or not shape[0] or not {*SCORES} <= calibration.thresholds.keys():
             raise UserError(f"{path}: damaged; {_FIX}")
         if weights_sha256 is not None and calibration.weights_sha256 != weights_sha256:
             raise UserError(f"{path}: belongs to other weights; {_FIX}")
@@ -205,6 +186,9 @@ class Calibration:
     def summary(self) -> dict[str, Any]:
         """What results name: α, number of episodes and source."""
         return {"alpha": self.alpha, "num_episodes": self.num_episodes, "source": self.source}
+
+
+_STORED = TypeAdapter(Calibration)
 
 
 def _read_memory(folder: Path, tree: Mapping[str, Any]) -> Tensor | None:

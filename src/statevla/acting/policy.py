@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -27,16 +27,15 @@ from torch import Tensor
 from statevla.acting.alarm import Calibration, Sighting, expect, novelty_of, surprise_of
 from statevla.acting.options import ActingOptions
 from statevla.acting.session import PolicySession
-from statevla.config import LanguageConfig, expand_path
+from statevla.checkpoints.checkpoint import check_language, load_checkpoint, weights_hash
+from statevla.checkpoints.share import copy_checkpoint, push_checkpoint
+from statevla.config import expand_path
 from statevla.errors import UserError
 from statevla.machine.device import autocast, resolve_device, resolve_precision
+from statevla.model.language import LanguageEncoder, build_language_encoder
+from statevla.model.statevla_model import StateVLA
 from statevla.transforms import Transform
 from statevla.types import ActionChunk, ModelInput, Observation
-
-if TYPE_CHECKING:
-    from statevla.checkpoints.checkpoint import LoadedCheckpoint
-    from statevla.model.language import LanguageEncoder
-    from statevla.model.statevla_model import StateVLA
 
 MAX_STANDARD_DEVIATIONS = 1e6
 """A robot state further off than this, and not the weights, is to blame for actions that are not finite."""
@@ -76,7 +75,8 @@ class StateVLAPolicy:
         self.horizon, self.name, self.seed = settings.action_seq_len, name, options.seed
         self.execute_steps = options.steps_of(self.horizon, name)
         self.device = resolve_device(options.device)
-        self.precision = _choose_precision(options.precision, self.device, model)
+        trains_exactly = options.precision == "auto" and model.config.training.precision == "fp32"
+        self.precision = "fp32" if trains_exactly else resolve_precision(options.precision, self.device)
         if language.dim != settings.language_dim:
             raise UserError(
                 f"policy '{name}': its model reads instructions of {settings.language_dim} numbers, the language "
@@ -118,9 +118,6 @@ class StateVLAPolicy:
         Raises:
             UserError: no such checkpoint, a damaged one, one without a trained policy, or an option out of range.
         """
-        from statevla.checkpoints.checkpoint import check_language, load_checkpoint, weights_hash
-        from statevla.model.language import build_language_encoder
-
         loaded = load_checkpoint(path)
         phase = str(loaded.metrics.get("phase"))
         if phase == "1":
@@ -128,7 +125,11 @@ class StateVLAPolicy:
                 f"checkpoint {path}: phase 1 trains no policy yet; train one on it with "
                 f"train.py --phase 2 --phase1_checkpoint {path}"
             )
-        language = build_language_encoder(_language_of(loaded), loaded.config.model.language_dim)
+        settings = loaded.config.language
+        beside = loaded.path / Path(settings.encoder).name
+        if beside.is_file():  # embeddings that were shared with the checkpoint
+            settings = settings.model_copy(update={"encoder": str(beside)})
+        language = build_language_encoder(settings, loaded.config.model.language_dim)
         check_language(language.info, loaded.path)
         policy = cls(
             loaded.model,
@@ -149,8 +150,6 @@ class StateVLAPolicy:
         Raises:
             UserError: the policy comes from no checkpoint, or the folder is not empty or cannot be written.
         """
-        from statevla.checkpoints.share import copy_checkpoint
-
         return copy_checkpoint(self._source(), expand_path(folder))
 
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
@@ -159,8 +158,6 @@ class StateVLAPolicy:
         Raises:
             UserError: the policy comes from no checkpoint, no hub is reachable, or it refuses.
         """
-        from statevla.checkpoints.share import push_checkpoint
-
         return push_checkpoint(self._source(), repo_id, private)
 
     def _source(self) -> Path:
@@ -310,7 +307,9 @@ class StateVLAPolicy:
                     f"observation: expected a statevla.types.Observation, got {type(each).__name__}; make one of "
                     "images, robot_state and instruction"
                 )
-        embeddings = self._embed([observation.instruction for observation in observations])
+            if not each.instruction.strip():
+                raise UserError("observation: the instruction is empty; say what to do, as in the training data")
+        embeddings = self.language.encode([observation.instruction for observation in observations])
         return self.transform.observation_to_model_input(observations, embeddings).to(self.device)
 
     def _sample(self, observations: Sequence[Observation], noise: Sequence[Tensor]) -> tuple[np.ndarray, Tensor]:
@@ -353,25 +352,6 @@ class StateVLAPolicy:
         (key,) = np.random.SeedSequence([self.seed, episode, query]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(key) & (2**63 - 1))
         return torch.randn(self.horizon, self.robot.num_continuous, generator=generator)
-
-    def _embed(self, instructions: Sequence[str]) -> Tensor:
-        for instruction in instructions:
-            if not instruction.strip():
-                raise UserError("observation: the instruction is empty; say what to do, as in the training data")
-        return self.language.encode(instructions)
-
-
-def _language_of(loaded: LoadedCheckpoint) -> LanguageConfig:
-    """The language settings; a file of embeddings that was shared with the checkpoint lies beside its weights."""
-    language = loaded.config.language
-    beside = loaded.path / Path(language.encoder).name
-    return language.model_copy(update={"encoder": str(beside)}) if beside.is_file() else language
-
-
-def _choose_precision(name: str, device: torch.device, model: StateVLA) -> str:
-    if name == "auto" and model.config.training.precision == "fp32":
-        return "fp32"
-    return resolve_precision(name, device)
 
 
 def load_policy(path: str | Path, **options: Any) -> StateVLAPolicy:

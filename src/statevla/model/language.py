@@ -12,10 +12,10 @@ import difflib
 import hashlib
 import importlib.util
 import threading
-from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class LanguageEncoder:
         uses_disk: whether embeddings are looked up and kept in `$STATEVLA_HOME/language_cache`.
     """
 
-    def __init__(self, name: str, dim: int, backend: _Backend) -> None:
+    def __init__(self, name: str, dim: int, backend: _TextModel | _Precomputed) -> None:
         self.name = name
         self.dim = dim
         self.uses_disk = True
@@ -97,8 +97,9 @@ class LanguageEncoder:
 
     def warm_up(self) -> None:
         """Load the text model and run it once, so that the first new instruction is embedded as fast as any other."""
-        with self._backend_lock:
-            self._backend.warm_up()
+        if self._backend.slow:
+            with self._backend_lock:
+                self._backend.embed("warm up")
 
     def _vector(self, text: str) -> np.ndarray:
         vector = self._recall(text)
@@ -135,7 +136,7 @@ def build_language_encoder(config: LanguageConfig, language_dim: int) -> Languag
         UserError: unknown encoder, missing package or file, unreachable hub, or a width that does not fit.
     """
     name = config.encoder
-    backend: _Backend
+    backend: _TextModel | _Precomputed
     if name == "minilm":
         backend = _TextModel(_minilm_folder(), "minilm")
     elif name.startswith("hf:"):
@@ -155,29 +156,10 @@ def build_language_encoder(config: LanguageConfig, language_dim: int) -> Languag
     return LanguageEncoder(name, language_dim, backend)
 
 
-class _Backend(ABC):
-    """Where vectors come from. `dim` is their own width; `slow` ones are worth caching on disk."""
-
-    dim: int
-    slow: bool
-
-    @abstractmethod
-    def embed(self, text: str) -> np.ndarray:
-        """float32 `[dim]`."""
-
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """Changes with whatever the vectors depend on."""
-
-    @abstractmethod
-    def warm_up(self) -> None:
-        """Do now what the first `embed` would do besides."""
-
-
-class _TextModel(_Backend):
+class _TextModel:
     """A Hugging Face text model in a folder: CLIP's or SigLIP's text tower, else the mean over tokens; unit length."""
 
-    slow = True
+    slow = True  # so that vectors are worth keeping on disk
 
     def __init__(self, folder: Path, name: str) -> None:
         _require("transformers", name)
@@ -185,7 +167,6 @@ class _TextModel(_Backend):
 
         self._folder = folder
         self._name = name
-        self._loaded: tuple[Any, Any] | None = None
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
@@ -198,7 +179,7 @@ class _TextModel(_Backend):
         self.dim = int((projected or text.hidden_size) if text is not None else config.hidden_size)
 
     def embed(self, text: str) -> np.ndarray:
-        tokenizer, model = self._load()
+        tokenizer, model = self._loaded
         count = len(tokenizer(text)["input_ids"])
         if count > self._max_tokens:
             raise UserError(
@@ -226,29 +207,26 @@ class _TextModel(_Backend):
         files = [f for pattern in (*_MODEL_FILES, "*.bin") for f in self._folder.glob(pattern)]
         return _hash_files(sorted(files))
 
-    def warm_up(self) -> None:
-        self.embed("warm up")
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        """Tokenizer and model."""
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
 
-    def _load(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            from transformers import AutoModel, AutoTokenizer
-            from transformers.utils import logging
-
-            was_on = logging.is_progress_bar_enabled()
-            logging.disable_progress_bar()
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
-                model = AutoModel.from_pretrained(self._folder, local_files_only=True, dtype=torch.float32)
-            except (OSError, ValueError, RuntimeError, ImportError) as error:
-                raise UserError(f"language.encoder '{self._name}': cannot be loaded ({_short(error)})") from None
-            finally:
-                if was_on:
-                    logging.enable_progress_bar()
-            self._loaded = (tokenizer, model.eval())
-        return self._loaded
+        was_on = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
+            model = AutoModel.from_pretrained(self._folder, local_files_only=True, dtype=torch.float32)
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            raise UserError(f"language.encoder '{self._name}': cannot be loaded ({_short(error)})") from None
+        finally:
+            if was_on:
+                logging.enable_progress_bar()
+        return tokenizer, model.eval()
 
 
-class _Precomputed(_Backend):
+class _Precomputed:
     """A file of vectors by instruction: `.safetensors`, or `.npz` without pickled objects."""
 
     slow = False
@@ -284,9 +262,6 @@ class _Precomputed(_Backend):
 
     def fingerprint(self) -> str:
         return _hash_files([self._file])
-
-    def warm_up(self) -> None:
-        """All vectors are read already."""
 
 
 def _read_vectors(file: Path) -> dict[str, np.ndarray]:
@@ -358,14 +333,8 @@ def _hash_files(files: Sequence[Path]) -> str:
     for file in files:
         digest.update(file.name.encode())
         with open(file, "rb") as handle:
-            for block in _blocks(handle):
-                digest.update(block)
+            hashlib.file_digest(handle, lambda: digest)
     return digest.hexdigest()[:16]
-
-
-def _blocks(handle: Any) -> Iterator[bytes]:
-    while block := handle.read(1 << 20):
-        yield block
 
 
 def _short(error: BaseException) -> str:

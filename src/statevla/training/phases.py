@@ -51,7 +51,7 @@ class PhaseLoss(nn.Module):
     Args:
         model: the whole model.
         phase: `1`, `2` or `bc`.
-        gather: differentiable all-gather over processes for batch statistics, or None.
+        gather: differentiable all-gather over processes for batch statistics, or None; used while training.
     """
 
     def __init__(self, model: StateVLA, phase: str, gather: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -77,7 +77,7 @@ class PhaseLoss(nn.Module):
             The weighted total to differentiate, and every scalar term, detached and unweighted.
         """
         if isinstance(batch, TransitionBatch):
-            losses = self.model.jepa_loss(batch, self.gather)._asdict()
+            losses = self.model.jepa_loss(batch, self.gather if self.training else None)._asdict()
         else:
             losses = self.model.action_loss(batch, draws)._asdict()
         terms = {name: value.detach().float() for name, value in losses.items()}

@@ -66,7 +66,8 @@ def train(
         if has_run and resume and phase == "2":
             # The run carries its encoder: another one would not fit the policy that was trained on it.
             phase1_checkpoint, init_checkpoint = run / LAST, None
-        context = RunContext(device, processes, partial(print, flush=True) if processes.is_main else _keep_silent)
+        say = partial(print, flush=True) if processes.is_main else lambda line: None
+        context = RunContext(device, processes, say)
         trainer = Trainer(prepare(config, phase, phase1_checkpoint, init_checkpoint, context), run, resume)
         _fit(trainer)
     return run
@@ -108,7 +109,3 @@ def _probe(setup: Setup, run: Path) -> None:
         say(note)
     read = ", ".join(f"{name} {scores['ridge']:.3f}" for name, scores in results["probes"].items())
     say(f"linear probes of z, R² on held-out episodes: {read}; {run / 'probe.json'}, more with `statevla probe`")
-
-
-def _keep_silent(line: str) -> None:
-    """Only the main process talks."""

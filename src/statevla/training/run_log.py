@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class RunLog:
         enabled: bool = True,
     ) -> None:
         self.enabled, self.total_steps = enabled, total_steps
-        self._console = Console()
+        self._console = Console(quiet=not enabled)
         self._step, self._since = first_step, time.monotonic()
         if not enabled:
             return
@@ -70,8 +71,7 @@ class RunLog:
 
     def say(self, line: str) -> None:
         """Print a line above the progress bar."""
-        if self.enabled:
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Write scalars of `kind` (train, validation, ...) at `step`; other values go to the JSON lines only."""
@@ -100,7 +100,7 @@ class RunLog:
         note = f"{shown} | {rate:.0f} samples/s"
         self._progress.update(self._task, completed=step, note=note)
         if self._progress.disable:
-            self.say(f"step {step}/{self.total_steps} {note}, {_duration(left)} left")
+            self.say(f"step {step}/{self.total_steps} {note}, {timedelta(seconds=round(left))} left")
 
     def pause_clock(self) -> None:
         """Do not count the time since the last step (validation, saving) as training."""
@@ -153,9 +153,3 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return float(f"{value:.8g}") if isinstance(value, float) else value
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"

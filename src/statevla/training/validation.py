@@ -39,7 +39,6 @@ def validate(
     order = spread[torch.randperm(wanted, generator=torch.Generator().manual_seed(VALIDATION_SEED))]
     names = (JepaLosses if loss.phase == "1" else ActionLosses)._fields
     sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)  # of every term, and of the weights
-    gather, loss.gather = loss.gather, None
     was_training = loss.training
     loss.eval()
     devices = [device] if device.type == "cuda" else []
@@ -55,7 +54,6 @@ def validate(
                 values = torch.stack([*(terms[name].double() for name in names), sums.new_ones(())])
                 sums += values * num_targets(batch)
     finally:
-        loss.gather = gather
         loss.train(was_training)
     processes.sum(sums)
     *totals, weight_sum = sums.tolist()

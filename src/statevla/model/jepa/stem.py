@@ -40,10 +40,8 @@ class ConvolutionalStem(nn.Sequential):
         self.film = None
         if config.film:
             self.film = nn.ModuleList(nn.Linear(language_dim, 2 * channels) for channels in normalized)
-            for layer in self.film:
-                assert isinstance(layer, nn.Linear)
-                nn.init.zeros_(layer.weight)
-                nn.init.zeros_(layer.bias)
+            for parameter in self.film.parameters():
+                nn.init.zeros_(parameter)
         self.keypoints = None
         if config.keypoints:
             self.keypoints = Keypoints(normalized[-KEYPOINT_LEVELS:], config.keypoints)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +34,6 @@ class MambaBlock(nn.Module):
         d_model: width of the residual stream.
         d_state: states per channel.
         d_conv: taps of the causal convolution, 2 to 4.
-        expand: `d_inner = expand * d_model`.
-        dt_rank: rank of the step-size projection; 'auto' is `ceil(d_model / 16)`.
         num_layers: residual updates of the whole stack; `out_proj` is scaled by `1 / sqrt(num_layers)`, as in GPT-2
             and mamba_ssm.
         backend: of `selective_scan`.
@@ -46,18 +44,14 @@ class MambaBlock(nn.Module):
         d_model: int,
         d_state: int = 16,
         d_conv: int = 4,
-        expand: int = 2,
-        dt_rank: int | str = "auto",
         num_layers: int = 1,
         backend: str = "auto",
     ) -> None:
         super().__init__()
         if not 2 <= d_conv <= 4:
             raise UserError(f"d_conv: expected 2, 3 or 4, got {d_conv}; Mamba-1 uses 4")
-        if isinstance(dt_rank, str) and dt_rank != "auto":
-            raise UserError(f"dt_rank: expected a number or 'auto', got '{dt_rank}'")
-        self.d_model, self.d_state, self.d_conv, self.d_inner = d_model, d_state, d_conv, expand * d_model
-        self.dt_rank = math.ceil(d_model / 16) if isinstance(dt_rank, str) else dt_rank
+        self.d_model, self.d_state, self.d_conv, self.d_inner = d_model, d_state, d_conv, 2 * d_model
+        self.dt_rank = math.ceil(d_model / 16)  # of the step-size projection
         self.backend = backend
         load_backend(backend)
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
@@ -103,10 +97,13 @@ class MambaBlock(nn.Module):
         """Convolution, selection and scan: `[B, L, d_inner]` to the same, gated by `gate` if given."""
         assert self.conv1d.bias is not None
         u = causal_conv1d_silu(signal, self.conv1d.weight, self.conv1d.bias, self.backend)
+        return self._scan(u, gate)
+
+    def _scan(self, u: Tensor, gate: Tensor | None, **options: Any) -> Any:
+        """`selective_scan` of `u` `[B, L, d_inner]` with its `options`."""
         delta, B, C = self._selection(u)
-        y = selective_scan(u, delta, self.decay(), B, C, self.D, gate, self.dt_proj.bias, True, backend=self.backend)
-        assert isinstance(y, Tensor)
-        return y
+        A, bias = self.decay(), self.dt_proj.bias
+        return selective_scan(u, delta, A, B, C, self.D, gate, bias, True, backend=self.backend, **options)
 
     def decay(self) -> Tensor:
         """A, `[d_inner, d_state]`, negative."""
@@ -133,19 +130,5 @@ class MambaBlock(nn.Module):
         taps = (window * self.conv1d.weight[:, 0]).sum(-1)
         assert self.conv1d.bias is not None
         u = F.silu(taps + self.conv1d.bias).to(signal.dtype)
-        delta, B, C = self._selection(u)
-        y, state = selective_scan(
-            u[:, None],
-            delta[:, None],
-            self.decay(),
-            B[:, None],
-            C[:, None],
-            self.D,
-            gate[:, None],
-            self.dt_proj.bias,
-            True,
-            initial_state=cache.state,
-            return_last_state=True,
-            backend=self.backend,
-        )
+        y, state = self._scan(u[:, None], gate[:, None], initial_state=cache.state, return_last_state=True)
         return self.out_proj(y[:, 0]), MambaCache(window[..., 1:], state)

@@ -55,7 +55,7 @@ class MambaStack(nn.Module):
     Under autocast the residual stream stays in float32 and the branches run in the lower precision.
 
     Args:
-        d_model, d_state, d_conv, expand, dt_rank, backend: as in `MambaBlock`.
+        d_model, d_state, d_conv, backend: as in `MambaBlock`.
         num_layers: number of layers.
         mlp_hidden_dim: hidden width of the gated MLP; 0 for none.
     """
@@ -66,8 +66,6 @@ class MambaStack(nn.Module):
         num_layers: int,
         d_state: int = 16,
         d_conv: int = 4,
-        expand: int = 2,
-        dt_rank: int | str = "auto",
         mlp_hidden_dim: int = 0,
         backend: str = "auto",
     ) -> None:
@@ -76,7 +74,7 @@ class MambaStack(nn.Module):
         updates = num_layers * (2 if mlp_hidden_dim else 1)
         self.layers = nn.ModuleList(
             MambaLayer(
-                MambaBlock(d_model, d_state, d_conv, expand, dt_rank, updates, backend),
+                MambaBlock(d_model, d_state, d_conv, updates, backend),
                 GatedMLP(d_model, mlp_hidden_dim, updates) if mlp_hidden_dim else None,
             )
             for _ in range(num_layers)
