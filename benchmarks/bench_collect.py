@@ -123,7 +123,7 @@ def recipe_of(world: str, seed: int) -> Any:
     from statevla.worlds.libero.episodes import CollectSettings
 
     suite, _, stride = world.partition("@")
-    return CollectSettings(suite, seed, **({"frame_stride": int(stride)} if stride else {}))
+    return CollectSettings(suite, seed, frame_stride=int(stride or 1))
 
 
 def digest(datasets: Mapping[str, np.ndarray]) -> str:
@@ -197,8 +197,8 @@ def main(args: Args) -> None:
         for world in args.worlds:
             of_code = samples[world] = {name: [] for name in codes if name == "now" or "@" not in world}
             for _ in range(args.rounds):
-                for name, found in of_code.items():
-                    found.append(run_child(__file__, world, flags, {**ONE_THREAD, **codes[name]}))
+                for name, runs in of_code.items():
+                    runs.append(run_child(__file__, world, flags, {**ONE_THREAD, **codes[name]}))
             digests = {tuple(sample["digests"]) for each in of_code.values() for sample in each}
             if len(digests) != 1:
                 raise UserError(f"{world}: the episodes of {' and '.join(codes)} differ; nothing is to be compared")

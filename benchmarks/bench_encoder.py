@@ -118,10 +118,9 @@ class HuggingFaceEncoder(nn.Module):
         return self.model(inputs_embeds=x, use_cache=False).last_hidden_state
 
 
-def build(name: str, seed: int) -> Callable[[Tensor], Tensor]:
-    """An encoder by name; `…_compiled` compiles it, `…_prepared` makes it a program."""
+def build(name: str, seed: int) -> nn.Module:
+    """An encoder by name; `…_compiled` compiles it."""
     torch.manual_seed(seed)
-    base = name.removesuffix("_compiled").removesuffix("_prepared")
     makers: dict[str, Callable[[], nn.Module]] = {
         "statevla": lambda: MambaStack(DIM, DEPTH, backend="numba"),
         "chunked": lambda: MambaStack(DIM, DEPTH, backend="chunked"),
@@ -131,21 +130,23 @@ def build(name: str, seed: int) -> Callable[[Tensor], Tensor]:
         "transformer_mlp4x": lambda: Transformer(4 * DIM, gated=False),
         "transformer_no_mlp": lambda: Transformer(0),
     }
-    model = makers[base]()
-    if name.endswith("_prepared"):
-        assert isinstance(model, MambaStack)
-        return StackProgram(model.eval(), 1, TOKENS, torch.bfloat16)
-    return torch.compile(model) if name.endswith("_compiled") else model  # type: ignore[return-value]
+    model = makers[name.removesuffix("_compiled")]()
+    if name.endswith("_compiled"):
+        model.compile()
+    return model
 
 
 def inference_case(name: str, seed: int) -> Callable[[], object]:
-    model, x = build(name, seed), torch.randn(1, TOKENS, DIM)
-    if isinstance(model, nn.Module):
-        model.eval()
+    """`…_prepared` is the encoder as a program."""
+    model, x = build(name.removesuffix("_prepared"), seed).eval(), torch.randn(1, TOKENS, DIM)
+    run: Callable[[Tensor], Tensor] = model
+    if name.endswith("_prepared"):
+        assert isinstance(model, MambaStack)
+        run = StackProgram(model, 1, TOKENS, torch.bfloat16)
 
     def forward() -> None:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            model(x)
+            run(x)
 
     return forward
 

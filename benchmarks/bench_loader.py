@@ -86,7 +86,7 @@ def make_cache(
     actions = rng.uniform(-1, 1, (num_frames, robot.action_dim)).astype(np.float32)
     off, on = robot.binary_values()
     actions[:, robot.is_binary] = np.where(actions[:, robot.is_binary] > 0, on, off)
-    arrays = {ACTIONS: actions}
+    arrays: dict[str, np.ndarray] = {ACTIONS: actions}
     for field in robot.state:
         arrays[STATE_PREFIX + field.name] = rng.normal(size=(num_frames, field.size)).astype(np.float32)
     arrays[FRAME_CRCS] = np.array([frame_checksum(frame) for frame in stored], np.uint32)[which]
@@ -178,7 +178,7 @@ def measure_codec(
     return room | {"num_frames": cache.num_frames}, runs
 
 
-def measure_decoding(codec: str, pictures: np.ndarray) -> dict[str, float]:
+def measure_decoding(codec: str, pictures: np.ndarray) -> dict[str, float | None]:
     """Frames per second of one core, coding alone, and what it does to the pictures."""
     stored = [encode_frame(codec, frame) for frame in pictures]
     decoded = np.empty_like(pictures)
@@ -194,7 +194,7 @@ def measure_decoding(codec: str, pictures: np.ndarray) -> dict[str, float]:
     return {
         "encode_frames_per_cpu_s": round(len(pictures) / encode_s),
         "decode_frames_per_cpu_s": round(len(pictures) / decode_s),
-        "psnr_db": psnr_db and round(float(psnr_db), 1),
+        "psnr_db": None if psnr_db is None else round(float(psnr_db), 1),
         "largest_error": int(np.abs(error).max()),
     }
 
@@ -207,10 +207,11 @@ def measure_checksums() -> dict[str, float]:
         "blake2b": lambda: hashlib.blake2b(frame).digest(),
         "sha256": lambda: hashlib.sha256(frame).digest(),
     }
-    return {
-        name: round(1000 * len(frame) / best_cpu_s(lambda kind=kind: [kind() for _ in range(1000)]) / 1e9, 2)
-        for name, kind in kinds.items()
-    }
+
+    def gb_per_s(checksum: Callable[[], object]) -> float:
+        return round(1000 * len(frame) / best_cpu_s(lambda: [checksum() for _ in range(1000)]) / 1e9, 2)
+
+    return {name: gb_per_s(checksum) for name, checksum in kinds.items()}
 
 
 def best_cpu_s(function: Callable[[], object], rounds: int = 5) -> float:

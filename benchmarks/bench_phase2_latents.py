@@ -26,14 +26,13 @@ from harness import environment, update_summary, write_results
 from statevla.checkpoints.checkpoint import DataInfo
 from statevla.config import Config, fit_to_robot, load_config
 from statevla.data import ChunkDataset
-from statevla.diagnostics.sequences import Subject
-from statevla.machine.processes import Processes
 from statevla.model.language import LanguageInfo
 from statevla.model.statevla_model import StateVLA
 from statevla.robots import LIBERO, RobotSpec
 from statevla.training.latents import LatentSamples, open_latents
 from statevla.training.run_log import LOG_FILE
-from statevla.training.setup import Setup
+from statevla.training.setup import RunContext, Setup
+from statevla.training.sources import Source
 from statevla.training.trainer import Trainer
 from statevla.transforms import Transform
 
@@ -52,18 +51,13 @@ def make_setup(config: Config, robot: RobotSpec, folder: Path, size_gb: float) -
         config=config,
         phase="2",
         model=model,
-        cache=cache,
         transform=transform,
-        language_table=table,
+        main=Source(cache, table, episodes, held_out=[], reaches=[]),
         language=LanguageInfo("random", config.model.language_dim, ""),
         data=DataInfo("synthetic", 1.0, 0),
         train=frames,
         validation=None,
-        train_episodes=episodes,
-        validation_episodes=[],
-        device=torch.device("cpu"),
-        processes=Processes(),
-        say=print,
+        context=RunContext(),
     )
 
 
@@ -108,13 +102,13 @@ def main() -> None:
             replace(setup, train=ImageSamples(setup.train)), args.encoding_steps, 1, folder / "encoding"
         )
         started = time.perf_counter()
-        subject = Subject(setup.model.eval(), config, setup.cache, setup.transform, setup.language_table, setup.device)
-        states = open_latents(subject, setup.processes, print)
+        setup.model.eval()
+        states = open_latents(setup.subject, setup.context.processes, print)
         encode_s = time.perf_counter() - started
         stored = samples_per_s(
             replace(setup, train=LatentSamples(setup.train, states)), args.latent_steps, 25, folder / "stored"
         )
-    result = summarize(encoding, stored, encode_s, setup.cache.num_frames)
+    result = summarize(encoding, stored, encode_s, setup.main.cache.num_frames)
     result |= {
         "config": args.config,
         "batch_size": config.training.phase2.batch_size,

@@ -86,13 +86,13 @@ def make_inputs(batch: int, length: int, seed: int) -> dict[str, Tensor]:
 
 
 def ours(t: dict[str, Tensor]) -> Tensor:
-    out = selective_scan(**t, delta_softplus=True, backend="numba")
+    out = selective_scan(**t, delta_softplus=True, backend="numba")  # type: ignore[arg-type]
     assert isinstance(out, Tensor)
     return out
 
 
 def chunked(t: dict[str, Tensor]) -> Tensor:
-    out = selective_scan(**t, delta_softplus=True, backend="chunked")
+    out = selective_scan(**t, delta_softplus=True, backend="chunked")  # type: ignore[arg-type]
     assert isinstance(out, Tensor)
     return out
 
@@ -234,14 +234,14 @@ def roofline(args: Args, training_ms: float, forward_ms: float) -> dict[str, flo
     """How near the kernel comes to the time that its exponentials alone need (forward one, training two per state)."""
     from numba import njit
 
-    from statevla.model.kernels import exponential, simd
+    from statevla.model.kernels import exponential, memory
     from statevla.model.kernels.call import LANES
 
     @njit
-    def exponentials(source, target, vectors, repeats):  # type: ignore[no-untyped-def]
+    def exponentials(source, target, vectors, repeats):
         for _ in range(repeats):
             for i in range(vectors):
-                simd.store(target, i * LANES, exponential.exp2(simd.load(source, i * LANES)))
+                memory.store(target, i * LANES, exponential.exp2(memory.load(source, i * LANES)))  # type: ignore[call-arg]
 
     source, target = -torch.rand(2048), torch.empty(2048)
     repeats = 2000

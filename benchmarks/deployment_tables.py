@@ -85,7 +85,8 @@ def peers_table(results: dict[str, Any]) -> str:
     columns, rows = peer_rows(results)
     lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
     lines += [f"| {' | '.join(row)} |" for row in rows]
-    machine, versions = results["environment"]["machine"], {}
+    machine: dict[str, Any] = results["environment"]["machine"]
+    versions: dict[str, str] = {}
     for runs in results["cases"].values():
         versions |= runs[0]["versions"]
     packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "lerobot", "transformers"))

@@ -25,7 +25,6 @@ import numpy as np
 import tyro
 from rich.progress import track
 
-from deployment_tables import KINDS as DISTURBED
 from harness import environment, print_table, write_results
 from statevla.acting.alarm import SCORES, conformal_threshold
 from statevla.acting.policy import StateVLAPolicy
@@ -39,11 +38,11 @@ from statevla.worlds.rollout_plan import EpisodeSpec, plan_episodes
 from statevla.worlds.rollout_results import success_interval
 
 if TYPE_CHECKING:
-    from statevla.worlds.libero.disturbances import Disturbance
+    from statevla.worlds.libero.disturbances import Disturbance, Kind
     from statevla.worlds.libero.env import LiberoWorld
 
 WITHIN_LOOKS = 3
-KINDS = ("none", *DISTURBED)
+KINDS: tuple[Kind, ...] = ("none", "moved", "occluded", "blocked")
 
 
 @dataclass(frozen=True)

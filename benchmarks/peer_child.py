@@ -128,7 +128,6 @@ def make_smolvla(folder: Path, case: dict[str, Any]) -> None:
 
 def make_smolvlm(folder: Path) -> None:
     """The shape of `HuggingFaceTB/SmolVLM2-500M-Video-Instruct` (507 M parameters), and a tokenizer of one word."""
-    import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import (
         PreTrainedTokenizerFast,
@@ -165,7 +164,7 @@ def make_smolvlm(folder: Path) -> None:
     config = SmolVLMConfig(
         text_config=text, vision_config=vision, scale_factor=4, image_token_id=49190, tie_word_embeddings=False
     )
-    SmolVLMForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(folder)
+    SmolVLMForConditionalGeneration(config).bfloat16().save_pretrained(folder)
     words = Tokenizer(models.WordLevel({"<unk>": 0, "<pad>": 1}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {
@@ -205,7 +204,7 @@ def load_smolvla(folder: Path, case: dict[str, Any]) -> Loaded:
 def lerobot_statistics() -> dict[str, Any]:
     import torch
 
-    dims = {"observation.state": (STATE_DIM,), "action": (ACTION_DIM,)}
+    dims: dict[str, tuple[int, ...]] = {"observation.state": (STATE_DIM,), "action": (ACTION_DIM,)}
     dims |= {f"observation.images.{name}": (3, 1, 1) for name in CAMERAS}
     return {name: {"mean": torch.full(dim, 0.5), "std": torch.full(dim, 0.25)} for name, dim in dims.items()}
 

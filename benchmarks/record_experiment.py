@@ -179,8 +179,8 @@ def write_episodes(target: Path, folder: Path) -> None:
 
 def _rollout(folder: Path) -> dict[str, Any]:
     summary = _read(folder / "summary.json", "--rollout")
-    kept = ("complete", "planned", "total", "settings", "policy_latency_ms", "wall_s", "episodes_in_this_run", "time_s")
-    kept += ("command", "versions", "git_commit", "machine")
+    kept = ["complete", "planned", "total", "settings", "policy_latency_ms", "wall_s", "episodes_in_this_run", "time_s"]
+    kept += ["command", "versions", "git_commit", "machine"]
     tasks = [
         {key: task[key] for key in ("name", "successes", "episodes", "interval_95", "errors")}
         for task in summary["tasks"]

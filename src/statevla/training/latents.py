@@ -107,8 +107,9 @@ def _is_whole(target: Path, say: Callable[[str], None]) -> bool:
 
 
 def _encode_all(subject: Subject, target: Path, processes: Processes, say: Callable[[str], None]) -> None:
-    frames = subject.frames_of(range(len(subject.cache.episodes)))
-    shape = (subject.cache.num_frames, sum(PolicyStateLayout(subject.config.model).widths))
+    cache = subject.cache
+    frames = ChunkDataset(cache, range(len(cache.episodes)), 1, subject.transform, subject.language_table)
+    shape = (cache.num_frames, sum(PolicyStateLayout(subject.config.model).widths))
     unfinished = target.with_name(f".{target.name}.tmp")
     try:
         if processes.is_main:
