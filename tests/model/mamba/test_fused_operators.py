@@ -72,7 +72,8 @@ def test_addition_and_norm(rows, dim, dtype, update_dtype, uses, seed) -> None:
     assert found[1].dtype == dtype
     for a, b in zip(found, wanted):
         tolerance = 2e-2 if torch.bfloat16 in (dtype, update_dtype) else 1e-5
-        assert relative_error(a, b) < tolerance
+        # Of two numbers' norm, a gradient may be the small difference of terms near 1: it is as exact as they are.
+        assert (a.double() - b).abs().max() < tolerance * b.abs().max().clamp_min(1)
 
 
 @pytest.mark.parametrize("backend", ["numba", "chunked"])
