@@ -9,7 +9,7 @@ under autocast.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import reduce, wraps
+from functools import wraps
 from typing import NamedTuple
 
 import torch
@@ -38,7 +38,14 @@ class JepaLosses(NamedTuple):
 
 def weighted(config: JepaLossConfig, **terms: Tensor) -> JepaLosses:
     """The terms, by their names, and their weighted sum."""
-    total = reduce(torch.add, (getattr(config, f"{name}_weight") * term for name, term in terms.items()))
+    total = (
+        config.prediction_weight * terms["prediction"]
+        + config.variance_weight * terms["variance"]
+        + config.covariance_weight * terms["covariance"]
+        + config.sigreg_weight * terms["sigreg"]
+        + config.inverse_dynamics_weight * terms["inverse_dynamics"]
+        + config.keyframe_weight * terms["keyframe"]
+    )
     return JepaLosses(total=total, **terms)
 
 
