@@ -134,12 +134,15 @@ class TransitionBatch(_TensorFields):
         keyframe: float `[B, T, K]`, where the robot will be at the next event (see `statevla.data.keyframes`), or None
             where nobody asks.
         keyframe_is_known: bool `[B, T]`, false where no event follows.
+        later_keyframe, later_keyframe_is_known: the same of the event after that one.
     """
 
     observation: ModelInput
     actions: torch.Tensor
     keyframe: torch.Tensor | None = None
     keyframe_is_known: torch.Tensor | None = None
+    later_keyframe: torch.Tensor | None = None
+    later_keyframe_is_known: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

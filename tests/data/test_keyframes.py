@@ -52,6 +52,12 @@ def test_offsets_lead_to_the_next_change_in_the_same_episode() -> None:
     assert not offsets[:, 1:].any()
 
 
+def test_the_event_after_the_next_is_known_where_there_is_one() -> None:
+    offsets, known = next_keyframes(libero([[-1, -1, 1, 1, -1, -1], [1, 1], [1, -1]]), RAW, ahead=2)
+    np.testing.assert_allclose(offsets[:, 0] * UNIT_M, [4, 3, 2, 0, 0, 0, 0, 0, 0, 0], atol=1e-6)
+    assert known.tolist() == [True] * 3 + [False] * 7
+
+
 @pytest.mark.parametrize(("success", "last_known"), [(None, True), (True, True), (False, False)])
 def test_joints_lead_to_the_state_at_a_continuous_grippers_change_then_to_the_end(
     success: bool | None, last_known: bool

@@ -217,7 +217,7 @@ RECIPE = [
     "training.phase1.rollout_steps=2",
     "training.phase1.target.kind=online",
     "training.phase1.loss={variance_weight: 0, covariance_weight: 0, sigreg_weight: 0.01, "
-    "inverse_dynamics_weight: 1.0, keyframe_weight: 1.0}",
+    "inverse_dynamics_weight: 1.0, keyframe_weight: 1.0, later_keyframe_weight: 0.5}",
 ]
 
 
@@ -226,9 +226,11 @@ def test_recipe_switches_together() -> None:
     model = StateVLA(config)
     let_predictor_move(model)
     batch = TransitionBatch(random_input(config, 6, 4), torch.rand(6, 3, 21) * 2 - 1)
-    with pytest.raises(UserError, match="keyframe_weight: the batch has no keyframes"):
-        model.jepa_loss(batch)
-    batch = replace(batch, keyframe=torch.randn(6, 4, 3), keyframe_is_known=torch.ones(6, 4, dtype=torch.bool))
+    is_known = torch.ones(6, 4, dtype=torch.bool)
+    for name in ("keyframe", "later_keyframe"):
+        with pytest.raises(UserError, match=rf"loss\.{name}_weight: the batch has no keyframes"):
+            model.jepa_loss(batch)
+        batch = replace(batch, **{name: torch.randn(6, 4, 3), f"{name}_is_known": is_known})
     losses = model.jepa_loss(batch)
     losses.total.backward()
     hidden = "state_encoder.tokenizer.robot_state"
@@ -237,8 +239,13 @@ def test_recipe_switches_together() -> None:
     assert losses.sigreg > 0
     assert losses.inverse_dynamics > 0
     assert losses.keyframe > 0
+    assert losses.later_keyframe > 0
     unknown = replace(batch, keyframe_is_known=torch.zeros(6, 4, dtype=torch.bool))
-    assert model.jepa_loss(unknown).keyframe == 0
+    without = model.jepa_loss(unknown)
+    assert without.keyframe == 0
+    assert without.later_keyframe == losses.later_keyframe
+    terms = losses.prediction + 0.01 * losses.sigreg + losses.inverse_dynamics + losses.keyframe
+    assert losses.total.item() == pytest.approx((terms + 0.5 * losses.later_keyframe).item(), rel=1e-5)
     assert model.update_target(1, 2) == 0.0
 
     model.zero_grad(set_to_none=True)

@@ -15,7 +15,13 @@ from statevla.model.statevla_model import StateVLA
 from statevla.robots import LIBERO, RobotSpec, load_robot
 from statevla.robots.describe import camera_text, field_text, group_text
 
-NOT_DEPLOYED = ("target encoder (EMA)", "temporal predictor", "inverse dynamics", "keyframe head")
+NOT_DEPLOYED = (
+    "target encoder (EMA)",
+    "temporal predictor",
+    "inverse dynamics",
+    "keyframe head",
+    "later keyframe head",
+)
 
 
 @dataclass(frozen=True)

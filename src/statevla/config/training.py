@@ -36,6 +36,8 @@ class JepaLossConfig(Section):
     """Recover the action block from two consecutive latents."""
     keyframe_weight: Weight = 0.0
     """Read off z where the hand will be when the gripper next opens or closes, relative to it."""
+    later_keyframe_weight: Weight = 0.0
+    """Likewise for the time after that: where what it goes to fetch has to go."""
 
 
 class _PhaseConfig(Section):

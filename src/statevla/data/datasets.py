@@ -171,7 +171,7 @@ class TransitionDataset(_CachedSamples):
     Args:
         cache: an open frame cache.
         episode_ids: indices into `cache.episodes`, as `split_episodes` gives them.
-        phase1_config: `num_frames`, `frame_skip`; with `loss.keyframe_weight`, batches hold keyframes too.
+        phase1_config: `num_frames`, `frame_skip`; with weights of keyframes in `loss`, batches hold these too.
         transform: of the model that is trained.
         language_table: float `[len(cache.instructions), E]`.
         labelled: whether the actions are worth imitating; if not, no keyframe is known.
@@ -200,10 +200,16 @@ class TransitionDataset(_CachedSamples):
                 f"training.phase1: a window of {num_frames} frames every {skip} steps needs {span + 1} steps, the "
                 f"longest of {len(episode_ids)} episodes has {longest}; lower num_frames or frame_skip"
             )
-        self._keyframes: tuple[torch.Tensor, torch.Tensor] | None = None
-        if phase1_config.loss.keyframe_weight:
-            offsets, known = next_keyframes(cache, transform)
-            self._keyframes = torch.from_numpy(offsets), torch.from_numpy(known & labelled)
+        self._keyframes: dict[str, torch.Tensor] = {}
+        weights = {
+            "keyframe": phase1_config.loss.keyframe_weight,
+            "later_keyframe": phase1_config.loss.later_keyframe_weight,
+        }
+        for ahead, (name, weight) in enumerate(weights.items(), 1):
+            if weight:
+                offsets, known = next_keyframes(cache, transform, ahead)
+                self._keyframes[name] = torch.from_numpy(offsets)
+                self._keyframes[f"{name}_is_known"] = torch.from_numpy(known & labelled)
         self._frame_offsets = torch.arange(num_frames) * skip
         self._action_offsets = torch.arange(span).view(num_frames - 1, skip)
         # What was executed moves the world, not what an expert would rather have done.
@@ -220,12 +226,10 @@ class TransitionDataset(_CachedSamples):
         first = self._first[indices]
         frames = first[:, None] + self._frame_offsets
         steps = first[:, None, None] + self._action_offsets
-        keyframe, is_known = (None, None) if self._keyframes is None else (part[frames] for part in self._keyframes)
         return TransitionBatch(
             observation=self._observation(frames, indices, draws),
             actions=self._actions[steps].flatten(2),
-            keyframe=keyframe,
-            keyframe_is_known=is_known,
+            **{name: values[frames] for name, values in self._keyframes.items()},
         )
 
 

@@ -25,12 +25,17 @@ PAUSE_S, PAUSE_SPEED = 0.3, 0.1
 """A pause lasts so long, at less than this share of the episode's quick motion (its 90th percentile)."""
 
 
-def next_keyframes(cache: FrameCache, transform: Transform) -> tuple[np.ndarray, np.ndarray]:
-    """Where the robot will be at the next event after (or at) every frame.
+def next_keyframes(cache: FrameCache, transform: Transform, ahead: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Where the robot will be at the next event after (or at) every frame, or at a later one.
+
+    Args:
+        cache: the frames.
+        transform: normalises states where the robot has no hand position.
+        ahead: 1 for the next event, 2 for the one after that.
 
     Returns:
         float32 `[num_frames, RobotSpec.keyframe_dim]`, 0 where not known: from the hand to its next place (`UNIT_M`),
-        or the normalised state there. And bool `[num_frames]`: whether an event follows.
+        or the normalised state there. And bool `[num_frames]`: whether there is such an event.
     """
     hand = cache.robot.field_with_role("hand_position")
     states = transform.normalize_robot_state(torch.from_numpy(cache.robot_state)).numpy()
@@ -43,10 +48,11 @@ def next_keyframes(cache: FrameCache, transform: Transform) -> tuple[np.ndarray,
             events = np.union1d(events, [episode.stop - 1])
         frames = np.arange(episode.start, episode.stop)
         following = np.searchsorted(events, frames)  # the event that a frame itself is at counts
+        following = following + ahead - 1
         has_next = following < len(events)
         frames, following = frames[has_next], following[has_next]
-        ahead = places[events[following]]
-        keyframes[frames] = ahead if hand is None else (ahead - places[frames]) / UNIT_M
+        there = places[events[following]]
+        keyframes[frames] = there if hand is None else (there - places[frames]) / UNIT_M
         known[frames] = True
     return keyframes, known
 

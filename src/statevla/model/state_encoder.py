@@ -19,12 +19,13 @@ class JepaStateEncoder(nn.Module):
     """The world-model half of StateVLA.
 
     `encode` and `policy_state` are all that acting needs; the target, the predictor, the inverse dynamics and the
-    keyframe head serve phase 1 and the diagnostics. The target shares tokenizer and projection with the online path.
+    keyframe heads serve phase 1 and the diagnostics. The target shares tokenizer and projection with the online path.
     """
 
     target: Encoder | None
     inverse_dynamics: InverseDynamics | None
     keyframe: nn.Linear | None
+    later_keyframe: nn.Linear | None
 
     def __init__(self, config: Config, keyframe_dim: int) -> None:
         super().__init__()
@@ -42,6 +43,9 @@ class JepaStateEncoder(nn.Module):
         # Predicting the next frame asks for what moves; a linear reading of where the robot will be at the next event
         # asks for what the motion is about, from the first frame on, and z has to hold that ready for use.
         self.keyframe = nn.Linear(model.state_dim, keyframe_dim) if phase1.loss.keyframe_weight > 0 else None
+        self.later_keyframe = None
+        if phase1.loss.later_keyframe_weight > 0:
+            self.later_keyframe = nn.Linear(model.state_dim, keyframe_dim)
         self.target = copy.deepcopy(self.encoder).requires_grad_(False) if phase1.target.kind == "ema" else None
 
     def encode(self, observation: ModelInput) -> Tensor:

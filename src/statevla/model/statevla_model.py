@@ -90,7 +90,7 @@ class StateVLA(nn.Module):
         """Phase 1: predict every next retained frame's target from the online z before it.
 
         Args:
-            batch: windows of T frames; with `keyframe` where `loss.keyframe_weight` is set.
+            batch: windows of T frames; with `keyframe` where `loss.keyframe_weight` is set, and likewise the later one.
             gather: with several processes, a differentiable all-gather over the first dim, so that the terms that
                 depend on the batch are those of the global batch.
 
@@ -110,7 +110,8 @@ class StateVLA(nn.Module):
             covariance=covariance_loss(predicted),
             sigreg=sigreg(gather(z)) if weights.sigreg_weight else off,
             inverse_dynamics=self._inverse_dynamics_loss(z, batch.actions) if weights.inverse_dynamics_weight else off,
-            keyframe=self._keyframe_loss(z, batch) if weights.keyframe_weight else off,
+            keyframe=self._keyframe_loss("keyframe", z, batch) if weights.keyframe_weight else off,
+            later_keyframe=self._keyframe_loss("later_keyframe", z, batch) if weights.later_keyframe_weight else off,
         )
 
     def _window_states(self, observation: ModelInput) -> tuple[Tensor, Tensor]:
@@ -123,7 +124,12 @@ class StateVLA(nn.Module):
             z = self.encode(observation)
             return z, z[:, 1:]
         loss = phase1.loss
-        beyond = (loss.sigreg_weight, loss.inverse_dynamics_weight, loss.keyframe_weight)
+        beyond = (
+            loss.sigreg_weight,
+            loss.inverse_dynamics_weight,
+            loss.keyframe_weight,
+            loss.later_keyframe_weight,
+        )
         frames = slice(None) if any(beyond) else slice(None, -1)
         z = self.encode(observation.at((slice(None), frames)))
         return z, self.encode_target(observation.at((slice(None), slice(1, None))))
@@ -141,12 +147,15 @@ class StateVLA(nn.Module):
         assert self.state_encoder.inverse_dynamics is not None
         return mean_squared_error(self.state_encoder.inverse_dynamics(z[:, :-1], z[:, 1:]), actions)
 
-    def _keyframe_loss(self, z: Tensor, batch: TransitionBatch) -> Tensor:
-        """Error of the next keyframe read off every frame's z, `[B, T, Z]`; a scalar."""
-        head = self.state_encoder.keyframe
-        if head is None or batch.keyframe is None or batch.keyframe_is_known is None:
-            raise UserError("training.phase1.loss.keyframe_weight: the batch has no keyframes; set it to 0")
-        return keyframe_loss(head(z), batch.keyframe, batch.keyframe_is_known)
+    def _keyframe_loss(self, name: str, z: Tensor, batch: TransitionBatch) -> Tensor:
+        """Error of the `keyframe` or `later_keyframe` read off every frame's z, `[B, T, Z]`; a scalar."""
+        head, offset, is_known = (
+            getattr(source, key)
+            for source, key in ((self.state_encoder, name), (batch, name), (batch, f"{name}_is_known"))
+        )
+        if head is None or offset is None or is_known is None:
+            raise UserError(f"training.phase1.loss.{name}_weight: the batch has no keyframes; set it to 0")
+        return keyframe_loss(head(z), offset, is_known)
 
     def draw_flow(
         self, *leading: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
@@ -301,7 +310,8 @@ class StateVLA(nn.Module):
             UserError: unknown phase.
         """
         phase_of(phase)
-        world_model = ("state_encoder.predictor.", "state_encoder.inverse_dynamics.", "state_encoder.keyframe.")
+        parts = ("predictor", "inverse_dynamics", "keyframe", "later_keyframe")
+        world_model = tuple(f"state_encoder.{part}." for part in parts)
         idle = {"1": ("policy.", "gripper."), "2": ("state_encoder.",), "bc": world_model}[phase]
         for name, parameter in self.named_parameters():
             if not name.startswith((*idle, "state_encoder.target.")):
@@ -317,6 +327,7 @@ class StateVLA(nn.Module):
             "temporal predictor": encoder.predictor,
             "inverse dynamics": encoder.inverse_dynamics,
             "keyframe head": encoder.keyframe,
+            "later keyframe head": encoder.later_keyframe,
             "state projection": encoder.projection,
             "flow-matching policy": self.policy,
             "gripper classifier": self.gripper,

@@ -160,7 +160,7 @@ def _fingerprint(subject: Subject) -> str:
     config, cache, digest = subject.config, subject.cache, hashlib.sha256()
     for name, tensor in subject.model.state_encoder.state_dict().items():
         # What only phase 1 needs has no part in encoding.
-        if not name.startswith(("target.", "predictor.", "inverse_dynamics.", "keyframe.")):
+        if not name.startswith(("target.", "predictor.", "inverse_dynamics.", "keyframe.", "later_keyframe.")):
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     digest.update(subject.language_table.contiguous().numpy().tobytes())
     digest.update(np.array([episode.instruction for episode in cache.episodes], "<i8").tobytes())

@@ -34,6 +34,7 @@ class JepaLosses(NamedTuple):
     sigreg: Tensor
     inverse_dynamics: Tensor
     keyframe: Tensor
+    later_keyframe: Tensor
 
 
 def weighted(config: JepaLossConfig, **terms: Tensor) -> JepaLosses:
@@ -45,6 +46,7 @@ def weighted(config: JepaLossConfig, **terms: Tensor) -> JepaLosses:
         + config.sigreg_weight * terms["sigreg"]
         + config.inverse_dynamics_weight * terms["inverse_dynamics"]
         + config.keyframe_weight * terms["keyframe"]
+        + config.later_keyframe_weight * terms["later_keyframe"]
     )
     return JepaLosses(total=total, **terms)
 
@@ -79,7 +81,7 @@ def mean_squared_error(predicted: Tensor, target: Tensor) -> Tensor:
 
 @in_float32
 def keyframe_loss(predicted: Tensor, offset: Tensor, is_known: Tensor) -> Tensor:
-    """Mean squared error of the next keyframe. Unknown ones count as zero: so micro-batches weigh alike.
+    """Mean squared error of a keyframe. Unknown ones count as zero: so micro-batches weigh alike.
 
     Args:
         predicted, offset: `[..., K]`, as `statevla.data.keyframes` has them.
