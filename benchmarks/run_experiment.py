@@ -82,8 +82,6 @@ class Experiment(_Entry):
     """Trained in this order."""
     phase1_of: str | None = None
     """The experiment whose phase 1, with the same seed, phase 2 builds on; for what concerns phase 2 alone."""
-    init_checkpoint: str | None = None
-    """A checkpoint whose weights the first phase begins with instead of random ones."""
     init_of: str | None = None
     """The experiment whose run of the first phase, with the same seed, goes on here with this row's data and steps."""
     overrides: dict[str, Any] = {}
@@ -179,9 +177,9 @@ def read_experiments(file: Path) -> Experiments:
             if not names or not set(names) <= experiment.rollouts.keys():
                 known_ones, got = ", ".join(experiment.rollouts), ", ".join(names) or "none"
                 raise UserError(f"{file}: experiments.{name}.headline.{key}: expected some of {known_ones}, got {got}")
-        given = [key for key in ("phase1_of", "init_of", "init_checkpoint") if getattr(experiment, key) is not None]
+        given = [key for key in ("phase1_of", "init_of") if getattr(experiment, key) is not None]
         if len(given) > 1:
-            raise UserError(f"{file}: experiments.{name}: expected one of {', '.join(given)}; leave the others out")
+            raise UserError(f"{file}: experiments.{name}: expected one of {', '.join(given)}; leave the other out")
         source, phase = experiment.base, experiment.base_phase
         before = known.experiments.get(source or "")
         if source is not None and (source == name or before is None or phase not in before.trained):
@@ -293,7 +291,7 @@ def stages(known: Experiments, name: str, args: Args, folder: Path) -> Iterator[
         # Text is given as it is, everything else as YAML.
         dumped = yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
         common += [f"--{key}", value if isinstance(value, str) else dumped]
-    theirs, of_base, first = None, "", experiment.init_checkpoint
+    theirs, of_base, first = None, "", None
     if experiment.base is not None:
         before = training_stages(known, experiment.base, args, experiment.base_phase)[-1]
         of_base = f"{before.arguments} {before.settings}"
