@@ -18,7 +18,7 @@ from statevla.checkpoints.checkpoint import load_checkpoint
 from statevla.data.lerobot_checksums import CHECKSUMS_PATH
 from statevla.types import Observation
 
-KEYFRAMES = "training.phase1.loss.keyframe_weight=1.0"
+KEYFRAMES = "training.phase1.loss={keyframe_weight: 1.0, later_keyframe_weight: 1.0}"
 ALONE = "--policy.type=statevla"
 
 

@@ -14,7 +14,7 @@ import torch
 from statevla.config import Phase1Config
 from statevla.data.buffers import ReusedBuffers
 from statevla.data.cache import CachedEpisode, FrameCache
-from statevla.data.keyframes import next_keyframes
+from statevla.data.keyframes import keyframe_targets
 from statevla.data.pixels import frames_to_float, num_draws
 from statevla.errors import UserError
 from statevla.transforms import Transform
@@ -200,16 +200,11 @@ class TransitionDataset(_CachedSamples):
                 f"training.phase1: a window of {num_frames} frames every {skip} steps needs {span + 1} steps, the "
                 f"longest of {len(episode_ids)} episodes has {longest}; lower num_frames or frame_skip"
             )
-        self._keyframes: dict[str, torch.Tensor] = {}
-        weights = {
-            "keyframe": phase1_config.loss.keyframe_weight,
-            "later_keyframe": phase1_config.loss.later_keyframe_weight,
-        }
-        for ahead, (name, weight) in enumerate(weights.items(), 1):
-            if weight:
-                offsets, known = next_keyframes(cache, transform, ahead)
-                self._keyframes[name] = torch.from_numpy(offsets)
-                self._keyframes[f"{name}_is_known"] = torch.from_numpy(known & labelled)
+        self._keyframes = keyframe_targets(cache, transform, phase1_config.loss)
+        if not labelled:
+            self._keyframes |= {
+                name: torch.zeros_like(known) for name, known in self._keyframes.items() if known.dtype == torch.bool
+            }
         self._frame_offsets = torch.arange(num_frames) * skip
         self._action_offsets = torch.arange(span).view(num_frames - 1, skip)
         # What was executed moves the world, not what an expert would rather have done.

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from statevla.config.training import JepaLossConfig
 from statevla.data.cache import CachedEpisode, FrameCache
 from statevla.transforms import Transform
 
@@ -23,6 +25,17 @@ HYSTERESIS = 0.1
 """A continuous gripper changes sides this far (of its range) beyond the middle, so that noise there is no event."""
 PAUSE_S, PAUSE_SPEED = 0.3, 0.1
 """A pause lasts so long, at less than this share of the episode's quick motion (its 90th percentile)."""
+
+
+def keyframe_targets(cache: FrameCache, transform: Transform, loss: JepaLossConfig) -> dict[str, Tensor]:
+    """What a `TransitionBatch` holds of keyframes, for every frame: of those that `loss` weighs, and by their names."""
+    targets = {}
+    weights = {"keyframe": loss.keyframe_weight, "later_keyframe": loss.later_keyframe_weight}
+    for ahead, (name, weight) in enumerate(weights.items(), 1):
+        if weight:
+            offsets, is_known = next_keyframes(cache, transform, ahead)
+            targets[name], targets[f"{name}_is_known"] = torch.from_numpy(offsets), torch.from_numpy(is_known)
+    return targets
 
 
 def next_keyframes(cache: FrameCache, transform: Transform, ahead: int = 1) -> tuple[np.ndarray, np.ndarray]:

@@ -62,20 +62,17 @@ class BatchReader:
         phase1 = self.config.training.phase1
         skip, span = phase1.frame_skip, phase1.frame_skip * (phase1.num_frames - 1)
         actions = self._actions(batch)[:, :span]
-        frames = steps = None
+        keyframes: dict[str, Tensor] = {}
         if self.recorded is not None:
             first = batch["index"].reshape(-1).cpu()
             frames = first[:, None] + torch.arange(phase1.num_frames) * skip
+            keyframes = {name: own[frames].to(actions.device) for name, own in self.recorded.keyframes.items()}
             steps = first[:, None] + torch.arange(span)
             if self.recorded.executed is not None:
                 # What was executed moves the world, not what an expert would rather have done.
                 actions = self.recorded.executed[steps].to(actions.device)
-        keyframe = known = None
-        if frames is not None and self.recorded is not None and self.recorded.keyframes is not None:
-            keyframe = self.recorded.keyframes[frames].to(actions.device)
-            known = self.recorded.known[frames].to(actions.device)
         blocks = self.transform.normalize_actions(actions).reshape(len(actions), phase1.num_frames - 1, -1)
-        return TransitionBatch(self._model_input(batch), blocks, keyframe, known)
+        return TransitionBatch(self._model_input(batch), blocks, **keyframes)
 
     def chunks(self, batch: Mapping[str, Any]) -> ChunkBatch:
         """Phase 2 and behaviour cloning: the present frame and the chunk that follows.

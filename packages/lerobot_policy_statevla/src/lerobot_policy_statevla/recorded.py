@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lerobot_policy_statevla.statistics import without_cameras
 from statevla.config import Config
-from statevla.data.keyframes import next_keyframes
+from statevla.data.keyframes import keyframe_targets
 from statevla.data.lerobot import EXECUTED_KEY, LeRobotReader
 from statevla.errors import UserError
 from statevla.robots import RobotSpec
@@ -27,13 +27,11 @@ class Recorded:
     """Tables over all frames of a data set; row i is the frame of LeRobot's `index` i.
 
     Attributes:
-        keyframes: float32 `[N, K]`, or None where nobody asks.
-        known: bool `[N]`, where a keyframe follows.
+        keyframes: what a `TransitionBatch` holds of them, by name, `[N, ...]`; nothing where nobody asks.
         executed: float32 `[N, A]`, or None where the data set does not tell it from the actions.
     """
 
-    keyframes: Tensor | None
-    known: Tensor
+    keyframes: dict[str, Tensor]
     executed: Tensor | None
 
 
@@ -47,26 +45,27 @@ def record(meta: Any, robot: RobotSpec, config: Config, transform: Transform) ->
     Raises:
         UserError: it is damaged, or lacks the state that a keyframe is.
     """
-    wants_keyframes = bool(config.training.phase1.loss.keyframe_weight)
+    loss = config.training.phase1.loss
+    wanted = {key: weight for key, weight in loss.model_dump().items() if key.endswith("keyframe_weight") and weight}
     has_executed = EXECUTED_KEY in meta.features
-    if not (wants_keyframes or has_executed):
+    if not (wanted or has_executed):
         return None
     with LeRobotReader(Path(meta.root), without_cameras(robot)) as reader:
         hand = robot.field_with_role("hand_position")
-        if wants_keyframes and hand is not None and reader.robot.find_field(hand.name) is None:
+        if wanted and hand is not None and reader.robot.find_field(hand.name) is None:
             raise UserError(
-                f"data {meta.root}: training.phase1.loss.keyframe_weight asks where the hand goes, and the data set "
-                f"has no state field '{hand.name}'; set it to 0 (policy.overrides)"
+                f"data {meta.root}: training.phase1.loss.{next(iter(wanted))} asks where the hand goes, and the data "
+                f"set has no state field '{hand.name}'; set it to 0 (policy.overrides)"
             )
         numbers = _read(reader, robot, meta)
     count = int(meta.total_frames)
-    keyframes, known = torch.zeros(count, robot.keyframe_dim), torch.zeros(count, dtype=torch.bool)
-    if wants_keyframes:
-        ahead, follows = next_keyframes(numbers, transform)  # type: ignore[arg-type]  # it has what is asked of a cache
-        keyframes[numbers.index], known[numbers.index] = torch.from_numpy(ahead), torch.from_numpy(follows)
+    keyframes = {}
+    for name, own in keyframe_targets(numbers, transform, loss).items():  # type: ignore[arg-type]  # as a cache has it
+        keyframes[name] = torch.zeros(count, *own.shape[1:], dtype=own.dtype)
+        keyframes[name][numbers.index] = own
     executed = torch.zeros(count, robot.action_dim)
     executed[numbers.index] = torch.from_numpy(numbers.executed)
-    return Recorded(keyframes if wants_keyframes else None, known, executed if has_executed else None)
+    return Recorded(keyframes, executed if has_executed else None)
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class _Stretch:
 
 @dataclass(frozen=True)
 class _Numbers:
-    """What `next_keyframes` asks of a frame cache, and LeRobot's `index` of every row."""
+    """What `keyframe_targets` asks of a frame cache, and LeRobot's `index` of every row."""
 
     robot: RobotSpec
     episodes: list[_Stretch]
