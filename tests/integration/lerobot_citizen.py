@@ -18,7 +18,7 @@ from statevla.checkpoints.checkpoint import load_checkpoint
 from statevla.data.lerobot_checksums import CHECKSUMS_PATH
 from statevla.types import Observation
 
-KEYFRAMES = "training.phase1.loss={keyframe_weight: 1.0, later_keyframe_weight: 1.0}"
+KEYFRAMES = [f"training.phase1.loss.{name}_weight=1.0" for name in ("keyframe", "later_keyframe")]
 ALONE = "--policy.type=statevla"
 
 
@@ -54,7 +54,7 @@ def check_preset(lerobot: LeRobot) -> None:
 def check_batches(lerobot: LeRobot) -> None:
     """The trainer's own windows and chunks, keyframes and executed actions included."""
     data, config = lerobot.folder / "libero", lerobot.folder / "tiny.yaml"
-    lerobot.run(str(HERE / "lerobot_batches.py"), str(data), str(config), KEYFRAMES)
+    lerobot.run(str(HERE / "lerobot_batches.py"), str(data), str(config), *KEYFRAMES)
 
 
 def check_lengths(lerobot: LeRobot) -> None:

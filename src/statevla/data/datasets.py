@@ -200,11 +200,7 @@ class TransitionDataset(_CachedSamples):
                 f"training.phase1: a window of {num_frames} frames every {skip} steps needs {span + 1} steps, the "
                 f"longest of {len(episode_ids)} episodes has {longest}; lower num_frames or frame_skip"
             )
-        self._keyframes = keyframe_targets(cache, transform, phase1_config.loss)
-        if not labelled:
-            self._keyframes |= {
-                name: torch.zeros_like(known) for name, known in self._keyframes.items() if known.dtype == torch.bool
-            }
+        self._keyframes = keyframe_targets(cache, transform, phase1_config.loss, labelled)
         self._frame_offsets = torch.arange(num_frames) * skip
         self._action_offsets = torch.arange(span).view(num_frames - 1, skip)
         # What was executed moves the world, not what an expert would rather have done.

@@ -27,14 +27,29 @@ PAUSE_S, PAUSE_SPEED = 0.3, 0.1
 """A pause lasts so long, at less than this share of the episode's quick motion (its 90th percentile)."""
 
 
-def keyframe_targets(cache: FrameCache, transform: Transform, loss: JepaLossConfig) -> dict[str, Tensor]:
-    """What a `TransitionBatch` holds of keyframes, for every frame: of those that `loss` weighs, and by their names."""
+def wanted_keyframes(loss: JepaLossConfig) -> dict[str, int]:
+    """Keyframes that a loss weighs, as a `TransitionBatch` calls them, and how many events ahead each one is."""
+    weights = {"keyframe": (loss.keyframe_weight, 1), "later_keyframe": (loss.later_keyframe_weight, 2)}
+    return {name: ahead for name, (weight, ahead) in weights.items() if weight}
+
+
+def keyframe_targets(
+    cache: FrameCache, transform: Transform, loss: JepaLossConfig, labelled: bool = True
+) -> dict[str, Tensor]:
+    """What a `TransitionBatch` holds of the keyframes that `loss` weighs, of every frame, by name.
+
+    Args:
+        cache, transform: as for `next_keyframes`.
+        loss: which are wanted.
+        labelled: whether the actions are worth imitating; if not, no keyframe is known.
+
+    Returns:
+        For each one float32 `[num_frames, RobotSpec.keyframe_dim]`, and as `…_is_known` bool `[num_frames]`.
+    """
     targets = {}
-    weights = {"keyframe": loss.keyframe_weight, "later_keyframe": loss.later_keyframe_weight}
-    for ahead, (name, weight) in enumerate(weights.items(), 1):
-        if weight:
-            offsets, is_known = next_keyframes(cache, transform, ahead)
-            targets[name], targets[f"{name}_is_known"] = torch.from_numpy(offsets), torch.from_numpy(is_known)
+    for name, ahead in wanted_keyframes(loss).items():
+        offsets, is_known = next_keyframes(cache, transform, ahead)
+        targets[name], targets[f"{name}_is_known"] = torch.from_numpy(offsets), torch.from_numpy(is_known & labelled)
     return targets
 
 

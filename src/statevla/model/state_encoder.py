@@ -14,6 +14,9 @@ from statevla.model.jepa.temporal_predictor import TemporalPredictor
 from statevla.model.jepa.tokenizer import Tokenizer
 from statevla.types import ModelInput
 
+PHASE_1_PARTS = ("target", "predictor", "inverse_dynamics", "keyframe", "later_keyframe")
+"""Modules of `JepaStateEncoder` that neither z nor acting needs."""
+
 
 class JepaStateEncoder(nn.Module):
     """The world-model half of StateVLA.

@@ -24,7 +24,7 @@ from statevla.model.jepa.loss import (
 )
 from statevla.model.jepa.stem import ConvolutionalStem, PatchEmbedding
 from statevla.model.mamba.backends import resolve_backend
-from statevla.model.state_encoder import JepaStateEncoder
+from statevla.model.state_encoder import PHASE_1_PARTS, JepaStateEncoder
 from statevla.robots import LIBERO, RobotSpec
 from statevla.types import ChunkBatch, ModelInput, TransitionBatch
 
@@ -110,8 +110,8 @@ class StateVLA(nn.Module):
             covariance=covariance_loss(predicted),
             sigreg=sigreg(gather(z)) if weights.sigreg_weight else off,
             inverse_dynamics=self._inverse_dynamics_loss(z, batch.actions) if weights.inverse_dynamics_weight else off,
-            keyframe=self._keyframe_loss("keyframe", z, batch) if weights.keyframe_weight else off,
-            later_keyframe=self._keyframe_loss("later_keyframe", z, batch) if weights.later_keyframe_weight else off,
+            keyframe=self._keyframe_loss(z, batch) if weights.keyframe_weight else off,
+            later_keyframe=self._later_keyframe_loss(z, batch) if weights.later_keyframe_weight else off,
         )
 
     def _window_states(self, observation: ModelInput) -> tuple[Tensor, Tensor]:
@@ -147,15 +147,19 @@ class StateVLA(nn.Module):
         assert self.state_encoder.inverse_dynamics is not None
         return mean_squared_error(self.state_encoder.inverse_dynamics(z[:, :-1], z[:, 1:]), actions)
 
-    def _keyframe_loss(self, name: str, z: Tensor, batch: TransitionBatch) -> Tensor:
-        """Error of the `keyframe` or `later_keyframe` read off every frame's z, `[B, T, Z]`; a scalar."""
-        head, offset, is_known = (
-            getattr(source, key)
-            for source, key in ((self.state_encoder, name), (batch, name), (batch, f"{name}_is_known"))
-        )
-        if head is None or offset is None or is_known is None:
-            raise UserError(f"training.phase1.loss.{name}_weight: the batch has no keyframes; set it to 0")
-        return keyframe_loss(head(z), offset, is_known)
+    def _keyframe_loss(self, z: Tensor, batch: TransitionBatch) -> Tensor:
+        """Error of the next keyframe read off every frame's z, `[B, T, Z]`; a scalar."""
+        head = self.state_encoder.keyframe
+        if head is None or batch.keyframe is None or batch.keyframe_is_known is None:
+            raise UserError("training.phase1.loss.keyframe_weight: the batch has no keyframes; set it to 0")
+        return keyframe_loss(head(z), batch.keyframe, batch.keyframe_is_known)
+
+    def _later_keyframe_loss(self, z: Tensor, batch: TransitionBatch) -> Tensor:
+        """Likewise of the keyframe after that one."""
+        head = self.state_encoder.later_keyframe
+        if head is None or batch.later_keyframe is None or batch.later_keyframe_is_known is None:
+            raise UserError("training.phase1.loss.later_keyframe_weight: the batch has no keyframes; set it to 0")
+        return keyframe_loss(head(z), batch.later_keyframe, batch.later_keyframe_is_known)
 
     def draw_flow(
         self, *leading: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
@@ -310,8 +314,7 @@ class StateVLA(nn.Module):
             UserError: unknown phase.
         """
         phase_of(phase)
-        parts = ("predictor", "inverse_dynamics", "keyframe", "later_keyframe")
-        world_model = tuple(f"state_encoder.{part}." for part in parts)
+        world_model = tuple(f"state_encoder.{part}." for part in PHASE_1_PARTS)
         idle = {"1": ("policy.", "gripper."), "2": ("state_encoder.",), "bc": world_model}[phase]
         for name, parameter in self.named_parameters():
             if not name.startswith((*idle, "state_encoder.target.")):

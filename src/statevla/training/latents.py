@@ -27,6 +27,7 @@ from statevla.machine.lock import only_writer_of
 from statevla.machine.processes import Processes
 from statevla.machine.storage import read_json, sha256, sync, write_json, writing
 from statevla.model.action_policy import PolicyStateLayout
+from statevla.model.state_encoder import PHASE_1_PARTS
 from statevla.types import ChunkBatch, ModelInput
 
 
@@ -160,7 +161,7 @@ def _fingerprint(subject: Subject) -> str:
     config, cache, digest = subject.config, subject.cache, hashlib.sha256()
     for name, tensor in subject.model.state_encoder.state_dict().items():
         # What only phase 1 needs has no part in encoding.
-        if not name.startswith(("target.", "predictor.", "inverse_dynamics.", "keyframe.", "later_keyframe.")):
+        if name.partition(".")[0] not in PHASE_1_PARTS:
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     digest.update(subject.language_table.contiguous().numpy().tobytes())
     digest.update(np.array([episode.instruction for episode in cache.episodes], "<i8").tobytes())

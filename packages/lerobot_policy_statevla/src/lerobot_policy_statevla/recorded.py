@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lerobot_policy_statevla.statistics import without_cameras
 from statevla.config import Config
-from statevla.data.keyframes import keyframe_targets
+from statevla.data.keyframes import keyframe_targets, wanted_keyframes
 from statevla.data.lerobot import EXECUTED_KEY, LeRobotReader
 from statevla.errors import UserError
 from statevla.robots import RobotSpec
@@ -46,7 +46,7 @@ def record(meta: Any, robot: RobotSpec, config: Config, transform: Transform) ->
         UserError: it is damaged, or lacks the state that a keyframe is.
     """
     loss = config.training.phase1.loss
-    wanted = {key: weight for key, weight in loss.model_dump().items() if key.endswith("keyframe_weight") and weight}
+    wanted = wanted_keyframes(loss)
     has_executed = EXECUTED_KEY in meta.features
     if not (wanted or has_executed):
         return None
@@ -54,8 +54,8 @@ def record(meta: Any, robot: RobotSpec, config: Config, transform: Transform) ->
         hand = robot.field_with_role("hand_position")
         if wanted and hand is not None and reader.robot.find_field(hand.name) is None:
             raise UserError(
-                f"data {meta.root}: training.phase1.loss.{next(iter(wanted))} asks where the hand goes, and the data "
-                f"set has no state field '{hand.name}'; set it to 0 (policy.overrides)"
+                f"data {meta.root}: training.phase1.loss.{next(iter(wanted))}_weight asks where the hand goes, and the "
+                f"data set has no state field '{hand.name}'; set it to 0 (policy.overrides)"
             )
         numbers = _read(reader, robot, meta)
     count = int(meta.total_frames)
